@@ -1,0 +1,1 @@
+"""OpenAI's published diffusion models as parts of ppap-host."""

@@ -1,0 +1,132 @@
+"""Backbone: the interface of a trained diffusion model, and classifier-free guidance over it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.errors import OptionError
+from ppap_host.noise import NoiseLevel, Walk
+
+Condition = Mapping[str, Tensor]
+"""What a backbone is conditioned on, as batch-first tensors; empty for unconditional models."""
+
+FixedVariance = Literal["large", "small"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a diffusion network says of x_t.
+
+    Attributes:
+        eps: predicted noise, [b, c, h, w].
+        v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
+            eq. 15, mapped from [0, 1]), [b, c, h, w]; None if the variance is fixed.
+    """
+
+    eps: Float[Tensor, "b c h w"]
+    v: Float[Tensor, "b c h w"] | None = None
+
+
+class Backbone(ABC):
+    """A trained diffusion model with its noise schedule and its conditioning.
+
+    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise.
+    A backbone is made on the CPU in float32 and moved by :meth:`to`.
+
+    Attributes:
+        name: what the user calls it.
+        state_shape: (channels, height, width) of the state.
+        clip: bounds of a clean state that the sampler clips to; None for latents.
+        fixed_variance: which fixed variance the reverse process uses when none is learned.
+        default_cfg: classifier-free guidance scale used when the user names none.
+    """
+
+    name: str
+    state_shape: tuple[int, int, int]
+    clip: tuple[float, float] | None = (-1.0, 1.0)
+    fixed_variance: FixedVariance = "large"
+    default_cfg: float = 1.0
+
+    @abstractmethod
+    def walk(self, steps: int | str) -> Walk:
+        """The noise levels for a sampling process of ``steps`` steps (a count or a spacing)."""
+
+    @abstractmethod
+    def predict(
+        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+    ) -> Prediction:
+        """One evaluation of the network at one noise level, differentiable in ``x``."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """The condition for one prompt an image; the empty prompt is the unconditional branch.
+
+        Raises:
+            OptionError: the backbone reads no text, or not these words.
+        """
+        if any(prompts):
+            raise OptionError(
+                f"The backbone {self.name!r} reads no prompts.",
+                remedy="Leave out --prompt, or choose a text-conditional backbone (`ppap list`).",
+            )
+        return {}
+
+    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""
+        return x0
+
+    @abstractmethod
+    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """Moves the networks; returns the backbone itself."""
+
+    def files(self) -> Sequence[Path]:
+        """The model files it was read from, for the run's record."""
+        return ()
+
+
+def repeat_condition(condition: Condition, count: int) -> Condition:
+    """A condition of one row given to ``count`` images."""
+    return {key: rows.expand(count, *rows.shape[1:]) for key, rows in condition.items()}
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance (Ho and Salimans, 2022, eq. 6, with w + 1 = ``scale``).
+
+    eps = eps_uncond + scale * (eps_cond - eps_uncond); the variance is the conditional one, as in
+    GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
+
+    Attributes:
+        condition, unconditional: one row each (or empty), repeated for every image.
+        scale: 0 ignores the condition, 1 is the plain conditional model.
+    """
+
+    backbone: Backbone
+    condition: Condition
+    unconditional: Condition
+    scale: float = 1.0
+
+    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Prediction:
+        """The guided prediction for ``x`` at ``level``."""
+        n = len(x)
+        if self.scale == 1 or not self.condition:
+            return self.backbone.predict(x, level, repeat_condition(self.condition, n))
+        both = {
+            key: torch.cat([
+                self.condition[key].expand(n, *self.condition[key].shape[1:]),
+                self.unconditional[key].expand(n, *self.unconditional[key].shape[1:]),
+            ])
+            for key in self.condition
+        }  # fmt: skip
+        prediction = self.backbone.predict(torch.cat([x, x]), level, both)
+        conditional, unconditional = prediction.eps.chunk(2)
+        eps = unconditional + self.scale * (conditional - unconditional)
+        v = None if prediction.v is None else prediction.v[:n]
+        return Prediction(eps, v)

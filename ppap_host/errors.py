@@ -1,0 +1,78 @@
+"""The host's own exceptions.
+
+Every error a user can cause is a :class:`PpapError`: it says what was wrong and where in its
+message, and what to do about it in its :attr:`~PpapError.remedy`. The command line prints both on
+standard error without a traceback and exits with :attr:`~PpapError.exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PpapError(Exception):
+    """Base class of all errors that are the user's to mend.
+
+    Args:
+        message: what was wrong, naming the file, option or plugin.
+        remedy: what to do about it, as an instruction.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class OptionError(PpapError):
+    """An option, or a combination of options, makes no sense."""
+
+
+class TargetError(PpapError):
+    """A guidance target cannot be read or means nothing to the guide."""
+
+
+class UnknownNameError(PpapError):
+    """A guide, backbone, recipe, sampler or label of this name does not exist."""
+
+
+class PluginError(PpapError):
+    """A plugin is broken, incompatible, or collides with another one."""
+
+
+class CheckpointError(PpapError):
+    """A model file is missing, damaged, or does not fit the model it was given for."""
+
+
+class OutputError(PpapError):
+    """Results cannot be written: no permission, no space, or something in the way."""
+
+
+class RecordError(PpapError):
+    """A run record cannot be read or does not describe a run."""
+
+
+class DeviceError(PpapError):
+    """The device or the number format asked for is not available on this machine."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like ``name``, best first (empty when nothing comes close)."""
+    lowered = {k.lower(): k for k in known}
+    hits = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    return [lowered[h] for h in hits]
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], extra: str = "") -> UnknownNameError:
+    """An :class:`UnknownNameError` that suggests the nearest names and lists what there is."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    there = f"Known: {', '.join(names)}." if names else f"No {kind} is installed."
+    return UnknownNameError(f"Unknown {kind} {name!r}.", remedy=f"{hint}{there} {extra}".strip())

@@ -1,0 +1,136 @@
+"""Guide: the interface of a guidance model, and the target it steers towards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from ppap_host.noise import NoiseLevel
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a guide should see in the result.
+
+    Attributes:
+        text: the target as the user gave it.
+        value: what the guide's loss compares with, batch of one (e.g. depth [1, h, w]).
+        pictures: what people are shown of it: label -> image.
+        files: the files it was read from, for the run's record.
+    """
+
+    text: str
+    value: Tensor
+    pictures: Mapping[str, Image] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """Which parameters of a guide's network an expert may change.
+
+    Attributes:
+        rank: of the low-rank factors.
+        low_rank: names of the weights (convolutions and linear layers) that get factors.
+        direct: names of the parameters that are trained as they are (biases, normalisation).
+    """
+
+    rank: int
+    low_rank: tuple[str, ...]
+    direct: tuple[str, ...]
+
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)  # fmt: skip  # noqa: E501
+
+
+def default_patch_plan(network: nn.Module, rank: int = 8) -> PatchPlan:
+    """Every convolution and linear layer, every bias, every normalisation parameter."""
+    low_rank, direct = [], []
+    for prefix, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            weighty = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name == "weight"
+            if weighty and parameter.ndim > 1:
+                low_rank.append(full)
+            elif name == "bias" or isinstance(module, _NORMS):
+                direct.append(full)
+    return PatchPlan(rank, tuple(low_rank), tuple(direct))
+
+
+class Guide(ABC):
+    """A guidance model as the sampler sees it.
+
+    The host owns device and precision: it moves :meth:`network` and calls the rest with tensors on
+    the same device. Images are RGB in [-1, 1].
+
+    Attributes:
+        name: what the user calls it.
+        default_scale: guidance strength used when the user names none, per recipe name; the entry
+            ``""`` serves every recipe without one of its own.
+    """
+
+    name: str
+    default_scale: Mapping[str, float] = {"": 1.0}
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The frozen off-the-shelf model, in evaluation mode; the same object at every call."""
+
+    @abstractmethod
+    def read_target(self, text: str) -> Target:
+        """Understands a target: a label, or the path of an image or a map.
+
+        Raises:
+            TargetError: it cannot be read or means nothing to this guide; says what would.
+        """
+
+    @abstractmethod
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """From RGB in [-1, 1] to what the network expects (size, normalisation), differentiable."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
+        """Guidance loss of each image; lower is closer to the target."""
+
+    @abstractmethod
+    def distance(self, student: Tensor, teacher: Tensor) -> Float[Tensor, " b"]:
+        """Distillation loss of each image between two outputs of the network (PPAP, eq. 8)."""
+
+    @abstractmethod
+    def picture(self, output: Tensor) -> list[Image]:
+        """What the guide sees, for people: one picture an image."""
+
+    @abstractmethod
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        """How well each image meets the target, in the field's usual measures, by name."""
+
+    def see(self, x: Float[Tensor, "b 3 h w"], level: NoiseLevel | None = None) -> Tensor:
+        """The network's output for images ``x``.
+
+        Args:
+            x: RGB in [-1, 1], or a noised x_t at unit variance scale.
+            level: the noise level of ``x``, None for clean images. Off-the-shelf networks cannot
+                use it; noise-aware ones override this method.
+        """
+        output: Tensor = self.network()(self.prepare(x))
+        return output
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """What experts on this guide may change; by default everything that is cheap."""
+        return default_patch_plan(network)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
+        """Moves the network; returns the guide itself."""
+        self.network().to(device, dtype)
+        return self
+
+    def files(self) -> Sequence[Path]:
+        """The model files it was read from, for the run's record."""
+        return ()

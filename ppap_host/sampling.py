@@ -1,0 +1,400 @@
+"""The sampling loop, and the solvers it can run.
+
+There is one loop. At every step the backbone is evaluated (:class:`Evaluator`), each guide's
+gradient changes the estimate as its recipe says, and a solver takes the step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.backbone import Backbone, FixedVariance, Prediction
+from ppap_host.errors import OptionError
+from ppap_host.guide import Guide
+from ppap_host.noise import NoiseLevel, Walk
+from ppap_host.recipes import Estimate, Recipe
+
+Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
+Evaluate = Callable[[Tensor, int], Estimate]
+Draw = Callable[[], Tensor]
+
+
+class ImageNoise:
+    """Gaussian noise for each image from its own stream.
+
+    Image k of seed s always sees the same draws, whatever the batch it is in, the number of images
+    asked for, or the device: the numbers are made on the CPU in float32.
+
+    Args:
+        seed: the run's seed, >= 0.
+        indices: which images (0, 1, ...) the rows of a batch are.
+        shape: of one state, (c, h, w).
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._streams = []
+        self._shape = shape
+        for k in indices:
+            word = np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0]
+            self._streams.append(torch.Generator().manual_seed(int(word >> np.uint64(1))))
+
+    def __call__(self) -> Tensor:
+        """The next draw for every image, float32 [b, c, h, w] on the CPU."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """One guide at work: whom to ask, for what, how, and how strongly."""
+
+    guide: Guide
+    target: Tensor
+    recipe: Recipe
+    scale: float
+
+
+@dataclass
+class Health:
+    """What went wrong without stopping the run.
+
+    Attributes:
+        skipped: guide name -> how many image-steps went on without its guidance because its
+            gradient was not finite.
+    """
+
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, images: int) -> None:
+        """Notes that ``images`` images were left unguided at one step."""
+        if images:
+            self.skipped[name] = self.skipped.get(name, 0) + images
+
+
+class Evaluator:
+    """Evaluates backbone and guides at a state: the part of a step that costs time.
+
+    Args:
+        backbone: for its clipping and its decoder.
+        denoise: the backbone's prediction, classifier-free guidance included.
+        ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        denoise: Denoiser,
+        guidance: Sequence[Guidance],
+        *,
+        ancestral: bool,
+        health: Health,
+    ) -> None:
+        self.backbone, self.denoise, self.guidance = backbone, denoise, guidance
+        self.ancestral, self.health = ancestral, health
+
+    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Estimate:
+        """The guided estimate at ``x`` and ``level``; carries no graph."""
+        active = [g for g in self.guidance if g.scale and level.log_snr in g.recipe.interval]
+        through = any(g.recipe.view.through_backbone for g in active)
+        with torch.set_grad_enabled(through):
+            estimate = self._read(x.detach().requires_grad_(through), level)
+        gradients = [self._gradient(g, estimate, last=g is active[-1]) for g in active]
+        guided = _detached(estimate)
+        for g, gradient in zip(active, gradients, strict=True):
+            guided = g.recipe.place(guided, gradient, self.ancestral)
+        return guided
+
+    def _read(self, x: Tensor, level: NoiseLevel) -> Estimate:
+        prediction = self.denoise(x, level)
+        eps = prediction.eps
+        x0 = (x - level.sigma * eps) / level.alpha
+        if self.backbone.clip is None:
+            return Estimate(level, x, x0, eps, prediction.v)
+        clipped = x0.clamp(*self.backbone.clip)
+        if not x.requires_grad:
+            eps = (x - level.alpha * clipped) / level.sigma
+        return Estimate(level, x, clipped, eps, prediction.v)
+
+    def _gradient(self, g: Guidance, estimate: Estimate, last: bool) -> Tensor:
+        view = g.recipe.view
+        with torch.enable_grad():
+            variable = view.variable(estimate)
+            state, level = view.shown(estimate, variable)
+            loss = g.guide.loss(g.guide.see(self.backbone.decode(state), level), g.target)
+            keep = view.through_backbone and not last
+            (gradient,) = torch.autograd.grad(-loss.sum(), variable, retain_graph=keep)
+        for part in g.recipe.gradient:
+            gradient = part(gradient, estimate)
+        gradient = gradient * (g.scale * g.recipe.strength(estimate.level))
+        finite = gradient.isfinite().flatten(1).all(dim=1)
+        self.health.count(g.guide.name, int((~finite).sum()))
+        return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
+
+
+def _detached(estimate: Estimate) -> Estimate:
+    """The estimate without graphs, its eps re-derived from the clipped x_0."""
+    level, x, x0 = estimate.level, estimate.x.detach(), estimate.x0.detach()
+    eps = (x - level.alpha * x0) / level.sigma
+    v = None if estimate.v is None else estimate.v.detach()
+    return Estimate(level, x, x0, eps, v)
+
+
+class Solver(ABC):
+    """Takes one step down a walk of noise levels. Concrete solvers are final.
+
+    Attributes:
+        name: what the user calls it.
+        ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
+    """
+
+    name: str
+    ancestral: bool = False
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """From ``walk.levels[i]`` to ``walk.levels[i + 1]``.
+
+        Args:
+            x: the state entering the step.
+            evaluate: the guided estimate at a state and an index of the walk.
+            draw: standard normal noise of the state's shape; called once a step by every solver
+                that is stochastic for some setting, so that settings share their noise.
+            memory: what the step before returned, None at the first.
+
+        Returns:
+            The next state, the estimate the step was based on, and the new memory.
+        """
+
+
+@dataclass(frozen=True)
+class DDPM(Solver):
+    """Ancestral sampling (Ho et al., 2020, algorithm 2), with learned or fixed variance.
+
+    The learned variance interpolates in log between posterior variance and beta (Nichol and
+    Dhariwal, 2021, eq. 15). Guidance shifts the mean by variance * gradient (Dhariwal and Nichol,
+    2021, algorithm 1), in the last step too, which draws no noise.
+
+    Attributes:
+        variance: what to use when the backbone learned none: "large" is beta, "small" the posterior
+            variance; at the last step both are the posterior variance of the step before.
+    """
+
+    variance: FixedVariance = "large"
+    name = "ddpm"
+    ancestral = True
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One ancestral step; see :meth:`Solver.step`."""
+        estimate, posterior, noise = evaluate(x, i), walk.posterior(i), draw().to(x)
+        last = i == len(walk) - 1
+        if estimate.v is not None:
+            fraction = (estimate.v + 1) / 2
+            log_variance = (
+                fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
+            )
+        else:
+            fixed = posterior.log_upper
+            if self.variance == "small" or last:
+                fixed = posterior.log_lower
+            log_variance = torch.full_like(x[:, :1, :1, :1], fixed)
+        mean = posterior.of_x0 * estimate.x0 + posterior.of_xt * x
+        if estimate.mean_shift is not None:
+            mean = mean + log_variance.exp() * estimate.mean_shift
+        if last:
+            return mean, estimate, None
+        return mean + (0.5 * log_variance).exp() * noise, estimate, None
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """Song et al. (2021), eq. 12, for any schedule.
+
+    Attributes:
+        eta: 0 is deterministic; 1 has the variance of DDPM's posterior.
+    """
+
+    eta: float = 0.0
+    name = "ddim"
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One implicit step; see :meth:`Solver.step`."""
+        estimate, then = evaluate(x, i), walk.levels[i + 1]
+        spread = self.eta * math.sqrt(walk.posterior(i).variance)
+        inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))
+        x = then.alpha * estimate.x0 + inward * estimate.eps
+        if self.eta:
+            x = x + spread * draw().to(x)
+        return x, estimate, None
+
+
+@dataclass(frozen=True)
+class DPMSolverPP2M(Solver):
+    """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2): second order, multistep, deterministic.
+
+    Works on the predicted x_0 in half log-SNR, lambda = log(alpha / sigma); the first and the last
+    step are of first order. Not to be confused with DPM-Solver-2, which evaluates twice a step.
+    """
+
+    name = "dpm++"
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One multistep step; memory is (lambda, x_0) of the step before."""
+        estimate, now, then = evaluate(x, i), walk.levels[i], walk.levels[i + 1]
+        lam, d = now.log_snr / 2, estimate.x0
+        if then.sigma == 0:
+            return then.alpha * d, estimate, None
+        h = then.log_snr / 2 - lam
+        if memory is not None:
+            lam_before, d_before = memory
+            r = (lam - lam_before) / h
+            d = d + (d - d_before) / (2 * r)
+        x = (then.sigma / now.sigma) * x - then.alpha * math.expm1(-h) * d
+        return x, estimate, (lam, estimate.x0)
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    """Karras et al. (2022), algorithm 1: second order, two evaluations a step, deterministic.
+
+    Integrates dy/ds = (y - x_0) / s for y = x / alpha and s = sigma / alpha, so that it serves
+    every schedule. The step to the clean image is a plain Euler step.
+    """
+
+    name = "heun"
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One step with its trapezoidal correction; see :meth:`Solver.step`."""
+        estimate, now, then = evaluate(x, i), walk.levels[i], walk.levels[i + 1]
+        s, s_then = now.sigma / now.alpha, then.sigma / then.alpha
+        y = x / now.alpha
+        d = (y - estimate.x0) / s
+        if s_then == 0:
+            return then.alpha * estimate.x0, estimate, None
+        ahead = y + (s_then - s) * d
+        d_then = (ahead - evaluate(then.alpha * ahead, i + 1).x0) / s_then
+        return then.alpha * (y + (s_then - s) * (d + d_then) / 2), estimate, None
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler as the command line knows it."""
+
+    summary: str
+    make: Callable[[float, Backbone], Solver]
+
+
+SAMPLERS: Mapping[str, SamplerSpec] = {
+    "ddim": SamplerSpec(
+        "Song et al. 2021; deterministic at --eta 0", lambda eta, _: DDIM(eta=eta)
+    ),
+    "ddpm": SamplerSpec(
+        "Ho et al. 2020; ancestral, variance as the backbone has it",
+        lambda _, backbone: DDPM(variance=backbone.fixed_variance),
+    ),
+    "dpm++": SamplerSpec("Lu et al. 2022; DPM-Solver++(2M)", lambda *_: DPMSolverPP2M()),
+    "heun": SamplerSpec(
+        "Karras et al. 2022; two evaluations a step", lambda *_: Heun()
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a watcher of the loop is told after each step.
+
+    Attributes:
+        step, steps: 0-based index and number of steps.
+        x: the state after the step.
+        estimate: what the step was based on.
+    """
+
+    step: int
+    steps: int
+    x: Tensor
+    estimate: Estimate
+
+
+def sample(
+    backbone: Backbone,
+    denoise: Denoiser,
+    walk: Walk,
+    solver: Solver,
+    draw: Draw,
+    guidance: Sequence[Guidance] = (),
+    *,
+    device: torch.device | str = "cpu",
+    watch: Callable[[StepReport], None] | None = None,
+    start: Tensor | None = None,
+    health: Health | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Runs the reverse process for one batch.
+
+    Args:
+        backbone: the model, for its clipping and decoder.
+        denoise: its prediction at a state and level (:class:`~ppap_host.backbone.ClassifierFree`).
+        walk: the noise levels.
+        solver: how a step is taken.
+        draw: standard normal noise for the batch; its first draw is the initial state.
+        guidance: the guides, applied in this order.
+        watch: called after every step.
+        start: the initial state instead of a first draw, in the schedule's own scale.
+        health: counts what went wrong without stopping.
+
+    Returns:
+        The clean states, float32; RGB in about [-1, 1] for pixel models.
+    """
+    health = Health() if health is None else health
+    evaluator = Evaluator(backbone, denoise, guidance, ancestral=solver.ancestral, health=health)
+
+    def evaluate(x: Tensor, i: int) -> Estimate:
+        return evaluator(x, walk.levels[i])
+
+    x = walk.levels[0].scale * draw() if start is None else start
+    x = x.to(device=device, dtype=torch.float32)
+    memory: Any = None
+    for i in range(len(walk)):
+        x, estimate, memory = solver.step(x, i, walk, evaluate, draw, memory)
+        x = x.detach()
+        if watch is not None:
+            watch(StepReport(i, len(walk), x, estimate))
+    return x
+
+
+def make_solver(name: str, eta: float, backbone: Backbone) -> Solver:
+    """The sampler ``name``.
+
+    Raises:
+        OptionError: ``eta`` is given to a sampler that has none, or out of [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
+    if eta and name != "ddim":
+        raise OptionError(
+            f"--eta belongs to the sampler 'ddim', not to {name!r}.",
+            remedy="Leave out --eta, or use --sampler ddim.",
+        )
+    return SAMPLERS[name].make(eta, backbone)
+
+
+__all__ = [
+    "DDIM", "DDPM", "SAMPLERS", "DPMSolverPP2M", "Evaluator", "Guidance", "Health", "Heun",
+    "ImageNoise", "Solver", "StepReport", "make_solver", "sample",
+]  # fmt: skip

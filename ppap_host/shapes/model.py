@@ -1,0 +1,124 @@
+"""The networks of the built-in backbone: a small text-conditional U-Net and its text encoder.
+
+The U-Net is diffusers' :class:`~diffusers.UNet2DConditionModel` in the shape of GLIDE (Nichol et
+al., 2021, section 4.1): text tokens enter the attention's keys and values beside the image's, the
+pooled caption is added to the time embedding, and the output holds the predicted noise and the
+learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches folded into
+channels, which on a CPU buys twice the network for the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from ppap_host.errors import OptionError, nearest
+
+IMAGE_SIZE = 64
+PATCH = 2
+MAX_WORDS = 16
+TEXT_WIDTH = 128
+PAD = "<pad>"
+
+
+class WordTokenizer:
+    """Turns captions into word indices; index 0 is padding.
+
+    Args:
+        words: the vocabulary, in the order the text encoder was trained with.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = [PAD, *words]
+        self._index = {word: i for i, word in enumerate(self.words)}
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Word indices of ``captions``, int64 [b, MAX_WORDS]; an empty caption is all padding.
+
+        Raises:
+            OptionError: a word is not in the vocabulary, or a caption is too long.
+        """
+        rows = torch.zeros(len(captions), MAX_WORDS, dtype=torch.int64)
+        for row, caption in zip(rows, captions, strict=True):
+            words = caption.lower().replace(",", " , ").replace(".", " ").split()
+            for word in words:
+                if word not in self._index:
+                    close = nearest(word, self.words[1:], 1)
+                    raise OptionError(
+                        f"The backbone 'shapes' does not know the word {word!r} "
+                        f"of the prompt {caption!r}.",
+                        remedy=(f"Did you mean {close[0]!r}? " if close else "")
+                        + f"It knows: {' '.join(w for w in self.words[1:] if w != ',')}.",
+                    )
+            if len(words) > MAX_WORDS:
+                raise OptionError(
+                    f"The prompt {caption!r} has {len(words)} words.",
+                    remedy=f"The backbone 'shapes' reads at most {MAX_WORDS}; shorten it.",
+                )
+            row[: len(words)] = torch.tensor([self._index[w] for w in words], dtype=torch.int64)
+        return rows
+
+
+class CaptionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A two-layer transformer over word embeddings.
+
+    No padding mask: as in GLIDE, padding is a learned token that may be attended to, so the empty
+    caption of classifier-free guidance is an input like any other.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, words: list[str], width: int = TEXT_WIDTH, layers: int = 2) -> None:
+        super().__init__()
+        self.token = nn.Embedding(len(words) + 1, width)
+        self.position = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
+        layer = nn.TransformerEncoderLayer(
+            width, nhead=4, dim_feedforward=4 * width, dropout=0.0, activation="gelu",
+            batch_first=True, norm_first=True,
+        )  # fmt: skip
+        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes int64 [b, MAX_WORDS] into states [b, MAX_WORDS, width] and pooled [b, width]."""
+        states = self.norm(self.blocks(self.token(tokens) + self.position))
+        return states, states.mean(dim=1)
+
+
+def build_unet(channels: tuple[int, ...] = (48, 80, 128, 192)) -> UNet2DConditionModel:
+    """The untrained U-Net: 64 x 64 RGB seen as 32 x 32 with 12 channels; 24 channels out."""
+    plain, text = len(channels) - 2, 2
+    config: dict[str, Any] = dict(
+        sample_size=IMAGE_SIZE // PATCH,
+        in_channels=3 * PATCH**2,
+        out_channels=6 * PATCH**2,
+        block_out_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D",) * plain + ("SimpleCrossAttnDownBlock2D",) * text,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D",) * text + ("UpBlock2D",) * plain,
+        attention_head_dim=32,
+        cross_attention_dim=TEXT_WIDTH,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=TEXT_WIDTH,
+        resnet_time_scale_shift="scale_shift",
+    )
+    return UNet2DConditionModel(**config)
+
+
+def apply_unet(
+    unet: UNet2DConditionModel, x: Tensor, timestep: Tensor, states: Tensor, pooled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Predicted noise and variance fraction v, each [b, 3, h, w], of ``x`` [b, 3, h, w] at step t.
+
+    v is the interpolation coefficient of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1].
+    """
+    patches = nn.functional.pixel_unshuffle(x, PATCH)
+    out = unet(patches, timestep, encoder_hidden_states=states, class_labels=pooled).sample
+    eps, v = nn.functional.pixel_shuffle(out, PATCH).chunk(2, dim=1)
+    return eps, v

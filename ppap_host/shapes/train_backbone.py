@@ -1,0 +1,168 @@
+"""Trains the built-in backbone: ``python -m ppap_host.shapes.train_backbone --work training``.
+
+The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the predicted noise,
+weighted by min-SNR (Hang et al., 2023, gamma = 5) to learn structure first, plus the variational
+bound for the learned variance with the mean held constant. The learning rate is constant after a
+warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
+from any constant part. State is written every ``--save-every`` steps, and a stopped run goes on
+from there with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppap_host.noise import DiscreteSchedule, cosine_betas
+from ppap_host.shapes.dataset import RenderedScenes
+from ppap_host.shapes.model import CaptionEncoder, WordTokenizer, apply_unet, build_unet
+from ppap_host.shapes.scenes import VOCABULARY, caption_variant
+
+CAPTION_DROPOUT = 0.15
+MIN_SNR_GAMMA = 5.0
+
+
+class TrainedNetworks(nn.Module):
+    """The U-Net and the caption encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = build_unet()
+        self.text = CaptionEncoder(list(VOCABULARY))
+
+
+class HybridLoss:
+    """Weighted noise error plus the variational bound in bits per dimension."""
+
+    def __init__(self, schedule: DiscreteSchedule) -> None:
+        abar = torch.from_numpy(schedule.alphas_cumprod)
+        before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+        beta = 1 - abar / before
+        posterior = beta * (1 - before) / (1 - abar)
+        self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
+        self.log_upper = beta.log().float()
+        self.log_lower = torch.cat([posterior[1:2], posterior[1:]]).log().float()
+        self.noise_to_mean = (beta / ((1 - beta).sqrt() * (1 - abar).sqrt())).float()
+        snr = abar / (1 - abar)
+        self.weight = (snr.clamp(max=MIN_SNR_GAMMA) / snr).float()
+        self.steps = len(abar)
+
+    def __call__(self, eps: Tensor, v: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both parts, scalar, from predictions and true noise [b, 3, h, w] at steps t [b]."""
+
+        def at(table: Tensor) -> Tensor:
+            return table[t].view(-1, 1, 1, 1)
+
+        error = (at(self.weight) * (eps - noise).square()).mean()
+        fraction = (v + 1) / 2
+        log_variance = fraction * at(self.log_upper) + (1 - fraction) * at(self.log_lower)
+        # Means of posterior and model differ by their noises alone (x_t is shared).
+        mean_gap = at(self.noise_to_mean) * (eps.detach() - noise)
+        kl = 0.5 * (
+            log_variance - at(self.log_lower) - 1
+            + (at(self.log_lower) - log_variance).exp()
+            + mean_gap.square() * (-log_variance).exp()
+        )  # fmt: skip
+        # At t = 0 the bound is a discretised likelihood, whose gradient for v is tiny: left out.
+        bound = (kl.mean(dim=(1, 2, 3)) * (t > 0)).mean() / np.log(2.0)
+        return error, bound
+
+
+def main() -> None:
+    """Command line of the training script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and state")
+    parser.add_argument("--scenes", type=int, default=60_000, help="different scenes to train on")
+    parser.add_argument("--images", type=int, default=1_000_000, help="images to see in all")
+    parser.add_argument("--cooldown", type=int, default=0, help="images of falling learning rate")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--warmup", type=int, default=400, help="steps")
+    parser.add_argument("--ema", type=float, default=0.9993)
+    parser.add_argument("--save-every", type=int, default=250, help="steps between saved states")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    data = RenderedScenes(args.work / "scenes", args.seed, args.scenes)
+    torch.manual_seed(args.seed)
+    model = TrainedNetworks().to(args.device)
+    average = TrainedNetworks().to(args.device).requires_grad_(False)
+    average.load_state_dict(model.state_dict())
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    tokenizer = WordTokenizer(VOCABULARY)
+    loss_of = HybridLoss(DiscreteSchedule.from_betas(cosine_betas(1000)))
+    state_file = args.work / "backbone-state.pt"
+    seen = step = 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=args.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        seen, step = state["seen"], state["step"]
+    log = (args.work / "backbone-log.jsonl").open("a")
+    began, counted, sums = time.time(), 0, torch.zeros(2)
+
+    while seen < args.images:
+        rng = np.random.Generator(np.random.Philox(key=args.seed, counter=[0, 0, 1, step]))
+        picks = rng.integers(0, len(data), args.batch)
+        x0 = torch.from_numpy(data.rgb[picks]).to(args.device)
+        x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
+        captions = [
+            "" if rng.random() < CAPTION_DROPOUT else caption_variant(data.scenes, int(i), rng)
+            for i in picks
+        ]
+        mirrored = torch.from_numpy(rng.random(args.batch) < 0.5).to(args.device)
+        x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
+        # One step from each equal part of the schedule: lower variance than independent draws.
+        parts = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
+        t = torch.from_numpy(np.minimum(parts * loss_of.steps, loss_of.steps - 1).astype(np.int64))
+        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(args.device)
+        alpha, sigma = loss_of.alpha[t].view(-1, 1, 1, 1), loss_of.sigma[t].view(-1, 1, 1, 1)
+        states, pooled = model.text(tokenizer(captions).to(args.device))
+        xt = alpha.to(args.device) * x0 + sigma.to(args.device) * noise
+        eps, v = apply_unet(model.unet, xt, t.to(args.device), states, pooled)
+        error, bound = loss_of(eps.cpu(), v.cpu(), noise.cpu(), t)
+
+        left = (args.images - seen) / args.cooldown if args.cooldown else 1.0
+        lr = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.0))
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        optimiser.zero_grad(set_to_none=True)
+        (error + bound).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        decay = min(args.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for ema, now in zip(average.parameters(), model.parameters(), strict=True):
+                ema.lerp_(now, 1 - decay)
+        step, seen, counted = step + 1, seen + args.batch, counted + 1
+        sums += torch.stack([error.detach(), bound.detach()])
+        if step % 50 == 0:
+            rate = counted * args.batch / (time.time() - began)
+            row = {"step": step, "seen": seen, "error": round(float(sums[0] / counted), 5),
+                   "bound": round(float(sums[1] / counted), 5), "lr": lr,
+                   "images_per_second": round(rate, 1)}  # fmt: skip
+            print(json.dumps(row), file=log, flush=True)
+            print(row, flush=True)
+            began, counted, sums = time.time(), 0, torch.zeros(2)
+        if step % args.save_every == 0 or seen >= args.images:
+            state = {"model": model.state_dict(), "average": average.state_dict(),
+                     "optimiser": optimiser.state_dict(), "seen": seen, "step": step}  # fmt: skip
+            partial = state_file.with_suffix(".partial")
+            torch.save(state, partial)
+            os.replace(partial, state_file)
+
+
+if __name__ == "__main__":
+    main()
