@@ -84,8 +84,13 @@ class Guide(ABC):
         """The frozen off-the-shelf model, in evaluation mode; the same object at every call."""
 
     @abstractmethod
-    def read_target(self, text: str) -> Target:
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
         """Understands a target: a label, or the path of an image or a map.
+
+        Args:
+            text: as the user gave it.
+            size: (height, width) in pixels of the images to be made; a picture is cropped to their
+                aspect ratio (:func:`ppap_host.images.read_rgb` does it).
 
         Raises:
             TargetError: it cannot be read or means nothing to this guide; says what would.

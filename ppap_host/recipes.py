@@ -236,13 +236,11 @@ class Recipe:
 
     Attributes:
         name: what the user calls it.
-        summary: one line for people.
         view, gradient, place, strength: its parts.
         interval: noise levels outside which the guide is not called at all.
     """
 
     name: str
-    summary: str
     view: View
     place: Place
     strength: Strength = Constant()
@@ -252,13 +250,11 @@ class Recipe:
 
 NAIVE = Recipe(
     name="naive",
-    summary="gradient at x_t, as it is: an off-the-shelf guide fails here, an expert does not",
     view=Noisy(),
     place=MeanOrScore(),
 )
 X0 = Recipe(
     name="x0",
-    summary="gradient at the predicted x_0, held constant (no training, one guide call a step)",
     view=Predicted(),
     place=CleanPoint(),
     strength=PosteriorSpread(),
@@ -266,14 +262,8 @@ X0 = Recipe(
 )
 X0_THROUGH = Recipe(
     name="x0-through",
-    summary="gradient at the predicted x_0, taken back through the backbone (twice the cost)",
     view=PredictedThrough(),
     place=CleanPoint(),
     strength=PosteriorSpread(),
     gradient=(Normalised(),),
 )
-
-
-def recipe_table() -> dict[str, Recipe]:
-    """The host's own recipes by name."""
-    return {recipe.name: recipe for recipe in (NAIVE, X0, X0_THROUGH)}

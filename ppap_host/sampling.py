@@ -293,27 +293,13 @@ class Heun(Solver):
         return then.alpha * (y + (s_then - s) * (d + d_then) / 2), estimate, None
 
 
-@dataclass(frozen=True)
-class SamplerSpec:
-    """A sampler as the command line knows it."""
-
-    summary: str
-    make: Callable[[float, Backbone], Solver]
-
-
-SAMPLERS: Mapping[str, SamplerSpec] = {
-    "ddim": SamplerSpec(
-        "Song et al. 2021; deterministic at --eta 0", lambda eta, _: DDIM(eta=eta)
-    ),
-    "ddpm": SamplerSpec(
-        "Ho et al. 2020; ancestral, variance as the backbone has it",
-        lambda _, backbone: DDPM(variance=backbone.fixed_variance),
-    ),
-    "dpm++": SamplerSpec("Lu et al. 2022; DPM-Solver++(2M)", lambda *_: DPMSolverPP2M()),
-    "heun": SamplerSpec(
-        "Karras et al. 2022; two evaluations a step", lambda *_: Heun()
-    ),
+SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
+    "ddim": lambda eta, _: DDIM(eta=eta),
+    "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
+    "dpm++": lambda *_: DPMSolverPP2M(),
+    "heun": lambda *_: Heun(),
 }
+"""How each sampler of :data:`ppap_host.names.SAMPLER_SUMMARIES` is made, from eta and backbone."""
 
 
 @dataclass(frozen=True)
@@ -391,7 +377,7 @@ def make_solver(name: str, eta: float, backbone: Backbone) -> Solver:
             f"--eta belongs to the sampler 'ddim', not to {name!r}.",
             remedy="Leave out --eta, or use --sampler ddim.",
         )
-    return SAMPLERS[name].make(eta, backbone)
+    return SAMPLERS[name](eta, backbone)
 
 
 __all__ = [

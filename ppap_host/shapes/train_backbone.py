@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ppap_host.noise import DiscreteSchedule, cosine_betas
+from ppap_host.shapes.backbone import save_backbone
 from ppap_host.shapes.dataset import RenderedScenes
 from ppap_host.shapes.model import CaptionEncoder, WordTokenizer, apply_unet, build_unet
 from ppap_host.shapes.scenes import VOCABULARY, caption_variant
 
 CAPTION_DROPOUT = 0.15
 MIN_SNR_GAMMA = 5.0
+STATE = "backbone-state.pt"
 
 
 class TrainedNetworks(nn.Module):
@@ -75,6 +77,15 @@ class HybridLoss:
         return error, bound
 
 
+def export(state_file: Path, folder: Path) -> None:
+    """Writes the averaged weights of a training state as a backbone folder."""
+    model = TrainedNetworks()
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["average"])
+    save_backbone(model.unet, model.text, folder)
+    print(f"{folder}: {state['seen']} images seen, {state['step']} steps")
+
+
 def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -89,7 +100,11 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--export", type=Path, help="write the averaged weights here and stop")
     args = parser.parse_args()
+    if args.export is not None:
+        export(args.work / STATE, args.export)
+        return
 
     args.work.mkdir(parents=True, exist_ok=True)
     data = RenderedScenes(args.work / "scenes", args.seed, args.scenes)
@@ -102,7 +117,7 @@ def main() -> None:
     )
     tokenizer = WordTokenizer(VOCABULARY)
     loss_of = HybridLoss(DiscreteSchedule.from_betas(cosine_betas(1000)))
-    state_file = args.work / "backbone-state.pt"
+    state_file = args.work / STATE
     seen = step = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=args.device, weights_only=True)

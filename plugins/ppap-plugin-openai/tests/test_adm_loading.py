@@ -162,6 +162,13 @@ def test_attention_rows_are_dealt_out_by_their_order(tmp_path: Path, new_order: 
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_attention_does_not_switch_the_memory_layout() -> None:
+    """Channels-last layers after it would cost a decimal place of float32 on the CPU."""
+    unet = build_adm(SMALL)
+    assert unet.mid_block is not None
+    assert unet.mid_block.attentions[0](torch.randn(2, 64, 4, 4)).is_contiguous()
+
+
 def test_the_head_width_decides_over_the_number_of_heads() -> None:
     def heads(**flags: Any) -> dict[str, int]:
         unet = build_adm(replace(SMALL, **flags))

@@ -818,7 +818,7 @@ def _build_unet(trunk: _Trunk) -> UNet2DModel:
         out_channels=trunk.out_channels,
         # Cosines first, frequencies 10000^(-k/half) with k = 0..half-1.
         time_embedding_type="positional",
-        flip_sin_to_cos=False,
+        flip_sin_to_cos=True,
         freq_shift=0,
         time_embedding_dim=trunk.time_channels,
         down_block_types=tuple(

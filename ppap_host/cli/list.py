@@ -1,0 +1,72 @@
+"""``ppap list``: what can be named on the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ppap_host.cli.output import for_people, print_json
+
+
+def list_everything(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """List guides, backbones, recipes, samplers, expert sets and plugins."""
+    from ppap_host.names import SAMPLER_SUMMARIES
+    from ppap_host.registry import HOOKS, registry
+
+    found = registry()
+    things: dict[str, Any] = {}
+    for kind in HOOKS:
+        things[kind] = [
+            {
+                "name": name,
+                "summary": claims[0][1].summary
+                if len(claims) == 1
+                else "unusable: claimed by several plugins",
+                "from": [plugin.label for plugin, _ in claims],
+            }
+            for name, claims in found.names(kind).items()
+        ]
+    things["sampler"] = [
+        {"name": name, "summary": summary, "from": [found.plugins[0].label]}
+        for name, summary in SAMPLER_SUMMARIES.items()
+    ]
+    plugins = [
+        {
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "status": "broken" if plugin.problem else "slow" if plugin.warning else "ok",
+            "reason": plugin.problem or plugin.warning or "",
+        }
+        for plugin in found.plugins
+    ]
+    if not for_people(as_json):
+        print_json(things | {"plugin": plugins})
+        return
+    _show(things, plugins)
+
+
+def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for kind, rows in things.items():
+        table = Table("name", "what it is", "from", title=f"{kind}s", title_justify="left")
+        for row in rows:
+            table.add_row(row["name"], escape(row["summary"]), " and ".join(row["from"]))
+        if rows:
+            console.print(table)
+        else:
+            console.print(f"no {kind}s installed", style="dim")
+    table = Table("name", "distribution", "version", "status", title="plugins", title_justify="left")
+    colours = {"ok": "green", "slow": "yellow", "broken": "red"}
+    for plugin in plugins:
+        status = f"[{colours[plugin['status']]}]{plugin['status']}[/]"
+        reason = f"  {escape(plugin['reason'])}" if plugin["reason"] else ""
+        table.add_row(plugin["name"], plugin["distribution"], plugin["version"], status + reason)
+    console.print(table)

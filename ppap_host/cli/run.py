@@ -1,0 +1,223 @@
+"""``ppap run``: generate images under guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.errors import OptionError
+
+if TYPE_CHECKING:
+    from ppap_host.config import RunConfig
+    from ppap_host.run import RunResult, Watch
+
+DEFAULT_OUT = Path("ppap-out")
+
+
+def run(
+    guide: Annotated[
+        list[str] | None,
+        typer.Option("--guide", "-g", help="What steers; repeatable. See `ppap list`."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="What each guide should see: a label or a file."),
+    ] = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option("--scale", "-s", help="Strength of each guide; default: the guide's own."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Network of each guide: folder, file or hub name."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", help="Diffusion model. [default: shapes]")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text, for backbones that read text.")
+    ] = None,
+    cfg: Annotated[
+        float | None, typer.Option("--cfg", help="Classifier-free guidance scale of the prompt.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Guidance method. [default: x0]")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="Denoising steps, or a spacing (ddim25). [default: 50]"),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun. [default: ddim]")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1. [default: 0]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Image k depends on seed and k. [default: 0]")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", help="Images to make. [default: 4]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Images at a time. [default: 8]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write. [default: ppap-out/<next number>]"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda, mps. [default: auto]")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16, float16. [default: float32]"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML file; options override it.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the TOML that repeats this run; stop.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record alone on standard output.")
+    ] = False,
+) -> None:
+    """Generate images steered by guides.
+
+    Each --target, --scale and --model belongs to the --guide in the same place:
+
+    ppap run --guide depth --target room.png --scale 1.5
+    """
+    from ppap_host.config import RunConfig, read_toml
+
+    values: dict[str, Any] = read_toml(config) if config else {}
+    out = out or (Path(folder) if isinstance(folder := values.pop("out", None), str) else None)
+    given = {
+        "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
+        "recipe": recipe, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
+        "batch": batch, "device": device, "dtype": dtype,
+        "steps": int(steps) if steps is not None and steps.isdecimal() else steps,
+    }  # fmt: skip
+    values |= {key: value for key, value in given.items() if value is not None}
+    guides = pair_guides(guide or [], target or [], scale or [], model or [])
+    if guides:
+        values["guide"] = guides
+    settings = RunConfig.from_dict(values, str(config) if config else "the command line")
+    if print_config:
+        print(settings.to_toml(), end="")
+        return
+    finish(execute(settings, out or next_folder(DEFAULT_OUT)), as_json)
+
+
+def pair_guides(
+    guides: list[str], targets: list[str], scales: list[float], models: list[str]
+) -> list[dict[str, Any]]:
+    """One table a guide, its options matched in order.
+
+    Raises:
+        OptionError: the counts do not match; shows what was understood.
+    """
+    for name, options, optional in (
+        ("--target", targets, False),
+        ("--scale", scales, True),
+        ("--model", models, True),
+    ):
+        if len(options) != len(guides) and not (optional and not options):
+            pairs = [
+                f"--guide {guides[i] if i < len(guides) else '???'} "
+                f"{name} {options[i] if i < len(options) else '???'}"
+                for i in range(max(len(guides), len(options)))
+            ]
+            raise OptionError(
+                f"{len(guides)} --guide but {len(options)} {name}: {' | '.join(pairs)}.",
+                remedy=f"Give one {name} for each --guide, in the same order"
+                + (", or none at all." if optional else "."),
+            )
+    return [
+        {"name": name, "target": targets[i]}
+        | ({"scale": scales[i]} if scales else {})
+        | ({"model": models[i]} if models else {})
+        for i, name in enumerate(guides)
+    ]
+
+
+def next_folder(base: Path) -> Path:
+    """The first of ``base/000``, ``base/001`` ... that does not exist yet."""
+    number = 0
+    while (base / f"{number:03d}").exists():
+        number += 1
+    return base / f"{number:03d}"
+
+
+def execute(
+    settings: RunConfig, out: Path, target_files: dict[int, str] | None = None
+) -> RunResult:
+    """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
+    console = stderr()
+    with progress_bar() as watch:
+        try:
+            from ppap_host.run import run as run_settings
+
+            result = run_settings(settings, out, watch, target_files)
+        except KeyboardInterrupt:
+            kept = len(list(out.glob("[0-9]*.png"))) if out.is_dir() else 0
+            console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
+            raise typer.Exit(130) from None
+    for name, count in result.record["skipped_guidance"].items():
+        console.print(
+            f"Warning: the gradient of {name!r} was not finite {count} times (images x steps); "
+            "those steps went on without it. A smaller --scale or --dtype float32 may help.",
+            style="yellow",
+        )
+    return result
+
+
+@contextmanager
+def progress_bar() -> Iterator[Watch]:
+    """A progress bar on standard error; silent when that is not a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = stderr()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def watch(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield watch
+
+
+def finish(result: RunResult, as_json: bool) -> None:
+    """Prints the record for programs, a short table for people."""
+    if not for_people(as_json):
+        print_json(result.record)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    entries = result.record["images"]
+    measures = sorted({(g, m) for e in entries for g, row in e["measures"].items() for m in row})
+    table = Table(title=str(result.folder), title_justify="left")
+    table.add_column("image")
+    for name, measure in measures:
+        table.add_column(f"{name}\n{measure}", justify="right")
+    for entry in entries:
+        values = [f"{entry['measures'][name][measure]:.4f}" for name, measure in measures]
+        table.add_row(entry["file"], *values)
+    console = Console()
+    console.print(table)
+    total = sum(result.record["seconds"].values())
+    console.print(f"{total:.1f} s; look at {result.folder / 'sheet.png'}")

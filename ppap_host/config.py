@@ -1,0 +1,175 @@
+"""The configuration of a run: one plain object, from the command line, a TOML file, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ppap_host.errors import OptionError, nearest
+
+
+@dataclass(frozen=True)
+class GuideConfig:
+    """One guide of a run.
+
+    Attributes:
+        name: of the guide.
+        target: what it should see; a label or a path.
+        scale: guidance strength; None takes the guide's own default for the recipe.
+        model: checkpoint, folder or hub name; None takes the network the plugin ships.
+        recipe: its own recipe; None takes the run's.
+    """
+
+    name: str
+    target: str
+    scale: float | None = None
+    model: str | None = None
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run makes; where it is written is not part of it.
+
+    Attributes:
+        guides: in the order they are applied.
+        backbone: name of the diffusion model.
+        checkpoint: its weights, for backbones that do not ship them.
+        prompt: text for text-conditional backbones, "" for none.
+        cfg: classifier-free guidance scale; None takes the backbone's default.
+        recipe: guidance method of guides that name none.
+        steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10".
+        sampler: name of the solver.
+        eta: stochasticity of DDIM, in [0, 1].
+        seed: >= 0; image k depends on the seed and k alone.
+        num: images to make.
+        batch: images to make at a time.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: number format of the networks: float32, bfloat16 or float16.
+    """
+
+    guides: tuple[GuideConfig, ...] = ()
+    backbone: str = "shapes"
+    checkpoint: str | None = None
+    prompt: str = ""
+    cfg: float | None = None
+    recipe: str = "x0"
+    steps: int | str = 50
+    sampler: str = "ddim"
+    eta: float = 0.0
+    seed: int = 0
+    num: int = 4
+    batch: int = 8
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, low in (("num", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise OptionError(
+                    f"--{name} {getattr(self, name)} is out of range.",
+                    remedy=f"Give a whole number from {low} on.",
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; None where a default decides."""
+        return dataclasses.asdict(self) | {"guides": [dataclasses.asdict(g) for g in self.guides]}
+
+    def to_toml(self) -> str:
+        """The configuration file that repeats this run."""
+        plain = {k: v for k, v in self.to_dict().items() if v is not None and k != "guides"}
+        plain["guide"] = [
+            {k: v for k, v in dataclasses.asdict(g).items() if v is not None} for g in self.guides
+        ]
+        return tomli_w.dumps(plain)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> RunConfig:
+        """From plain values (``guide`` or ``guides`` holds one table a guide).
+
+        Args:
+            source: names the origin in errors.
+
+        Raises:
+            OptionError: a key is unknown or a value has the wrong type.
+        """
+        values = dict(values)
+        tables = values.pop("guide", values.pop("guides", []))
+        if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+            raise OptionError(
+                f"'guide' in {source} is not a list of tables.",
+                remedy='Write one [[guide]] table for each, with name = "..." and target = "...".',
+            )
+        guides = tuple(GuideConfig(**_checked(GuideConfig, t, source)) for t in tables)
+        return cls(guides=guides, **_checked(cls, values, source))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str,),
+    "float | None": (int, float),
+    "int | str": (int, str),
+}
+
+
+def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "guides"}
+    checked = {}
+    for key, value in values.items():
+        if key not in fields:
+            close = nearest(key, fields, 1)
+            raise OptionError(
+                f"Unknown option {key!r} in {source}.",
+                remedy=(f"Did you mean {close[0]!r}? " if close else "")
+                + f"Known: {', '.join(fields)}.",
+            )
+        kinds = _TYPES[str(fields[key].type)]
+        optional = "None" in str(fields[key].type)
+        if not (optional and value is None) and (
+            not isinstance(value, kinds) or isinstance(value, bool)
+        ):
+            raise OptionError(
+                f"{key!r} in {source} is {value!r}.",
+                remedy=f"It must be {' or '.join(k.__name__ for k in kinds)}.",
+            )
+        checked[key] = float(value) if float in kinds and value is not None else value
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in values
+    ]
+    if missing:
+        raise OptionError(
+            f"A guide in {source} has no {missing[0]!r}.", remedy=f"Add {missing[0]} = \"...\"."
+        )
+    return checked
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The plain values of a configuration file.
+
+    Raises:
+        OptionError: it is missing or not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            f"Cannot read the configuration {str(path)!r}: {error.strerror}.",
+            remedy="Write one with `ppap run ... --print-config > run.toml`.",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"The configuration {str(path)!r} is not valid TOML ({error}).",
+            remedy="Write one with `ppap run ... --print-config > run.toml`.",
+        ) from None

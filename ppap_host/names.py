@@ -1,0 +1,10 @@
+"""Names that the command line must know before torch is imported."""
+
+from __future__ import annotations
+
+SAMPLER_SUMMARIES: dict[str, str] = {
+    "ddim": "Song et al. 2021; deterministic at --eta 0",
+    "ddpm": "Ho et al. 2020; ancestral, with the variance that the backbone has",
+    "dpm++": "Lu et al. 2022; DPM-Solver++(2M)",
+    "heun": "Karras et al. 2022; two evaluations a step",
+}

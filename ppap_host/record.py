@@ -1,0 +1,117 @@
+"""The record of a run: what made its images, enough to make them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ppap_host.errors import RecordError, TargetError
+from ppap_host.images import read_png_record
+
+FORMAT = 1
+"""Version of the record's layout."""
+
+_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pillow")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_pixels(image: Image.Image) -> str:
+    """SHA-256 of an 8-bit RGB picture's size and pixels, hexadecimal."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.convert("RGB").tobytes())
+    return digest.hexdigest()
+
+
+def package_versions(plugins: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, of what computes the images, and of the host and given plugins."""
+    versions = {"python": platform.python_version()}
+    for name in ("ppap-host", *sorted(set(plugins) - {"ppap-host"}), *_PACKAGES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def file_hashes(files: Iterable[Path], known_as: str) -> dict[str, str]:
+    """SHA-256 by name, each named ``known_as/<path below the common folder>``."""
+    paths = sorted(set(files))
+    if not paths:
+        return {}
+    base = paths[0].parent
+    while not all(p.is_relative_to(base) for p in paths):
+        base = base.parent
+    return {f"{known_as}/{p.relative_to(base).as_posix()}": sha256_file(p) for p in paths}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a ``run.json``, in a folder that has one, or in a PNG's metadata.
+
+    Raises:
+        RecordError: there is no readable record.
+    """
+    if path.is_dir():
+        path = path / "run.json"
+    if not path.exists():
+        raise RecordError(
+            f"There is no file {str(path)!r}.",
+            remedy="Give a run.json, the folder of a run, or an image that `ppap run` wrote.",
+        )
+    try:
+        if path.suffix.lower() == ".json":
+            record = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            record = read_png_record(path)
+    except (OSError, ValueError, TargetError) as error:
+        raise RecordError(
+            f"Cannot read a record from {str(path)!r}: {error}",
+            remedy="Give a run.json, the folder of a run, or an image that `ppap run` wrote.",
+        ) from None
+    if not isinstance(record, dict) or "config" not in record:
+        raise RecordError(
+            f"The file {str(path)!r} carries no record of a run.",
+            remedy="Programs that edit or re-save pictures drop it; use the run.json beside it.",
+        )
+    if record.get("format") != FORMAT:
+        raise RecordError(
+            f"The record in {str(path)!r} has format {record.get('format')!r}, "
+            f"this version reads {FORMAT}.",
+            remedy="Use the version of ppap-host that the record names.",
+        )
+    return record
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records that could explain different pixels, in plain words."""
+    found = []
+    for key, what in (("versions", "version of"), ("model_files", "model file")):
+        old, new = before.get(key, {}), now.get(key, {})
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                shown = [_short(v) for v in (old.get(name), new.get(name))]
+                found.append(f"{what} {name}: was {shown[0]}, is {shown[1]}")
+    for old, new in zip(before.get("targets", []), now.get("targets", []), strict=False):
+        if old["sha256"] != new["sha256"]:
+            found.append(f"target {old['given']}: the file's content changed")
+    for key in ("device", "machine", "threads"):
+        if before.get(key) != now.get(key):
+            found.append(f"{key}: was {before.get(key)}, is {now.get(key)}")
+    return found
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "absent"
+    return value[:12] + "..." if len(value) > 40 else value

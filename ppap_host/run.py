@@ -1,0 +1,404 @@
+"""One run: from a plain configuration to images, a contact sheet and a record in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ppap_host import images
+from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.config import GuideConfig, RunConfig
+from ppap_host.devices import pick_device, pick_dtype
+from ppap_host.errors import OptionError, OutputError, unknown_name
+from ppap_host.guide import Guide, Target
+from ppap_host.noise import Walk
+from ppap_host.recipes import Recipe
+from ppap_host.record import (
+    FORMAT,
+    file_hashes,
+    package_versions,
+    sha256_file,
+    sha256_pixels,
+)
+from ppap_host.registry import Registry, registry
+from ppap_host.sampling import (
+    SAMPLERS,
+    Guidance,
+    Health,
+    ImageNoise,
+    Solver,
+    StepReport,
+    make_solver,
+    sample,
+)
+
+Watch = Callable[[str, int, int], None]
+"""Told of progress: (what is being done, done so far, in all)."""
+
+
+@dataclass
+class ActiveGuide:
+    """A guide of this run with what it was asked for."""
+
+    config: GuideConfig
+    guide: Guide
+    target: Target
+    recipe: Recipe
+    scale: float
+
+
+@dataclass
+class Setup:
+    """Everything loaded and checked before the first step."""
+
+    config: RunConfig
+    backbone: Backbone
+    guides: list[ActiveGuide]
+    walk: Walk
+    solver: Solver
+    device: torch.device
+    cfg: float
+    plugins: set[str]
+
+
+@dataclass
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        record: as in ``run.json``.
+        folder: where it was written.
+        images: the finished pictures in order of their index.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+    images: list[Image.Image] = field(default_factory=list)
+
+
+class Stopwatch:
+    """Wall time by part, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``name``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+
+
+def set_up(
+    config: RunConfig,
+    target_files: Mapping[int, str] | None = None,
+    found: Registry | None = None,
+) -> Setup:
+    """Checks a configuration and loads what it names.
+
+    Args:
+        target_files: where to read the targets of these guides instead of where the configuration
+            says, for repeating a run whose files have moved.
+        found: the plugins to choose from; by default those installed.
+
+    Raises:
+        PpapError: anything the user can mend; see :mod:`ppap_host.errors`.
+    """
+    found = registry() if found is None else found
+    if config.sampler not in SAMPLERS:
+        raise unknown_name("sampler", config.sampler, SAMPLERS)
+    recipes = [found.load("recipe", g.recipe or config.recipe) for g in config.guides]
+    factories = [found.load("guide", g.name) for g in config.guides]
+    make_backbone = found.load("backbone", config.backbone)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    plugins = {
+        plugin.distribution
+        for kind, name in [("backbone", config.backbone), *(("guide", g.name) for g in config.guides)]
+        for plugin, _ in found.names(kind)[name]  # type: ignore[index]
+    }
+    backbone: Backbone = make_backbone(checkpoint=config.checkpoint)
+    walk = backbone.walk(config.steps)
+    solver = make_solver(config.sampler, config.eta, backbone)
+    if not config.prompt and config.cfg not in (None, 1.0):
+        raise OptionError(
+            f"--cfg {config.cfg} strengthens a prompt, and there is none.",
+            remedy="Add --prompt, or leave out --cfg.",
+        )
+    backbone.encode_prompts([config.prompt])  # says early what words it does not know
+    backbone.to(device, dtype)
+    cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if config.prompt else 1.0
+    guides = []
+    sources = target_files or {}
+    for i, (g, factory, recipe) in enumerate(zip(config.guides, factories, recipes, strict=True)):
+        guide: Guide = factory(model=g.model)
+        guide.to(device, dtype)
+        guide.network().requires_grad_(False)
+        target = guide.read_target(sources.get(i, g.target), backbone.state_shape[1:])
+        defaults = guide.default_scale
+        scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
+        guides.append(ActiveGuide(g, guide, target, recipe, scale))
+    return Setup(config, backbone, guides, walk, solver, device, cfg, plugins)
+
+
+def generate(
+    setup: Setup,
+    indices: list[int],
+    health: Health,
+    watch: Callable[[StepReport], None] | None = None,
+) -> torch.Tensor:
+    """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device."""
+    backbone, config = setup.backbone, setup.config
+    denoise = ClassifierFree(
+        backbone,
+        backbone.encode_prompts([config.prompt]),
+        backbone.encode_prompts([""]),
+        setup.cfg,
+    )
+    guidance = [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in setup.guides]
+    state = sample(
+        backbone,
+        denoise,
+        setup.walk,
+        setup.solver,
+        ImageNoise(config.seed, indices, backbone.state_shape),
+        guidance,
+        device=setup.device,
+        watch=watch,
+        health=health,
+    )
+    with torch.no_grad():
+        return backbone.decode(state)
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    watch: Watch | None = None,
+    target_files: Mapping[int, str] | None = None,
+) -> RunResult:
+    """Makes the images of ``config`` in the folder ``out``.
+
+    The record is written before the first image and again after every batch, so that an
+    interrupted run leaves finished images and a valid record that says it was interrupted.
+
+    Args:
+        out: a new folder, or one without a record.
+        watch: told of progress.
+        target_files: as for :func:`set_up`.
+
+    Raises:
+        PpapError: bad input, or the folder cannot be written.
+        KeyboardInterrupt: passed on after the record is written.
+    """
+    watch = watch or (lambda what, done, total: None)
+    clock = Stopwatch()
+    check_writable(out)
+    with clock.part("load"):
+        watch("loading models", 0, 1)
+        setup = set_up(config, target_files)
+    with clock.part("hash"):
+        record = _start_record(setup, out)
+    result = RunResult(record, out)
+    seen: list[list[Image.Image]] = [[] for _ in setup.guides]
+    health = Health()
+    _write_record(result, clock)
+    try:
+        for first in range(0, config.num, config.batch):
+            indices = list(range(first, min(first + config.batch, config.num)))
+            total = config.num * len(setup.walk)
+
+            def on_step(report: StepReport, first: int = first, size: int = len(indices)) -> None:
+                watch("sampling", first * report.steps + (report.step + 1) * size, total)
+
+            with clock.part("sample"):
+                x = generate(setup, indices, health, on_step)
+            with clock.part("measure"):
+                pictures = images.from_tensor(x)
+                rows = _measure(setup, pictures, seen)
+            with clock.part("write"):
+                _write_images(result, indices, pictures, rows)
+                record["skipped_guidance"] = dict(health.skipped)
+                _write_record(result, clock)
+        record["status"] = "complete"
+    except KeyboardInterrupt:
+        record["status"] = "interrupted"
+        raise
+    except Exception:
+        record["status"] = "failed"
+        raise
+    finally:
+        # A second failure here (a disk that is full) must not hide the first.
+        if record["status"] != "complete":
+            try:
+                _write_record(result, clock)
+            except OutputError:
+                pass
+    with clock.part("write"):
+        images.write_png(out / "sheet.png", _sheet(setup, result.images, seen), _embedded(record))
+    _write_record(result, clock)
+    return result
+
+
+def check_writable(out: Path) -> None:
+    """Fails early when results could not be written to ``out``; creates it if it is not there.
+
+    Raises:
+        OutputError: it is a file, may not be written, or holds another run.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{str(out)!r} is a file.", remedy="Give a folder with --out.")
+    if (out / "run.json").exists():
+        raise OutputError(
+            f"The folder {str(out)!r} already holds a run.",
+            remedy="Give another folder with --out; nothing is overwritten.",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to the folder {str(out)!r}: {error.strerror}.",
+            remedy="Choose another folder with --out.",
+        ) from None
+
+
+def _start_record(setup: Setup, out: Path) -> dict[str, Any]:
+    model_files = file_hashes(setup.backbone.files(), setup.config.backbone)
+    targets = []
+    for i, g in enumerate(setup.guides):
+        model_files |= file_hashes(g.guide.files(), g.config.name)
+        for j, path in enumerate(g.target.files):
+            copy = out / "targets" / f"{i}-{j}{path.suffix.lower()}"
+            try:
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
+            except OSError as error:
+                raise OutputError(
+                    f"Cannot copy the target to {str(copy)!r}: {error.strerror}.",
+                    remedy="Free some space or choose another folder with --out.",
+                ) from None
+            targets.append(
+                {
+                    "guide": i,
+                    "given": g.config.target,
+                    "copy": copy.relative_to(out).as_posix(),
+                    "sha256": sha256_file(path),
+                }
+            )
+    return {
+        "format": FORMAT,
+        "config": setup.config.to_dict(),
+        "used": {
+            "device": str(setup.device),
+            "cfg": setup.cfg,
+            "steps": len(setup.walk),
+            "guides": [
+                {"name": g.config.name, "recipe": g.recipe.name, "scale": g.scale}
+                for g in setup.guides
+            ],
+        },
+        "versions": package_versions(setup.plugins),
+        "model_files": model_files,
+        "targets": targets,
+        "device": _device_name(setup.device),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "status": "running",
+        "skipped_guidance": {},
+        "images": [],
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def _measure(
+    setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]
+) -> list[dict[str, dict[str, float]]]:
+    """Each guide's measures of the pictures as they are written, 8 bits; extends ``seen``."""
+    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
+    for i, g in enumerate(setup.guides):
+        with torch.no_grad():
+            output = g.guide.see(x)
+            measured = g.guide.measure(output, g.target.value)
+        key = g.config.name if len(setup.guides) == 1 else f"{i}-{g.config.name}"
+        for k, row in enumerate(rows):
+            row[key] = {name: round(values[k], 6) for name, values in measured.items()}
+        seen[i].extend(g.guide.picture(output))
+    return rows
+
+
+def _embedded(record: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record that is the same whenever the run is repeated."""
+    volatile = ("seconds", "status", "images", "skipped_guidance")
+    return {key: value for key, value in record.items() if key not in volatile}
+
+
+def _write_images(
+    result: RunResult,
+    indices: list[int],
+    pictures: list[Image.Image],
+    rows: list[dict[str, dict[str, float]]],
+) -> None:
+    for k, picture, measures in zip(indices, pictures, rows, strict=True):
+        entry = {
+            "index": k,
+            "file": f"{k:05d}.png",
+            "pixels_sha256": sha256_pixels(picture),
+            "measures": measures,
+        }
+        record = _embedded(result.record) | {"images": [entry]}
+        images.write_png(result.folder / f"{k:05d}.png", picture, record)
+        result.record["images"].append(entry)
+        result.images.append(picture)
+
+
+def _write_record(result: RunResult, clock: Stopwatch) -> None:
+    result.record["seconds"] = dict(clock.seconds)
+    text = json.dumps(result.record, indent=2, ensure_ascii=False) + "\n"
+    images.write_file(result.folder / "run.json", text.encode())
+
+
+_SHEET_COLUMNS = 8
+
+
+def _sheet(
+    setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]
+) -> Image.Image:
+    rows = []
+    for g in setup.guides:
+        shown = [(label, picture) for label, picture in g.target.pictures.items()]
+        if shown:
+            rows.append((f"Target of {g.config.name}", shown))
+    for start in range(0, len(pictures), _SHEET_COLUMNS):
+        part = range(start, min(start + _SHEET_COLUMNS, len(pictures)))
+        title = "Results" + (f": {setup.config.prompt}" if setup.config.prompt else "")
+        rows.append((title, [(f"image {k}", pictures[k]) for k in part]))
+        for g, views in zip(setup.guides, seen, strict=True):
+            name = f"What {g.config.name} sees in them"
+            rows.append((name, [(f"image {k}", views[k]) for k in part]))
+    return images.contact_sheet(rows)

@@ -1,0 +1,114 @@
+"""The built-in backbone: text-conditional pixel diffusion of the ``shapes`` world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.backbone import Backbone, Condition, Prediction
+from ppap_host.errors import CheckpointError
+from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, WordTokenizer, apply_unet
+
+WEIGHTS = Path(__file__).parent / "weights" / "backbone"
+_TRAIN_STEPS = 1000
+
+
+class ShapesBackbone(Backbone):
+    """Rooms with coloured solids, 64 x 64 RGB, from a caption.
+
+    Predicts noise and learned variance on the cosine schedule of Nichol and Dhariwal (2021) with
+    1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder``, ``scheduler``.
+
+    Args:
+        checkpoint: folder of another training of the same architecture; None takes the shipped one.
+
+    Raises:
+        CheckpointError: the folder does not hold such a model.
+    """
+
+    name = "shapes"
+    state_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+    default_cfg = 2.0
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        folder = WEIGHTS if checkpoint is None else Path(checkpoint)
+        try:
+            self.unet = UNet2DConditionModel.from_pretrained(
+                folder / "unet", use_safetensors=True, low_cpu_mem_usage=False,
+                local_files_only=True, torch_dtype=torch.float32,
+            )  # fmt: skip
+            self.text = CaptionEncoder.from_pretrained(
+                folder / "text_encoder", use_safetensors=True, low_cpu_mem_usage=False,
+                local_files_only=True, torch_dtype=torch.float32,
+            )  # fmt: skip
+        except Exception as error:
+            raise CheckpointError(
+                f"{str(folder)!r} holds no 'shapes' backbone ({type(error).__name__}).",
+                remedy="Give a folder with unet/ and text_encoder/ in diffusers' format.",
+            ) from error
+        self.unet.eval().requires_grad_(False)
+        self.text.eval().requires_grad_(False)
+        self._folder = folder
+        self._tokenizer = WordTokenizer(self.text.config.words)
+        self._schedule = DiscreteSchedule.from_betas(cosine_betas(_TRAIN_STEPS))
+        self._device, self._dtype = torch.device("cpu"), torch.float32
+
+    @property
+    def schedule(self) -> DiscreteSchedule:
+        """The schedule it was trained on."""
+        return self._schedule
+
+    def walk(self, steps: int | str) -> Walk:
+        """The respaced cosine schedule; see :func:`ppap_host.noise.respace`."""
+        return self._schedule.walk(steps)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Token states [b, 16, 128] and pooled captions [b, 128]."""
+        with torch.no_grad():
+            states, pooled = self.text(self._tokenizer(prompts).to(self._device))
+        return {"states": states, "pooled": pooled}
+
+    def predict(
+        self, x: Float[Tensor, "b 3 h w"], level: NoiseLevel, condition: Condition
+    ) -> Prediction:
+        """Noise and variance coefficient; ``x`` on the variance-preserving line."""
+        time = torch.full((len(x),), level.time, device=x.device)
+        eps, v = apply_unet(
+            self.unet, x.to(self._dtype), time, condition["states"], condition["pooled"]
+        )
+        return Prediction(eps.to(x.dtype), v.to(x.dtype))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
+        """Moves U-Net and caption encoder."""
+        self.unet.to(device=device, dtype=dtype)
+        self.text.to(device=device, dtype=dtype)
+        self._device, self._dtype = device, dtype
+        return self
+
+    def files(self) -> Sequence[Path]:
+        """Configuration and weights."""
+        return sorted(p for p in self._folder.rglob("*") if p.is_file())
+
+
+def save_backbone(unet: UNet2DConditionModel, text: CaptionEncoder, folder: Path) -> None:
+    """Writes both networks in half precision, in diffusers' folder format."""
+    unet.half().save_pretrained(folder / "unet")
+    text.half().save_pretrained(folder / "text_encoder")
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": _TRAIN_STEPS,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "epsilon",
+        "variance_type": "learned_range",
+        "clip_sample": True,
+    }
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    text_of = json.dumps(scheduler, indent=2, sort_keys=True) + "\n"
+    (folder / "scheduler" / "scheduler_config.json").write_text(text_of)
