@@ -1,0 +1,195 @@
+"""Loads depth models through transformers and repeats their preprocessing differentiably."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Resampling
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppap_host.errors import CheckpointError
+
+_MODES = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
+_ALWAYS_METRIC = ("zoedepth", "glpn", "depth_pro")
+_REMEDY = (
+    "Give --model a folder or hub name of a depth estimation model with safetensors weights, such "
+    "as Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf."
+)
+
+
+class DepthNetwork(nn.Module):
+    """A depth model of transformers as a plain function of pixels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h2 w2"]:
+        """The predicted map: inverse depth (relative models) or metres (metric ones)."""
+        depth: Tensor = self.model(pixel_values=pixels).predicted_depth
+        return depth.squeeze(1) if depth.ndim == 4 else depth
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a checkpoint's image processor does to an image, in differentiable torch.
+
+    Bicubic overshoot is not clipped to the 8-bit range, since clipping would cut the gradient.
+    Padding is left out: it would put pixels into the map that are not in the picture.
+
+    Attributes:
+        size: (height, width) asked for, None to keep the image's.
+        keep_aspect_ratio: scale both sides alike, by the factor nearer to one.
+        multiple_of: each side is rounded to a multiple of this.
+        mode: of torch's interpolation.
+        align_corners: how ZoeDepth resizes, without antialiasing; others antialias.
+        rescale: from the 8-bit range to what ``mean`` and ``std`` refer to, usually 1 / 255.
+    """
+
+    size: tuple[int, int] | None
+    keep_aspect_ratio: bool
+    multiple_of: int
+    mode: str
+    align_corners: bool
+    rescale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the network is given for an image of this size."""
+        if self.size is None:
+            return height, width
+        scales = [self.size[0] / height, self.size[1] / width]
+        if self.keep_aspect_ratio:
+            # The processors' rule: the smaller change wins, a tie goes to the height.
+            by_width = abs(1 - scales[1]) < abs(1 - scales[0])
+            scales = [scales[1] if by_width else scales[0]] * 2
+        m = self.multiple_of
+        sides = [max(m, round(s * n / m) * m) for s, n in zip(scales, (height, width), strict=True)]
+        return sides[0], sides[1]
+
+    def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Network input from RGB in [-1, 1]."""
+        size = self.output_size(x.shape[-2], x.shape[-1])
+        if size != tuple(x.shape[-2:]):
+            if self.align_corners:
+                x = F.interpolate(x, size, mode=self.mode, align_corners=True)
+            else:
+                x = F.interpolate(x, size, mode=self.mode, antialias=True)
+        pixels = (x + 1) * (127.5 * self.rescale)
+        mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
+        return (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded depth model.
+
+    Attributes:
+        network: frozen, in evaluation mode.
+        metric: whether it predicts metres, not inverse depth up to scale and shift.
+        files: what was read.
+    """
+
+    network: DepthNetwork
+    preparation: Preparation
+    metric: bool
+    files: tuple[Path, ...]
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """Loads a depth model and its preprocessing; never unpickles anything.
+
+    Args:
+        name: a local folder or a hub name.
+
+    Raises:
+        CheckpointError: it cannot be found or downloaded, is no depth model, has no safetensors
+            weights, lacks weights, or its image processor is not understood.
+    """
+    looks_local = name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
+    folder = Path(name).expanduser()
+    if looks_local and not folder.is_dir():
+        raise CheckpointError(f"There is no model folder {name!r}.", remedy=_REMEDY)
+    source = str(folder) if folder.is_dir() else name
+
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers.utils import cached_file
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        model, report = AutoModelForDepthEstimation.from_pretrained(
+            source, config=config, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
+        processor = AutoImageProcessor.from_pretrained(source)
+        found = cached_file(source, "config.json")
+    except Exception as error:
+        # transformers, its hub client and safetensors each have exceptions of their own; whichever
+        # it was, this name does not give a model.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"The depth model {name!r} cannot be loaded: {reason}", remedy=_REMEDY
+        ) from error
+    if report["missing_keys"]:
+        lost = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"The depth model {name!r} lacks {len(lost)} of its weights, such as {lost[0]!r}.",
+            remedy="It may be a backbone without its depth head. " + _REMEDY,
+        )
+    here = Path(found).parent
+    files = [here / "config.json", here / "preprocessor_config.json", *here.glob("*.safetensors")]
+    return Checkpoint(
+        DepthNetwork(model).eval().requires_grad_(False),
+        read_preparation(name, processor),
+        config.model_type in _ALWAYS_METRIC
+        or getattr(config, "depth_estimation_type", "relative") == "metric",
+        tuple(sorted(file for file in files if file.exists())),
+    )
+
+
+def read_preparation(name: str, processor: Any) -> Preparation:
+    """The preprocessing that a transformers image processor is configured for.
+
+    Raises:
+        CheckpointError: it resizes in a way that is not understood.
+    """
+    size: tuple[int, int] | None = None
+    mode = "bilinear"
+    if getattr(processor, "do_resize", False):
+        wanted = getattr(processor, "size", None) or {}
+        height, width = (_entry(wanted, side) for side in ("height", "width"))
+        resample = getattr(processor, "resample", None)
+        if not height or not width or resample not in _MODES:
+            raise CheckpointError(
+                f"The image processor {type(processor).__name__} of the model {name!r} resizes "
+                f"to {wanted or 'no size'} with filter {resample}, which is not supported.",
+                remedy="Use a model whose preprocessor_config.json gives a height and a width, "
+                "and bilinear or bicubic resampling.",
+            )
+        size, mode = (height, width), _MODES[Resampling(resample)]
+    rescale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+    normalise = getattr(processor, "do_normalize", True)
+    mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
+    std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
+    return Preparation(
+        size=size,
+        keep_aspect_ratio=bool(getattr(processor, "keep_aspect_ratio", False)),
+        # ZoeDepth's default is 1 / 32: no constraint.
+        multiple_of=max(1, int(getattr(processor, "ensure_multiple_of", 1) or 1)),
+        mode=mode,
+        align_corners=type(processor).__name__.startswith("ZoeDepth"),
+        rescale=rescale,
+        mean=mean,
+        std=std,
+    )
+
+
+def _entry(size: Any, side: str) -> int | None:
+    value = size.get(side) if hasattr(size, "get") else getattr(size, side, None)
+    return None if value is None else int(value)

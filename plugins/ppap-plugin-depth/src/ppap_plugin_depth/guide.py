@@ -1,0 +1,139 @@
+"""The guide ``depth``: what lies how far away, by a monocular depth network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from ppap_host.errors import TargetError
+from ppap_host.guide import Guide, Target
+from ppap_host.images import is_map, read_map, read_rgb, to_tensor
+from ppap_plugin_depth.checkpoint import load_checkpoint
+from ppap_plugin_depth.colors import colored
+from ppap_plugin_depth.losses import (
+    metric_loss,
+    metric_measures,
+    relative_measures,
+    resized,
+    scale_and_shift_invariant,
+)
+
+BUNDLED = Path(__file__).parent / "weights" / "shapes-dpt"
+"""The small DPT for the built-in world, in transformers' own format."""
+
+
+class DepthGuide(Guide):
+    """Depth of the scene.
+
+    The network's output is a map a picture, [b, h, w], at the network's own resolution: inverse
+    depth in an arbitrary unit (relative models) or depth in metres (metric models).
+
+    Args:
+        model: a local folder or a hub name of any model for monocular depth estimation that
+            transformers knows (DPT, Depth Anything, ZoeDepth); None for the one that knows the
+            built-in world.
+
+    Attributes:
+        metric: whether the network predicts metres.
+
+    Raises:
+        CheckpointError: there is no such model, it is no depth model, or it is incomplete.
+    """
+
+    name = "depth"
+    default_scale: ClassVar[Mapping[str, float]] = {"": 1.0}
+
+    def __init__(self, model: str | None = None) -> None:
+        checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
+        self._network = checkpoint.network
+        self._preparation = checkpoint.preparation
+        self._files = checkpoint.files
+        self.metric = checkpoint.metric
+
+    def network(self) -> nn.Module:
+        """Maps prepared pixels [b, 3, h', w'] to a depth map [b, h, w]."""
+        return self._network
+
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Resized and normalised as the checkpoint's own image processor does it."""
+        return self._preparation(x)
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """Understands the path of an image or of a depth map.
+
+        An image's depth is estimated by the network. A depth map is a single-channel 16- or 32-bit
+        image or a two-dimensional ``.npy``; larger is *farther* and every pixel must be above zero.
+        For relative models any unit will do. For metric ones a PNG holds millimetres, other formats
+        metres. An 8-bit grey image is a photograph, not a map.
+
+        Raises:
+            TargetError: it cannot be read, or a depth map holds zeros or negative values.
+        """
+        if is_map(text):
+            return self._read_depth(Path(text), size)
+        image = read_rgb(text, size)
+        parameter = next(self._network.parameters())
+        pixels = to_tensor(image).to(parameter.device, parameter.dtype)
+        with torch.no_grad():
+            value = self.see(pixels)
+        pictures = {"target": image, "its depth": self.picture(value)[0]}
+        return Target(text, value, pictures, (Path(text),))
+
+    def _read_depth(self, path: Path, size: tuple[int, int]) -> Target:
+        depth = torch.from_numpy(read_map(path, size).copy())[None]
+        if not bool((depth > 0).all()):
+            raise TargetError(
+                f"The depth map {str(path)!r} holds values of zero or below.",
+                remedy="Depth is above zero everywhere; fill the holes (every pixel is compared).",
+            )
+        if self.metric:
+            value = depth / 1000 if path.suffix.lower() == ".png" else depth
+        else:
+            # The mean keeps the numbers near one, whatever the unit.
+            value = depth.mean() / depth
+        parameter = next(self._network.parameters())
+        value = value.to(parameter.device, parameter.dtype)
+        return Target(str(path), value, {"its depth": self.picture(value)[0]}, (path,))
+
+    def loss(
+        self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]
+    ) -> Float[Tensor, " b"]:
+        """Scale-and-shift-invariant loss of MiDaS (eq. 12) without trimming, or metric log loss.
+
+        A target of another size than the output is resized to it.
+        """
+        fitted = resized(target, output.shape[-2:]).expand_as(output)
+        return metric_loss(output, fitted) if self.metric else scale_and_shift_invariant(
+            output, fitted
+        )  # fmt: skip
+
+    def distance(
+        self, student: Float[Tensor, "b h w"], teacher: Float[Tensor, "b h w"]
+    ) -> Float[Tensor, " b"]:
+        """As :meth:`loss`: an expert is as good as the guidance it gives."""
+        return self.loss(student, teacher)
+
+    def picture(self, output: Float[Tensor, "b h w"]) -> list[Image]:
+        """Depth in colours: near is warm and bright, far is dark."""
+        return colored(1 / output.clamp_min(1e-3) if self.metric else output)
+
+    def measure(
+        self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]
+    ) -> dict[str, list[float]]:
+        """Absolute relative error ("abs-rel") and share of pixels with a depth ratio below 1.25.
+
+        Relative models are aligned by least squares first, as is usual for them.
+        """
+        fitted = resized(target, output.shape[-2:]).expand_as(output)
+        measures = metric_measures if self.metric else relative_measures
+        return measures(output.detach(), fitted.detach())
+
+    def files(self) -> Sequence[Path]:
+        """Weights and configuration that were read."""
+        return self._files

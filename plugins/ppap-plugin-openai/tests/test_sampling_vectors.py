@@ -1,0 +1,300 @@
+"""The host's schedules and sampling against guided-diffusion's own numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from ppap_plugin_openai.adm import (
+    ADMClassifierConfig,
+    ADMConfig,
+    load_adm,
+    load_adm_classifier,
+)
+from ppap_plugin_openai.backbone import ADMBackbone
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction
+from ppap_host.guide import Guide, Target
+from ppap_host.images import from_tensor
+from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas, respace
+from ppap_host.recipes import NAIVE
+from ppap_host.sampling import DDIM, DDPM, Evaluator, Guidance, Health, Solver, StepReport, sample
+
+_DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
+VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def cases(kind: str) -> list[Any]:
+    """ADM case folders of a kind, told apart by what their settings hold."""
+    found = []
+    for path in sorted(VECTORS.glob("adm/*/case.json")):
+        config = json.loads(path.read_text()).get("config", {})
+        is_kind = {
+            "schedules": "diffusion" in config and "sampling" not in config,
+            "sampling": "sampling" in config,
+        }[kind]
+        if is_kind:
+            found.append(pytest.param(path.parent, id=path.parent.name))
+    reason = f"no ADM {kind} vectors in {VECTORS}; set PPAP_VECTORS"
+    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
+
+
+def close(case: dict[str, Any], name: str, ours: Tensor, theirs: Tensor) -> float:
+    """Asserts that an output is within the case's tolerance; the largest error."""
+    tolerance = case["tolerance"]
+    mine = tolerance.get("per_output", {}).get(name, tolerance)
+    error = (ours.double() - theirs.double()).abs()
+    allowed = mine["atol"] + mine["rtol"] * theirs.double().abs()
+    assert (error <= allowed).all(), f"{name}: error {error.max():.3g}"
+    return float(error.max())
+
+
+class StubBackbone(Backbone):
+    """Answers with a recorded network output whatever its input."""
+
+    name = "stub"
+
+    def __init__(self, schedule: DiscreteSchedule, clip: bool) -> None:
+        self.schedule, self.clip = schedule, (-1.0, 1.0) if clip else None
+        self.answer = Prediction(torch.zeros(1))
+
+    def walk(self, steps: int | str) -> Walk:
+        return self.schedule.walk(steps)
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        return self.answer
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        return self
+
+
+class GradientGuide(Guide):
+    """Its log likelihood has the recorded gradient everywhere."""
+
+    name = "stub"
+
+    def network(self) -> nn.Module:
+        return nn.Identity()
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        raise NotImplementedError
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return -(output * target).sum(dim=(1, 2, 3))
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def picture(self, output: Tensor) -> list[Image.Image]:
+        raise NotImplementedError
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        raise NotImplementedError
+
+
+class NoiseAwareClassifier(GradientGuide):
+    """guided-diffusion's classifier, which is told the original step."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        self.classifier = classifier
+        self.times: list[float] = []
+        self.log_prob: list[Tensor] = []
+
+    def network(self) -> nn.Module:
+        return self.classifier
+
+    def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        assert level is not None
+        self.times.append(level.time)
+        logits: Tensor = self.classifier(x, torch.full((len(x),), level.time))
+        return logits
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        chosen = output.log_softmax(dim=1).gather(1, target[:, None])[:, 0]
+        self.log_prob.append(chosen.detach())
+        return -chosen
+
+
+@pytest.mark.parametrize("folder", cases("schedules"))
+def test_vector_schedule_tables(folder: Path, record_property: Any) -> None:
+    case = json.loads((folder / "case.json").read_text())
+    io, io64 = load_file(folder / "io.safetensors"), load_file(folder / "io_f64.safetensors")
+    diffusion = case["config"]["diffusion"]
+    total, compared, worst = diffusion["diffusion_steps"], set(), 0.0
+    for name in diffusion["noise_schedule"]:
+        betas = BETAS[name](total)
+        schedule = DiscreteSchedule.from_betas(betas)
+        for spacing in diffusion["timestep_respacing"]:
+            part = f"{name}/{spacing.replace(',', '-') or 'full'}"
+            kept = respace(total, spacing)
+            times = f"timesteps/{spacing.replace(',', '-') or 'full'}"
+            assert kept == io[times].tolist()
+            walk = schedule.walk(spacing)
+            posteriors = [walk.posterior(i) for i in reversed(range(len(walk)))]
+            upper = [p.log_upper for p in posteriors]
+            fixed = [math.exp(u) for u in upper]
+            fixed[0] = math.exp(posteriors[0].log_lower)
+            tables = {
+                f"{part}/betas": [math.exp(u) for u in upper],
+                f"{part}/alphas_cumprod": [x.alpha**2 for x in reversed(walk.levels[:-1])],
+                f"{part}/posterior_variance": [p.variance for p in posteriors],
+                f"{part}/posterior_log_variance_clipped": [p.log_lower for p in posteriors],
+                f"{part}/posterior_mean_coef1": [p.of_x0 for p in posteriors],
+                f"{part}/posterior_mean_coef2": [p.of_xt for p in posteriors],
+                f"{part}/log_betas": upper,
+                f"{part}/fixed_large_variance": fixed,
+            }
+            if not spacing:
+                tables[f"{name}/betas"] = betas.tolist()
+                tables[f"{name}/alphas_cumprod"] = schedule.alphas_cumprod.tolist()
+            for key, values in tables.items():
+                if key not in io64:
+                    continue
+                ours = torch.tensor(values, dtype=torch.float64)
+                torch.testing.assert_close(ours, io64[key], rtol=1e-9, atol=1e-12, msg=key)
+                worst = max(worst, float((ours - io64[key]).abs().max()))
+                compared.add(key)
+    tables_in_case = {k for k in io64 if not k.startswith(("step/", "timesteps/"))}
+    assert compared == tables_in_case
+    record_property("largest_error", worst)
+
+
+@pytest.mark.parametrize("folder", cases("schedules"))
+def test_vector_single_steps(folder: Path, record_property: Any) -> None:
+    case = json.loads((folder / "case.json").read_text())
+    io = load_file(folder / "io.safetensors")
+    diffusion = case["config"]["diffusion"]
+    names = {key.rsplit("/", 1)[0] for key in case["inputs"]}
+    worst, compared = 0.0, set()
+    for part in sorted(names):
+        _, schedule_name, spacing = part.split("/")
+        spacing = "" if spacing == "full" else spacing.replace("-", ",")
+        schedule = DiscreteSchedule.from_betas(BETAS[schedule_name](diffusion["diffusion_steps"]))
+        outputs = [k for k in case["outputs"] if k.startswith(f"{part}/")]
+        rows: dict[str, list[Tensor]] = {k: [] for k in outputs}
+        for row, index in enumerate(io[f"{part}/t"].tolist()):
+            given = {
+                k: io[f"{part}/{k}"][row : row + 1] for k in ("x", "eps", "v", "gradient", "noise")
+            }
+            for key, value in one_step(schedule, spacing, index, given).items():
+                rows[f"{part}/{key}"].append(value)
+        for key, values in rows.items():
+            assert values, f"{key} is not compared"
+            worst = max(worst, close(case, key, torch.cat(values), io[key]))
+            compared.add(key)
+    assert compared == {k for k in case["outputs"] if k.startswith("step/")}
+    record_property("largest_error", worst)
+
+
+def one_step(
+    schedule: DiscreteSchedule, spacing: str, index: int, given: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every output of a recorded step, made by the host's solvers."""
+    walk = schedule.walk(spacing)
+    i = len(walk) - 1 - index
+    out = {}
+
+    def step(solver: Solver, guided: bool, clip: bool = True) -> tuple[Tensor, Any]:
+        backbone = StubBackbone(schedule, clip)
+        backbone.answer = Prediction(given["eps"], given["v"])
+        guidance = [Guidance(GradientGuide(), given["gradient"], NAIVE, 1.0)] if guided else []
+        evaluator = Evaluator(
+            backbone,
+            ClassifierFree(backbone, {}, {}),
+            guidance,
+            ancestral=solver.ancestral,
+            health=Health(),
+        )
+        x, estimate, _ = solver.step(
+            given["x"],
+            i,
+            walk,
+            lambda x, i: evaluator(x, walk.levels[i]),
+            lambda: given["noise"],
+            None,
+        )
+        return x, estimate
+
+    posterior = walk.posterior(i)
+    for clip, label in ((True, "clip"), (False, "noclip")):
+        _, estimate = step(DDPM(), guided=False, clip=clip)
+        out[f"{label}/pred_xstart"] = estimate.x0
+        out[f"{label}/mean"] = posterior.of_x0 * estimate.x0 + posterior.of_xt * given["x"]
+    fraction = (given["v"] + 1) / 2
+    out["log_variance"] = fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
+    out["variance"] = out["log_variance"].exp()
+    out["p_sample"] = step(DDPM(), guided=False)[0]
+    out["p_sample_guided"] = step(DDPM(), guided=True)[0]
+    for eta in (0.0, 0.5, 1.0):
+        out[f"ddim_eta{eta}"] = step(DDIM(eta), guided=False)[0]
+        x, estimate = step(DDIM(eta), guided=True)
+        out[f"ddim_guided_eta{eta}"] = x
+        out["ddim_guided_pred_xstart"] = estimate.x0
+    return out
+
+
+@pytest.mark.parametrize("folder", cases("sampling"))
+def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
+    case = json.loads((folder / "case.json").read_text())
+    io = load_file(folder / "io.safetensors")
+    config, sampling = case["config"]["model"], case["config"]["sampling"]
+    unet = load_adm(folder / "checkpoint.pt", ADMConfig.from_flags(config))
+    backbone = ADMBackbone(unet, config["noise_schedule"], config["diffusion_steps"])
+    backbone.clip = (-1.0, 1.0) if sampling["clip_denoised"] else None
+    solver: Solver = DDIM(sampling.get("eta", 0.0)) if sampling["use_ddim"] else DDPM()
+    guides, classifier = [], None
+    if "classifier" in case["config"]:
+        classifier = NoiseAwareClassifier(
+            load_adm_classifier(
+                folder / "classifier.pt",
+                ADMClassifierConfig.from_flags(case["config"]["classifier"]),
+            )
+        )
+        guides = [Guidance(classifier, io["y"], NAIVE, sampling["classifier_scale"])]
+    condition = backbone.encode_classes(io["y"]) if config["class_cond"] else {}
+    # The reference draws at every step even where eta = 0 multiplies the draw by nothing.
+    draws = iter(io["noise"]) if "noise" in io else iter(())
+    reports: list[StepReport] = []
+    sample(
+        backbone,
+        lambda x, level: backbone.predict(x, level, condition),
+        backbone.walk(config["timestep_respacing"]),
+        solver,
+        lambda: next(draws),
+        guides,
+        start=io["x_T"],
+        watch=reports.append,
+    )
+    ours = {
+        "sample": torch.stack([r.x for r in reports]),
+        "pred_xstart": torch.stack([r.estimate.x0 for r in reports]),
+        "model_t": torch.tensor([int(r.estimate.level.time) for r in reports]),
+    }
+    if classifier is not None:
+        ours["classifier_t"] = torch.tensor([int(t) for t in classifier.times])
+        ours["selected_log_prob"] = torch.stack(classifier.log_prob)
+    errors = {key: close(case, key, value, io[key]) for key, value in ours.items()}
+    # The reference truncates where the host rounds: one step of 255 apart at most.
+    pixels = torch.stack([to_pixels(p) for p in from_tensor(reports[-1].x)])
+    assert (pixels - io["image_uint8"]).abs().max() <= 1
+    unknown = set(case["outputs"]) - set(ours) - {"image_uint8", "gradient"}
+    assert not unknown, f"outputs of the case that are not compared: {unknown}"
+    record_property("largest_error", json.dumps(errors))
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """[h, w, 3] int64."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, 3).long()
