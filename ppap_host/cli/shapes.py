@@ -32,3 +32,63 @@ def render(
 
     with progress_bar() as watch:
         render_scenes(out, seed, num, size, watch)
+
+
+@app.command()
+def evaluate(
+    what: Annotated[str, typer.Argument(help="prompts, frechet or depth.")],
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, help="Images; for prompts: images of each class.")
+    ] = 32,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="For depth.")] = "x0",
+    scale: Annotated[float | None, typer.Option("--scale", "-s", help="For depth.")] = None,
+    steps: Annotated[str, typer.Option("--steps", help="Steps or a spacing.")] = "50",
+    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
+    cfg: Annotated[float, typer.Option("--cfg", help="For prompts and frechet.")] = 2.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the generated images.")] = 0,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Another training of the backbone.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="For depth: a sheet of targets and results.")
+    ] = None,
+) -> None:
+    """Measure with judges: prompts (class accuracy), frechet (distance to renders), depth.
+
+    The outcome is printed as JSON.
+    """
+    from ppap_host.cli.output import print_json
+    from ppap_host.cli.run import progress_bar
+    from ppap_host.errors import unknown_name
+    from ppap_host.images import contact_sheet, from_tensor, write_png
+    from ppap_host.registry import registry
+    from ppap_host.sampling import make_solver
+    from ppap_host.shapes import evaluate as measures
+    from ppap_host.shapes.backbone import ShapesBackbone
+
+    if what not in ("prompts", "frechet", "depth"):
+        raise unknown_name("measure", what, ("prompts", "frechet", "depth"))
+    backbone = ShapesBackbone(checkpoint)
+    solver = make_solver(sampler, 0.0, backbone)
+    settings = measures.Settings(steps=steps, cfg=cfg, seed=seed)
+    with progress_bar() as watch:
+        if what == "prompts":
+            outcome = measures.prompt_accuracy(backbone, solver, settings, num, watch)
+        elif what == "frechet":
+            outcome = measures.frechet(backbone, solver, settings, num, watch)
+        else:
+            guide = registry().load("guide", "depth")()
+            method = registry().load("recipe", recipe)
+            defaults = guide.default_scale
+            strength = scale if scale is not None else defaults.get(recipe, defaults[""])
+            outcome = measures.depth_error(
+                backbone, solver, settings, guide, method, strength, num, watch
+            )
+            targets, made = outcome.pop("targets"), outcome.pop("made")
+            if out is not None:
+                rows = []
+                for i in range(0, min(num, 32), 8):
+                    for title, x in (("targets", targets), ("guided by their depth", made)):
+                        rows.append((title, [("", p) for p in from_tensor(x[i : i + 8])]))
+                write_png(out, contact_sheet(rows, cell=128))
+    print_json(outcome | {"steps": steps, "sampler": sampler, "seed": seed})

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppap_host.backbone import Backbone, Condition, Prediction
 from ppap_host.errors import CheckpointError
@@ -87,8 +87,9 @@ class ShapesBackbone(Backbone):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
         """Moves U-Net and caption encoder."""
-        self.unet.to(device=device, dtype=dtype)
-        self.text.to(device=device, dtype=dtype)
+        # nn.Module's own `to`: diffusers' override warns about every change of precision.
+        nn.Module.to(self.unet, device=device, dtype=dtype)
+        nn.Module.to(self.text, device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
         return self
 

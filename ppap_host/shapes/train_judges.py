@@ -17,7 +17,6 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,15 +121,29 @@ class ClassTraining(nn.Module):
         return of_class + 0.5 * F.cross_entropy(layout, segments[:, ::2, ::2])
 
 
+def _normalised(depth: Tensor) -> Tensor:
+    """Depth less its median, over its mean absolute deviation (Ranftl et al., 2020, eq. 5)."""
+    centred = depth - depth.flatten(1).median(dim=1).values.view(-1, 1, 1, 1)
+    return centred / centred.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-5)
+
+
 class DepthTraining(nn.Module):
-    """Mean absolute error of log depth, which near the target is the relative error."""
+    """Error of depth up to scale and shift, plus a little error of log depth in metres.
+
+    A picture does not tell how many metres the scene is wide, nor how wide the lens was (a longer
+    lens from farther away sees almost the same): both are random in this world and amount to a
+    scale and a shift of depth. Trained on metres alone, the network spends itself on guessing them;
+    the small second term gives it their best guess.
+    """
 
     def __init__(self, judge: nn.Module) -> None:
         super().__init__()
         self.judge = judge
 
     def forward(self, images: Tensor, labels: Tensor, depth: Tensor, segments: Tensor) -> Tensor:
-        return F.l1_loss(self.judge(images), depth.log())
+        log_depth = self.judge(images)
+        shape = F.l1_loss(_normalised(log_depth.exp()), _normalised(depth))
+        return shape + 0.2 * F.l1_loss(log_depth, depth.log())
 
 
 class SegmentTraining(nn.Module):
@@ -182,13 +195,28 @@ def train(
     return judge.eval()
 
 
+def aligned(depth: Tensor, truth: Tensor) -> Tensor:
+    """``depth`` [b, 1, h, w] scaled and shifted to ``truth`` by least squares, per image."""
+    d = depth - depth.mean(dim=(1, 2, 3), keepdim=True)
+    centre = truth.mean(dim=(1, 2, 3), keepdim=True)
+    covariance = (d * (truth - centre)).mean(dim=(1, 2, 3), keepdim=True)
+    variance = d.square().mean(dim=(1, 2, 3), keepdim=True)
+    return covariance / variance.clamp_min(1e-12) * d + centre
+
+
 @torch.no_grad()
-def measure(name: str, judge: nn.Module, data: RenderedScenes, device: torch.device) -> Any:
-    """The judge's accuracy on renders it has not seen, clean and spoiled, by measure."""
+def measure(
+    name: str, judge: nn.Module, data: RenderedScenes, device: torch.device
+) -> dict[str, float]:
+    """The judge's accuracy on renders it has not seen, clean and spoiled, by measure.
+
+    Depth is measured after alignment of scale and shift, which no picture of this world tells;
+    ``abs_rel_unaligned`` is what is left without.
+    """
     result: dict[str, float] = {}
     for condition in ("clean", "spoiled"):
         spoil = Spoiler(np.random.Generator(np.random.Philox(key=FRESH_SEED)), device)
-        right = error = close = 0.0
+        right = error = close = metric = 0.0
         confusion = torch.zeros(len(SEGMENTS), len(SEGMENTS), dtype=torch.int64)
         for start in range(0, len(data), 100):
             picks = np.arange(start, min(start + 100, len(data)))
@@ -197,10 +225,11 @@ def measure(name: str, judge: nn.Module, data: RenderedScenes, device: torch.dev
             if name == "classifier":
                 right += float((output.argmax(1) == labels).sum())
             elif name == "depth":
-                relative = (output.exp() / depth - 1).abs()
-                error += float(relative.mean(dim=(1, 2, 3)).sum())
-                close += float(((output - depth.log()).abs() < math.log(1.25)).float().mean(
-                    dim=(1, 2, 3)).sum())  # fmt: skip
+                fitted = aligned(output.exp(), depth) / depth
+                error += float((fitted - 1).abs().mean(dim=(1, 2, 3)).sum())
+                near = torch.maximum(fitted, 1 / fitted.clamp_min(1e-3)) < 1.25
+                close += float(near.float().mean(dim=(1, 2, 3)).sum())
+                metric += float((output.exp() / depth - 1).abs().mean(dim=(1, 2, 3)).sum())
             else:
                 pairs = segments * len(SEGMENTS) + output.argmax(1)
                 confusion += torch.bincount(pairs.flatten().cpu(), minlength=confusion.numel()).view(
@@ -210,6 +239,7 @@ def measure(name: str, judge: nn.Module, data: RenderedScenes, device: torch.dev
         elif name == "depth":
             result[f"abs_rel_{condition}"] = error / len(data)
             result[f"delta_1.25_{condition}"] = close / len(data)
+            result[f"abs_rel_unaligned_{condition}"] = metric / len(data)
         else:
             hit = confusion.diag().double()
             iou = hit / (confusion.sum(0) + confusion.sum(1) - hit)

@@ -45,7 +45,8 @@ class Preparation:
     Attributes:
         size: (height, width) asked for, None to keep the image's.
         keep_aspect_ratio: scale both sides alike, by the factor nearer to one.
-        multiple_of: each side is rounded to a multiple of this.
+        multiple_of: each side is rounded to a multiple of this, then cut to a whole number
+            (ZoeDepth's own value is 1 / 32).
         mode: of torch's interpolation.
         align_corners: how ZoeDepth resizes, without antialiasing; others antialias.
         rescale: from the 8-bit range to what ``mean`` and ``std`` refer to, usually 1 / 255.
@@ -53,7 +54,7 @@ class Preparation:
 
     size: tuple[int, int] | None
     keep_aspect_ratio: bool
-    multiple_of: int
+    multiple_of: float
     mode: str
     align_corners: bool
     rescale: float
@@ -70,8 +71,8 @@ class Preparation:
             by_width = abs(1 - scales[1]) < abs(1 - scales[0])
             scales = [scales[1] if by_width else scales[0]] * 2
         m = self.multiple_of
-        sides = [max(m, round(s * n / m) * m) for s, n in zip(scales, (height, width), strict=True)]
-        return sides[0], sides[1]
+        sides = [round(s * n / m) * m for s, n in zip(scales, (height, width), strict=True)]
+        return int(max(m, 1, sides[0])), int(max(m, 1, sides[1]))
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Network input from RGB in [-1, 1]."""
@@ -180,8 +181,7 @@ def read_preparation(name: str, processor: Any) -> Preparation:
     return Preparation(
         size=size,
         keep_aspect_ratio=bool(getattr(processor, "keep_aspect_ratio", False)),
-        # ZoeDepth's default is 1 / 32: no constraint.
-        multiple_of=max(1, int(getattr(processor, "ensure_multiple_of", 1) or 1)),
+        multiple_of=float(getattr(processor, "ensure_multiple_of", None) or 1),
         mode=mode,
         align_corners=type(processor).__name__.startswith("ZoeDepth"),
         rescale=rescale,

@@ -1,0 +1,47 @@
+"""Checks of the project: ``nox`` runs tests, lint, types and docs; ``nox -s bench`` measures."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+
+PLUGINS = ["./plugins/ppap-plugin-depth", "./plugins/ppap-plugin-openai"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "timm>=1.0"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite; further arguments go to pytest."""
+    session.install(".[evaluation]", *PLUGINS, *TEST)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: errors and formatting."""
+    session.install("ruff>=0.8")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy in strict mode for the host and the plugins."""
+    session.install(".[evaluation]", *PLUGINS, "mypy>=1.13")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings being errors."""
+    session.install("mkdocs-material>=9.5")
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Times of the first command, of a guided step against its parts, and of the start-up."""
+    session.install(".", *PLUGINS)
+    session.run("python", "-m", "ppap_host.bench", *session.posargs)

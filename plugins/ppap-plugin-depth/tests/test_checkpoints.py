@@ -1,0 +1,201 @@
+"""Any depth checkpoint loads by folder, is prepared as its processor does, and gives gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
+    DPTModel,
+    PreTrainedModel,
+    ViTImageProcessor,
+    ZoeDepthImageProcessor,
+)
+
+from ppap_host.errors import CheckpointError
+from ppap_host.images import to_tensor
+from ppap_plugin_depth.checkpoint import read_preparation
+from ppap_plugin_depth.guide import DepthGuide
+
+SMALL_DPT: dict[str, Any] = dict(
+    image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+    intermediate_size=32, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+    fusion_hidden_size=8,
+)  # fmt: skip
+
+
+def _alive(model: PreTrainedModel) -> PreTrainedModel:
+    """With the usual small initial weights so small a network answers a constant to everything."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.xavier_normal_(parameter)
+        if name in ("head.head.4.bias", "head.conv3.bias"):
+            # Relative heads end in a ReLU.
+            torch.nn.init.constant_(parameter, 1.0)
+    return model
+
+
+def _depth_anything(kind: str) -> DepthAnythingForDepthEstimation:
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=42,
+        patch_size=14, out_indices=[1, 2, 3, 4], reshape_hidden_states=False,
+        apply_layernorm=True,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, patch_size=14, reassemble_hidden_size=16,
+        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_hidden_size=8,
+        depth_estimation_type=kind, max_depth=10 if kind == "metric" else 1,
+    )  # fmt: skip
+    return DepthAnythingForDepthEstimation(config)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("checkpoints")
+    aspect = dict(keep_aspect_ratio=True, ensure_multiple_of=14)
+    made = {
+        "dpt": (
+            DPTForDepthEstimation(DPTConfig(**SMALL_DPT)),
+            DPTImageProcessor(size={"height": 32, "width": 32}),
+        ),
+        "relative": (
+            _depth_anything("relative"),
+            DPTImageProcessor(size={"height": 42, "width": 42}, **aspect),
+        ),
+        "metric": (
+            _depth_anything("metric"),
+            DPTImageProcessor(size={"height": 42, "width": 42}, **aspect),
+        ),
+    }
+    for name, (model, processor) in made.items():
+        _alive(model).save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    return {name: root / name for name in made}
+
+
+@pytest.mark.parametrize("name", ["dpt", "relative", "metric"])
+@pytest.mark.parametrize("size", [(64, 64), (40, 72)])
+def test_a_folder_gives_finite_gradients(
+    folders: dict[str, Path], name: str, size: tuple[int, int]
+) -> None:
+    if name == "dpt" and size != (64, 64):
+        pytest.skip("the square is all its processor makes")
+    guide = DepthGuide(str(folders[name]))
+    assert guide.metric == (name == "metric")
+    torch.manual_seed(1)
+    x = torch.rand(2, 3, *size).mul(2).sub(1).requires_grad_()
+    with torch.no_grad():
+        target = guide.see(torch.rand(1, 3, *size))
+    losses = guide.loss(guide.see(x), target)
+    assert losses.shape == (2,)
+    (gradient,) = torch.autograd.grad(losses.sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert gradient.flatten(1).norm(dim=1).min() > 0
+
+
+def test_weights_stay_frozen_and_files_are_named(folders: dict[str, Path]) -> None:
+    guide = DepthGuide(str(folders["dpt"]))
+    assert not any(p.requires_grad for p in guide.network().parameters())
+    assert guide.network() is guide.network()
+    names = {file.name for file in guide.files()}
+    assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("picture", [(64, 64), (60, 90), (90, 61), (200, 150)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        DPTImageProcessor(size={"height": 96, "width": 96}),
+        DPTImageProcessor(size={"height": 48, "width": 64}, resample=Image.Resampling.BILINEAR),
+        DPTImageProcessor(
+            size={"height": 98, "width": 98},
+            keep_aspect_ratio=True,
+            ensure_multiple_of=14,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.25, 0.5],
+        ),
+        DPTImageProcessor(do_resize=False, do_normalize=False),
+        ZoeDepthImageProcessor(size={"height": 96, "width": 128}, do_pad=False),
+    ],
+    ids=["square", "bilinear", "aspect", "untouched", "zoe"],
+)
+def test_prepare_matches_the_image_processor(processor: Any, picture: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    # Smooth, so that the processor's 8-bit rounding and clipping while resizing do not matter.
+    coarse = rng.integers(60, 190, (6, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(picture[::-1], Image.Resampling.BICUBIC)
+    expected = processor(images=image, return_tensors="pt")["pixel_values"]
+    prepared = read_preparation("test", processor)(to_tensor(image))
+    assert prepared.shape == expected.shape
+    # One 8-bit step, in units of the smallest standard deviation.
+    torch.testing.assert_close(prepared, expected.float(), atol=1.2 / 255 / 0.22, rtol=0)
+
+
+def test_missing_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder") as caught:
+        DepthGuide(str(tmp_path / "nowhere"))
+    assert "--model" in caught.value.remedy
+
+
+def test_unreachable_hub_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="no-such-owner/no-such-model"):
+        DepthGuide("no-such-owner/no-such-model")
+
+
+def test_other_kinds_of_models_are_refused(tmp_path: Path) -> None:
+    model = BertModel(BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        vocab_size=10,
+    ))  # fmt: skip
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError):
+        DepthGuide(str(tmp_path))
+
+
+def test_backbone_without_depth_head_is_refused(tmp_path: Path) -> None:
+    DPTModel(DPTConfig(**SMALL_DPT)).save_pretrained(tmp_path)
+    DPTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="lacks"):
+        DepthGuide(str(tmp_path))
+
+
+def test_pickled_weights_are_never_opened(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text((folders["dpt"] / name).read_text())
+    state = DepthGuide(str(folders["dpt"])).network().model.state_dict()  # type: ignore[union-attr,operator]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        DepthGuide(str(tmp_path))
+
+
+def test_damaged_weights_are_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text((folders["dpt"] / name).read_text())
+    whole = (folders["dpt"] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError):
+        DepthGuide(str(tmp_path))
+
+
+def test_strange_preprocessing_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders["dpt"] / name).read_bytes())
+    ViTImageProcessor(size={"shortest_edge": 40}).save_pretrained(tmp_path)
+    assert "shortest_edge" in json.loads((tmp_path / "preprocessor_config.json").read_text())["size"]
+    with pytest.raises(CheckpointError, match="shortest_edge"):
+        DepthGuide(str(tmp_path))

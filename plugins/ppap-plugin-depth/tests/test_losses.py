@@ -1,0 +1,119 @@
+"""The losses compare shapes of depth, not units."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppap_plugin_depth.losses import (
+    aligned,
+    metric_loss,
+    metric_measures,
+    relative_measures,
+    resized,
+    scale_and_shift_invariant,
+)
+
+
+def _maps(seed: int, count: int = 2, side: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 1, 4, 4, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")[:, 0] + 0.2
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.floats(0.01, 100),
+    shift=st.floats(-5, 5),
+    trim=st.sampled_from([0.0, 0.2]),
+)
+def test_relative_loss_ignores_scale_and_shift(
+    seed: int, scale: float, shift: float, trim: float
+) -> None:
+    a, b = _maps(seed), _maps(seed + 5000)
+    plain = scale_and_shift_invariant(a, b, trim=trim)
+    moved = scale_and_shift_invariant(a * scale + shift * scale, b, trim=trim)
+    torch.testing.assert_close(moved, plain, rtol=2e-3, atol=2e-3)
+    at_target = scale_and_shift_invariant(b * scale + shift * scale, b, trim=trim)
+    assert at_target.max() < 2e-3 < plain.min()
+
+
+def test_an_inverted_map_is_worse_than_an_unrelated_one() -> None:
+    a, other = _maps(0), _maps(1)
+    inverted = scale_and_shift_invariant(-a, a)
+    assert (inverted > scale_and_shift_invariant(other, a)).all()
+
+
+def test_the_scale_is_the_mean_absolute_deviation() -> None:
+    # Worked by hand: medians 0; deviations 1 and 2 on average; residuals (0.5, 0, 0, ...).
+    a = torch.tensor([[[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 2.0]]])
+    b = 3 * a + 7
+    assert scale_and_shift_invariant(a, b, gradient_weight=0).item() == pytest.approx(0, abs=1e-6)
+    b[0, 0, 0] -= 9  # deviation of b: (3*9 + 9) / 9 = 4 instead of 3
+    normal_a, normal_b = a, (b - 7) / 4
+    expected = 0.5 * (normal_a - normal_b).abs().mean().item()
+    found = scale_and_shift_invariant(a, b, gradient_weight=0).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
+def test_constant_maps_are_finite(value: float) -> None:
+    flat = torch.full((2, 8, 8), value, requires_grad=True)
+    losses = scale_and_shift_invariant(flat, _maps(0, side=8))
+    (gradient,) = torch.autograd.grad(losses.sum(), flat)
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(gradient).all()
+    both = scale_and_shift_invariant(flat.detach(), flat.detach())
+    assert both.tolist() == [0, 0]
+    measures = relative_measures(flat.detach(), _maps(0, side=8))
+    assert all(math.isfinite(v) for v in measures["abs-rel"])
+
+
+def test_half_precision_is_compared_in_single() -> None:
+    a = (_maps(3) * 500).half()
+    assert scale_and_shift_invariant(a, a.float()).max() < 1e-3
+
+
+def test_trimming_forgives_few_outliers() -> None:
+    a = _maps(4)
+    b = a.clone()
+    b[:, :2, :2] += 20 * a.std()
+    kept = scale_and_shift_invariant(a, b, gradient_weight=0)
+    trimmed = scale_and_shift_invariant(a, b, gradient_weight=0, trim=0.2)
+    assert (trimmed < kept).all()
+
+
+def test_metric_loss_sees_scale() -> None:
+    depth = _maps(0) * 4
+    assert metric_loss(depth, depth).tolist() == [0, 0]
+    torch.testing.assert_close(metric_loss(1.1 * depth, depth), torch.full((2,), math.log(1.1)))
+    assert torch.isfinite(metric_loss(torch.zeros(1, 4, 4), torch.ones(1, 4, 4))).all()
+
+
+def test_alignment_is_least_squares() -> None:
+    a, b = _maps(0, count=1), _maps(9, count=1)
+    design = torch.stack([a.flatten(), torch.ones(a.numel())], dim=1).double()
+    solution = torch.linalg.lstsq(design, b.flatten().double()[:, None]).solution
+    torch.testing.assert_close(aligned(a, b).flatten(), (design @ solution)[:, 0])
+
+
+def test_measures_are_those_of_depth() -> None:
+    inverse = _maps(0) + 0.5
+    perfect = relative_measures(3 * inverse + 2, inverse)
+    assert perfect["abs-rel"] == pytest.approx([0, 0], abs=1e-6)
+    assert perfect["delta<1.25"] == [1, 1]
+    depth = 1 / inverse
+    assert metric_measures(1.3 * depth, depth)["abs-rel"] == pytest.approx([0.3, 0.3])
+    assert metric_measures(1.3 * depth, depth)["delta<1.25"] == [0, 0]
+    assert metric_measures(1.2 * depth, depth)["delta<1.25"] == [1, 1]
+
+
+def test_resizing_keeps_the_mean() -> None:
+    maps = _maps(2)
+    assert resized(maps, (16, 16)) is maps
+    torch.testing.assert_close(resized(maps, (8, 8)).mean(), maps.mean(), rtol=1e-2, atol=0)

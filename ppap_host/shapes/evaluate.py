@@ -1,0 +1,218 @@
+"""Judged measures of the built-in world: does the backbone follow prompts, does guidance work?
+
+Judges never guided or taught anything (:mod:`ppap_host.shapes.judges`). Targets and references are
+fresh renders, of seeds that no network was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppap_host import images
+from ppap_host.backbone import Backbone, ClassifierFree, Condition
+from ppap_host.guide import Guide
+from ppap_host.recipes import Recipe
+from ppap_host.sampling import Guidance, Health, ImageNoise, Solver, StepReport, sample
+from ppap_host.shapes.judges import Judges
+from ppap_host.shapes.renderer import render
+from ppap_host.shapes.scenes import CLASS_NAMES, sample_scenes
+
+FRESH_SEED = 1_000_003
+"""Seed of the fresh renders that targets and references come from."""
+
+Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are sampled for a measurement."""
+
+    steps: int | str = 50
+    cfg: float = 2.0
+    seed: int = 0
+    batch: int = 16
+
+
+def _generate(
+    backbone: Backbone,
+    solver: Solver,
+    settings: Settings,
+    count: int,
+    watch: Watch,
+    *,
+    condition: Callable[[slice], Condition] | None = None,
+    guidance: Callable[[slice], Sequence[Guidance]] | None = None,
+    what: str,
+) -> Tensor:
+    """``count`` images as they would be written (8 bits), RGB in [-1, 1], [n, 3, h, w]."""
+    walk = backbone.walk(settings.steps)
+    empty = backbone.encode_prompts([""])
+    done = []
+    for first in range(0, count, settings.batch):
+        rows = slice(first, min(first + settings.batch, count))
+        size = rows.stop - rows.start
+
+        def step(report: StepReport, first: int = first, size: int = size) -> None:
+            watch(what, first * report.steps + (report.step + 1) * size, count * report.steps)
+
+        x = sample(
+            backbone,
+            ClassifierFree(
+                backbone,
+                condition(rows) if condition else empty,
+                empty,
+                settings.cfg if condition else 1.0,
+            ),
+            walk,
+            solver,
+            ImageNoise(settings.seed, range(rows.start, rows.stop), backbone.state_shape),
+            guidance(rows) if guidance else (),
+            watch=step,
+            health=Health(),
+        )
+        with torch.no_grad():
+            x = backbone.decode(x)
+        done.append(torch.cat([images.to_tensor(p) for p in images.from_tensor(x)]))
+    return torch.cat(done)
+
+
+def prompt_accuracy(
+    backbone: Backbone, solver: Solver, settings: Settings, per_class: int, watch: Watch
+) -> dict[str, Any]:
+    """Share of images of the prompts "a <colour> <shape>" that the judge puts in their class."""
+    labels = torch.arange(len(CLASS_NAMES)).repeat(per_class)
+    prompts = [f"a {CLASS_NAMES[k]}" for k in labels.tolist()]
+    made = _generate(
+        backbone,
+        solver,
+        settings,
+        len(labels),
+        watch,
+        condition=lambda rows: backbone.encode_prompts(prompts[rows]),
+        what="prompted images",
+    )
+    with torch.no_grad():
+        right = Judges.load().classify(made).argmax(dim=1) == labels
+    by_class = {
+        CLASS_NAMES[k]: float(right[labels == k].float().mean()) for k in range(len(CLASS_NAMES))
+    }
+    return {
+        "accuracy": float(right.float().mean()),
+        "images": len(labels),
+        "worst_class": min(by_class, key=by_class.__getitem__),
+        "by_class": by_class,
+    }
+
+
+class _JudgeFeatures(nn.Module):
+    """The classifier judge's features, for torchmetrics, from uint8 RGB."""
+
+    def __init__(self, judges: Judges) -> None:
+        super().__init__()
+        self.judges = judges
+        self.num_features = int(judges.features(torch.zeros(1, 3, 64, 64)).shape[1])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.judges.features(pixels.float() / 127.5 - 1)
+
+
+def frechet(
+    backbone: Backbone, solver: Solver, settings: Settings, count: int, watch: Watch
+) -> dict[str, Any]:
+    """Frechet distance, in the judge's features, of captioned images to fresh renders.
+
+    Heusel et al. (2017), eq. 6, with another network than Inception: comparable within this world
+    only. ``between_renders`` is the distance of two sets of renders of the same size, the floor.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    sets = [sample_scenes(FRESH_SEED + i, 0, count) for i in range(2)]
+    captions = sets[0].captions()
+    made = _generate(
+        backbone,
+        solver,
+        settings,
+        count,
+        watch,
+        condition=lambda rows: backbone.encode_prompts(captions[rows]),
+        what="captioned images",
+    )
+    judges = Judges.load()
+
+    def pixels(x: Tensor) -> Tensor:
+        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    renders = [pixels(render(scenes).rgb) for scenes in sets]
+
+    def distance(real: Tensor, other: Tensor) -> float:
+        metric = FrechetInceptionDistance(feature=_JudgeFeatures(judges))
+        metric.set_dtype(torch.float64)
+        with torch.no_grad():
+            for part in real.split(256):
+                metric.update(part, real=True)
+            for part in other.split(256):
+                metric.update(part, real=False)
+        return float(metric.compute())
+
+    return {
+        "frechet": distance(renders[1], pixels(made)),
+        "between_renders": distance(renders[1], renders[0]),
+        "images": count,
+    }
+
+
+def depth_error(
+    backbone: Backbone,
+    solver: Solver,
+    settings: Settings,
+    guide: Guide,
+    recipe: Recipe,
+    scale: float,
+    count: int,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Judged depth error of guided and of unguided images, against the targets' true depth.
+
+    Mean absolute relative error, |judged - true| / true over all pixels, in metres.
+    """
+    view = render(sample_scenes(FRESH_SEED, 0, count))
+    shown = torch.cat([images.to_tensor(p) for p in images.from_tensor(view.rgb)])
+    with torch.no_grad():
+        targets = guide.see(shown)
+    judges = Judges.load()
+
+    def error(made: Tensor) -> Tensor:
+        with torch.no_grad():
+            judged = judges.depth(made)
+        return ((judged - view.depth).abs() / view.depth).mean(dim=(1, 2, 3))
+
+    unguided = error(
+        _generate(backbone, solver, settings, count, watch, what="unguided images")
+    )
+    made = _generate(
+        backbone,
+        solver,
+        settings,
+        count,
+        watch,
+        guidance=lambda rows: [Guidance(guide, targets[rows], recipe, scale)],
+        what=f"images guided by {recipe.name}",
+    )
+    guided = error(made)
+    floor = error(shown)
+    return {
+        "recipe": recipe.name,
+        "scale": scale,
+        "guided": float(guided.mean()),
+        "unguided": float(unguided.mean()),
+        "ratio": float(guided.mean() / unguided.mean()),
+        "judge_on_targets": float(floor.mean()),
+        "images": count,
+        "made": made,
+        "targets": shown,
+    }

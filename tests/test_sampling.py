@@ -1,0 +1,279 @@
+"""Solvers and guidance against closed forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import GaussianBackbone, QuadraticGuide
+
+from ppap_host.backbone import Backbone, ClassifierFree, Prediction
+from ppap_host.errors import OptionError
+from ppap_host.names import SAMPLER_SUMMARIES
+from ppap_host.noise import NoiseLevel, NoiseRange
+from ppap_host.recipes import NAIVE, X0, X0_THROUGH, Clipped, Constant, Normalised, Recipe
+from ppap_host.sampling import (
+    DDIM,
+    DDPM,
+    SAMPLERS,
+    DPMSolverPP2M,
+    Guidance,
+    Health,
+    Heun,
+    ImageNoise,
+    Solver,
+    StepReport,
+    make_solver,
+    sample,
+)
+
+
+def run(
+    world: GaussianBackbone,
+    solver: Solver,
+    steps: int,
+    images: Sequence[int] = range(6),
+    guidance: Sequence[Guidance] = (),
+    health: Health | None = None,
+    seed: int = 1,
+) -> Tensor:
+    return sample(
+        world,
+        ClassifierFree(world, {}, {}),
+        world.walk(steps),
+        solver,
+        ImageNoise(seed, images, world.state_shape),
+        guidance,
+        health=health,
+    )
+
+
+def error_of(solver: Solver, steps: int) -> float:
+    world = GaussianBackbone()
+    start = ImageNoise(1, range(6), world.state_shape)()
+    exact = world.flow(start, world.walk(steps).levels[0])
+    return float((run(world, solver, steps) - exact).abs().max())
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DPMSolverPP2M(), Heun()], ids=lambda s: s.name)
+def test_deterministic_solvers_converge_to_the_probability_flow(solver: Solver) -> None:
+    assert error_of(solver, 200) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [(DDIM(), 1), (DPMSolverPP2M(), 2), (Heun(), 2)], ids=lambda s: str(s)
+)
+def test_solvers_have_the_order_they_claim(solver: Solver, order: int) -> None:
+    """On a smooth walk in log-SNR, without the last step, which is of first order for all."""
+    world = GaussianBackbone()
+
+    def error(steps: int) -> float:
+        high, low = -4.0, 4.0
+        lams = [high + (low - high) * i / steps for i in range(steps + 1)]
+        levels = [
+            NoiseLevel(
+                math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam))), 0.0
+            )
+            for lam in lams
+        ]
+        walk = replace(world.walk(2), levels=tuple(levels))
+        x = torch.linspace(-2, 2, 48, dtype=torch.float64).view(1, 3, 4, 4)
+        exact = world.flow(x, levels[0])
+        memory = None
+
+        def evaluate(x: Tensor, i: int) -> object:
+            from ppap_host.recipes import Estimate
+
+            level = walk.levels[i]
+            eps = world.predict(x, level, {}).eps
+            return Estimate(level, x, (x - level.sigma * eps) / level.alpha, eps)
+
+        for i in range(steps):
+            x, _, memory = solver.step(x, i, walk, evaluate, lambda: x, memory)  # type: ignore[arg-type]
+        return float((world.flow(x, levels[-1]) - exact).abs().max())
+
+    observed = math.log2(error(40) / error(80))
+    assert observed == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("solver", [DDPM("small"), DDPM("large"), DDIM(eta=1.0)], ids=str)
+def test_stochastic_solvers_draw_from_the_data_distribution(solver: Solver) -> None:
+    world = GaussianBackbone(shape=(3, 16, 16))
+    x = run(world, solver, 250, images=range(40))
+    assert float(x.mean()) == pytest.approx(world.mean, abs=0.02)
+    assert float(x.std()) == pytest.approx(world.spread, abs=0.03)
+
+
+@pytest.mark.parametrize("solver", [DDPM("small"), DDIM(), DDIM(eta=1.0), Heun()], ids=str)
+def test_exact_classifier_guidance_samples_the_posterior(solver: Solver) -> None:
+    """Dhariwal and Nichol (2021): with the true p(y | x_t) the guided process draws p(x_0 | y)."""
+    world = GaussianBackbone(shape=(3, 16, 16))
+    guide, y = QuadraticGuide(noise=0.4, world=world), 1.0
+    target = torch.full((1, *world.state_shape), y)
+    x = run(world, solver, 250, range(40), [Guidance(guide, target, NAIVE, 1.0)])
+    precision = 1 / world.spread**2 + 1 / guide.noise**2
+    mean = (world.mean / world.spread**2 + y / guide.noise**2) / precision
+    assert float(x.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(x.std()) == pytest.approx(precision**-0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("recipe", [NAIVE, X0, X0_THROUGH], ids=lambda r: r.name)
+@pytest.mark.parametrize("solver", [DDPM(), DDIM(), DPMSolverPP2M(), Heun()], ids=lambda s: s.name)
+def test_every_recipe_pulls_towards_the_target_with_every_solver(
+    recipe: Recipe, solver: Solver
+) -> None:
+    world = GaussianBackbone()
+    guide, target = QuadraticGuide(noise=1.0), torch.full((1, *world.state_shape), 0.9)
+    plain = run(world, solver, 20)
+    guided = run(world, solver, 20, guidance=[Guidance(guide, target, recipe, 0.2)])
+    assert (guided - target).abs().mean() < 0.9 * (plain - target).abs().mean()
+
+
+def test_the_gradient_through_the_backbone_is_the_chain_rule() -> None:
+    world = GaussianBackbone()
+    guide, target = QuadraticGuide(noise=1.0), torch.zeros(1, *world.state_shape)
+    plain = replace(X0_THROUGH, gradient=(), strength=Constant(), place=NAIVE.place)
+    level = world.walk(10).levels[4]
+    x = torch.randn(2, *world.state_shape)
+
+    from ppap_host.sampling import Evaluator
+
+    evaluator = Evaluator(
+        world,
+        ClassifierFree(world, {}, {}),
+        [Guidance(guide, target, plain, 1.0)],
+        ancestral=True,
+        health=Health(),
+    )
+    shift = evaluator(x, level).mean_shift
+    assert shift is not None
+    slope = level.alpha * world.spread**2 / (level.alpha**2 * world.spread**2 + level.sigma**2)
+    x0 = world.mean + slope * (x - level.alpha * world.mean)
+    torch.testing.assert_close(shift, -slope * x0, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_with_a_nan_gradient_goes_on_unguided_and_is_counted() -> None:
+    world, health = GaussianBackbone(), Health()
+    target = torch.full((1, *world.state_shape), 0.9)
+    sick = [Guidance(QuadraticGuide(1.0, broken=(2,)), target, NAIVE, 0.5)]
+    well = [Guidance(QuadraticGuide(1.0), target, NAIVE, 0.5)]
+    x = run(world, DDIM(), 12, guidance=sick, health=health)
+    assert x.isfinite().all()
+    assert health.skipped == {"quadratic": 12}
+    torch.testing.assert_close(x[2], run(world, DDIM(), 12)[2])
+    others = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(x[others], run(world, DDIM(), 12, guidance=well)[others])
+
+
+def test_image_k_does_not_depend_on_the_batch_it_is_in() -> None:
+    world = GaussianBackbone()
+    together = run(world, DDPM(), 10, images=range(5))
+    for k in range(5):
+        assert torch.equal(run(world, DDPM(), 10, images=[k])[0], together[k])
+
+
+def test_seeds_and_indices_give_different_noise() -> None:
+    draws = torch.cat(
+        [ImageNoise(seed, range(3), (3, 8, 8))().flatten(1) for seed in (0, 1, 2**62)]
+    )
+    correlation = torch.corrcoef(draws) - torch.eye(9)
+    assert correlation.abs().max() < 0.3
+
+
+def test_outside_its_interval_a_guide_is_not_called() -> None:
+    world, guide = GaussianBackbone(), QuadraticGuide()
+    target = torch.zeros(1, *world.state_shape)
+    late = replace(NAIVE, interval=NoiseRange(0.0, math.inf))
+    run(world, DDIM(), 20, guidance=[Guidance(guide, target, late, 1.0)])
+    inside = sum(level.log_snr >= 0 for level in world.walk(20).levels[:-1])
+    assert 0 < guide.calls == inside < 20
+
+
+def test_scale_zero_changes_nothing_and_costs_nothing() -> None:
+    world, guide = GaussianBackbone(), QuadraticGuide()
+    target = torch.zeros(1, *world.state_shape)
+    off = run(world, DDIM(), 8, guidance=[Guidance(guide, target, X0, 0.0)])
+    assert torch.equal(off, run(world, DDIM(), 8))
+    assert guide.calls == 0
+
+
+def test_a_guided_step_evaluates_the_backbone_once() -> None:
+    for recipe in (NAIVE, X0, X0_THROUGH):
+        world, guide = GaussianBackbone(), QuadraticGuide()
+        target = torch.zeros(1, *world.state_shape)
+        run(world, DDIM(), 9, guidance=[Guidance(guide, target, recipe, 0.1)])
+        assert (world.evaluations, guide.calls) == (9, 9)
+
+
+def test_only_the_view_through_the_backbone_keeps_its_graph() -> None:
+    for recipe, kept in ((NAIVE, False), (X0, False), (X0_THROUGH, True)):
+        seen: list[bool] = []
+
+        class Watched(GaussianBackbone):
+            def predict(self, x: Tensor, level: NoiseLevel, condition: object) -> Prediction:
+                seen.append(torch.is_grad_enabled() and x.requires_grad)  # noqa: B023
+                return super().predict(x, level, {})
+
+        world = Watched()
+        target = torch.zeros(1, *world.state_shape)
+        run(world, DDIM(), 3, guidance=[Guidance(QuadraticGuide(), target, recipe, 0.1)])
+        assert seen == [kept] * 3
+
+
+def test_gradient_parts_bound_each_image_by_itself() -> None:
+    gradient = torch.randn(3, 3, 8, 8) * torch.tensor([1e-6, 1.0, 1e6]).view(3, 1, 1, 1)
+    gradient = torch.cat([gradient, torch.zeros(1, 3, 8, 8)])
+    rms = lambda g: g.square().mean(dim=(1, 2, 3)).sqrt()  # noqa: E731
+    normal = Normalised()(gradient, None)  # type: ignore[arg-type]
+    torch.testing.assert_close(rms(normal), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    clipped = Clipped(0.5)(gradient, None)  # type: ignore[arg-type]
+    assert (rms(clipped) <= 0.5 + 1e-5).all()
+    torch.testing.assert_close(clipped[0], gradient[0])
+
+
+def test_classifier_free_guidance_extrapolates_from_the_unconditional_branch() -> None:
+    class Conditional(GaussianBackbone):
+        def predict(self, x: Tensor, level: NoiseLevel, condition: object) -> Prediction:
+            shift = condition["shift"].view(-1, 1, 1, 1)  # type: ignore[index]
+            return Prediction(x * 0 + shift, x * 0 + 10 * shift)
+
+    world: Backbone = Conditional()
+    level = world.walk(5).levels[2]
+    x = torch.randn(2, 3, 4, 4)
+    prompts, empty = {"shift": torch.tensor([2.0])}, {"shift": torch.tensor([0.5])}
+    guided = ClassifierFree(world, prompts, empty, 3.0)(x, level)
+    torch.testing.assert_close(guided.eps, torch.full_like(x, 0.5 + 3 * 1.5))
+    torch.testing.assert_close(guided.v, torch.full_like(x, 20.0))
+
+
+def test_every_sampler_that_is_listed_can_be_made_and_no_other() -> None:
+    assert SAMPLERS.keys() == SAMPLER_SUMMARIES.keys()
+    for name in SAMPLERS:
+        assert make_solver(name, 0.0, GaussianBackbone()).name == name
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 1.5), ("ddim", -0.1), ("heun", 0.5)])
+def test_eta_where_it_makes_no_sense_is_refused(name: str, eta: float) -> None:
+    with pytest.raises(OptionError, match="eta"):
+        make_solver(name, eta, GaussianBackbone())
+
+
+def test_a_watcher_sees_every_step_in_order() -> None:
+    world, seen = GaussianBackbone(), []
+
+    def watch(report: StepReport) -> None:
+        seen.append((report.step, report.steps, report.x.requires_grad))
+
+    sample(
+        world,
+        ClassifierFree(world, {}, {}),
+        world.walk(4),
+        DDIM(),
+        ImageNoise(0, [0], world.state_shape),
+        watch=watch,
+    )
+    assert seen == [(i, 4, False) for i in range(4)]
