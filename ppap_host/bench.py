@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def medians(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median wall time of each action, repetitions interleaved so that all see the same noise."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ class RunConfig:
             OptionError: a key is unknown or a value has the wrong type.
         """
         values = dict(values)
+        if "guide" in values and "guides" in values:
+            raise OptionError(
+                f"There are both 'guide' and 'guides' in {source}.",
+                remedy="Write every guide as one [[guide]] table.",
+            )
         tables = values.pop("guide", values.pop("guides", []))
         if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
             raise OptionError(
@@ -108,6 +114,21 @@ class RunConfig:
             )
         guides = tuple(GuideConfig(**_checked(GuideConfig, t, source)) for t in tables)
         return cls(guides=guides, **_checked(cls, values, source))
+
+
+RECORD_FORMAT = 1
+"""Version of the layout of a run's record."""
+
+
+def new_record(config: RunConfig) -> dict[str, Any]:
+    """The record of a run that has not loaded anything yet; see :mod:`ppap_host.record`."""
+    return {
+        "format": RECORD_FORMAT,
+        "config": config.to_dict(),
+        "status": "running",
+        "skipped_guidance": {},
+        "images": [],
+    }
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -140,7 +161,7 @@ def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any
                 f"{key!r} in {source} is {value!r}.",
                 remedy=f"It must be {' or '.join(k.__name__ for k in kinds)}.",
             )
-        checked[key] = float(value) if float in kinds and value is not None else value
+        checked[key] = _finite(key, value, source) if float in kinds and value is not None else value
     missing = [
         f.name
         for f in fields.values()
@@ -153,6 +174,16 @@ def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any
             f"A guide in {source} has no {missing[0]!r}.", remedy=f"Add {missing[0]} = \"...\"."
         )
     return checked
+
+
+def _finite(key: str, value: Any, source: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise OptionError(f"{key!r} in {source} is {value}.", remedy="It must be finite.")
+    return number
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         raise TargetError(f"The file {str(path)!r} is empty.", remedy=_READABLE)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of what it can live with; what it cannot becomes an error here.
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -66,7 +67,9 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         raise TargetError(
             f"The file {str(path)!r} may not be read.", remedy="Give yourself read permission."
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except TargetError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything, struct.error included
         raise TargetError(
             f"The image {str(path)!r} is damaged or cut short ({error}).",
             remedy="Save or download it again.",
@@ -92,23 +95,36 @@ def read_rgb(path: str | Path, size: tuple[int, int] | None = None) -> Image.Ima
             image.draft("RGB", (4 * size[1], 4 * size[0]))
         image.load()
         upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+        rgb = _to_rgb(upright, path)
     if size is None:
         return rgb
     return ImageOps.fit(rgb, (size[1], size[0]), Image.Resampling.LANCZOS)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode in _MAP_MODES:
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
-        grey = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
+        if not np.isfinite(values).all():
+            raise TargetError(
+                f"The image {str(path)!r} holds NaN or infinite values.",
+                remedy="Fill or crop them, or save it with 8 bits a channel.",
+            )
+        grey = np.clip(values / _white(image.mode, values.max()) * 255, 0, 255).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _white(mode: str, largest: float) -> float:
+    """The value that means white: known for 16 bits, else the smallest usual one that fits."""
+    if mode.startswith("I;16"):
+        return 65535.0
+    if mode == "F" and largest <= 1:
+        return 1.0
+    return 255.0 if largest <= 255 else 65535.0
 
 
 def is_map(path: str | Path) -> bool:
@@ -144,7 +160,8 @@ def read_map(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[n
                     remedy="Save the map as a 16-bit grey PNG or as a 2-D .npy array.",
                 )
             values = np.asarray(image)
-    values = np.ascontiguousarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+        values = np.asarray(values, dtype=np.float32, order="C")
     if values.ndim != 2 or 0 in values.shape:
         raise TargetError(
             f"The map {str(path)!r} has shape {values.shape}.",
@@ -167,16 +184,17 @@ def _read_npy(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path of --target.")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Not numpy.load: that also opens archives and pickles.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # damaged headers raise anything, tokenize.TokenError included
         raise TargetError(
             f"The file {str(path)!r} is not a readable .npy array ({error}).",
             remedy="Write it with numpy.save from a plain numeric array.",
         ) from None
-    if array.size > MAX_PIXELS or not np.issubdtype(array.dtype, np.number):
+    if array.size > MAX_PIXELS or array.dtype.kind not in "iuf":
         raise TargetError(
             f"The array {str(path)!r} has {array.size} entries of type {array.dtype}.",
-            remedy=f"A map holds numbers, at most {MAX_PIXELS // 1_000_000} million.",
+            remedy=f"A map holds real numbers, at most {MAX_PIXELS // 1_000_000} million.",
         )
     return np.asarray(array)
 
@@ -256,7 +274,7 @@ def contact_sheet(
 
     Args:
         rows: (title of the row, [(label, picture), ...]) from top to bottom.
-        cell: side of a cell in pixels; pictures are enlarged in whole steps where they can be.
+        cell: side of a cell in pixels; pictures are scaled to fit it.
     """
     margin, caption, title = 14, 24, 34
     font, bold = ImageFont.load_default(13), ImageFont.load_default(16)

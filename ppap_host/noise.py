@@ -108,12 +108,12 @@ def respace(steps: int, spacing: int | str) -> list[int]:
         length = size + (section < longer)
         if not 1 <= count <= length:
             raise OptionError(f"Cannot keep {count} of {length} steps.", remedy=remedy)
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        step = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
             # Python's round: half to even, as the reference rounds.
             kept.append(start + round(position))
-            position += stride
+            position += step
         start += length
     return kept
 
@@ -192,7 +192,8 @@ class DiscreteSchedule:
     @classmethod
     def from_betas(cls, betas: Float64 | Sequence[float]) -> DiscreteSchedule:
         """The schedule of these betas, each in (0, 1)."""
-        return cls(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)))
+        kept = 1.0 - np.asarray(betas, dtype=np.float64)
+        return cls(np.cumprod(kept, dtype=np.float64))
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)

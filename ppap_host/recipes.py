@@ -45,14 +45,11 @@ class Estimate:
 
 
 class View(Protocol):
-    """What the guide is shown, and with respect to what its loss is differentiated.
+    """What the guide is shown, and with respect to what its loss is differentiated."""
 
-    Attributes:
-        through_backbone: whether the gradient flows through the backbone's evaluation, which then
-            keeps its graph (and its memory).
-    """
-
-    through_backbone: bool
+    @property
+    def through_backbone(self) -> bool:
+        """Whether the gradient flows through the backbone, which then keeps its graph in memory."""
 
     def variable(self, estimate: Estimate) -> Tensor:
         """The tensor to differentiate with respect to, requiring gradients."""
@@ -227,7 +224,7 @@ class PosteriorSpread:
 
     def __call__(self, level: NoiseLevel) -> float:
         """The spread to the power, times ``factor``."""
-        return self.factor * (level.sigma / level.scale) ** self.power
+        return self.factor * math.pow(level.sigma / level.scale, self.power)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
+from ppap_host.config import RECORD_FORMAT
 from ppap_host.errors import RecordError, TargetError
 from ppap_host.images import read_png_record
 
-FORMAT = 1
-"""Version of the record's layout."""
+_LAYOUT = {"config": dict, "images": list, "targets": list, "versions": dict, "model_files": dict}
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pillow")
 
@@ -47,7 +47,7 @@ def package_versions(plugins: Iterable[str] = ()) -> dict[str, str]:
 
 def file_hashes(files: Iterable[Path], known_as: str) -> dict[str, str]:
     """SHA-256 by name, each named ``known_as/<path below the common folder>``."""
-    paths = sorted(set(files))
+    paths = sorted({path.absolute() for path in files})
     if not paths:
         return {}
     base = paths[0].parent
@@ -84,12 +84,23 @@ def read_record(path: Path) -> dict[str, Any]:
             f"The file {str(path)!r} carries no record of a run.",
             remedy="Programs that edit or re-save pictures drop it; use the run.json beside it.",
         )
-    if record.get("format") != FORMAT:
+    if record.get("format") != RECORD_FORMAT:
         raise RecordError(
             f"The record in {str(path)!r} has format {record.get('format')!r}, "
-            f"this version reads {FORMAT}.",
+            f"this version reads {RECORD_FORMAT}.",
             remedy="Use the version of ppap-host that the record names.",
         )
+    if not record.get("images"):
+        raise RecordError(
+            f"The record in {str(path)!r} names no finished image.",
+            remedy="Give the run.json of a run with images, or one of its numbered PNGs.",
+        )
+    for key, kind in _LAYOUT.items():
+        if not isinstance(record.get(key), kind):
+            raise RecordError(
+                f"The record in {str(path)!r} is damaged: it has no valid {key!r}.",
+                remedy="Use another copy: every PNG of the run carries the record.",
+            )
     return record
 
 

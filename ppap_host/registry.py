@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -100,14 +99,14 @@ class Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included
-            plugin.problem = f"cannot be imported: {_last_line(error)}"
+            plugin.problem = f"cannot be imported: {_in_a_line(error)}"
             return
         finally:
             plugin.seconds = time.perf_counter() - began
         try:
             plugin.problem = self._register(plugin, loaded)
-        except Exception as error:
-            plugin.problem = f"fails in a hook: {_last_line(error)}"
+        except (Exception, SystemExit) as error:
+            plugin.problem = f"fails in a hook: {_in_a_line(error)}"
         if plugin.problem is not None:
             plugin.offers.clear()
             return
@@ -125,7 +124,9 @@ class Registry:
         wanted = getattr(loaded, "ppap_interface", None)
         if wanted != INTERFACE:
             written = "declares no ppap_interface" if wanted is None else f"is for {wanted}"
-            return f"written for another interface version: this host has {INTERFACE}, it {written}"
+            return (
+                f"is written for another interface version: this host has {INTERFACE}, it {written}"
+            )
         self._manager.register(loaded, name=f"{plugin.distribution}:{plugin.name}")
         unknown = [
             caller.name
@@ -203,10 +204,10 @@ class Registry:
         entry = self.entry(kind, name)
         try:
             return entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             (plugin, _), *_ = self._claims[kind][name]
             raise PluginError(
-                f"The {kind} {name!r} of {plugin.label} cannot be loaded: {_last_line(error)}.",
+                f"The {kind} {name!r} of {plugin.label} cannot be loaded: {_in_a_line(error)}.",
                 remedy="Run `ppap doctor`; if it finds nothing, reinstall the plugin.",
             ) from error
 
@@ -239,8 +240,11 @@ def _version(distribution: str) -> str:
         return "(not installed)"
 
 
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip().rstrip(".")
+def _in_a_line(error: BaseException) -> str:
+    """Type and message, without the notes and the line breaks that some libraries put in it."""
+    name = type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{name}: {text}" if text else name
 
 
 @cache

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,19 @@ from PIL import Image
 
 from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.config import GuideConfig, RunConfig
+from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
-from ppap_host.errors import OptionError, OutputError, unknown_name
+from ppap_host.errors import OptionError, OutputError, PpapError, unknown_name
 from ppap_host.guide import Guide, Target
 from ppap_host.noise import Walk
 from ppap_host.recipes import Recipe
 from ppap_host.record import (
-    FORMAT,
     file_hashes,
     package_versions,
     sha256_file,
     sha256_pixels,
 )
-from ppap_host.registry import Registry, registry
+from ppap_host.registry import Kind, Registry, registry
 from ppap_host.sampling import (
     SAMPLERS,
     Guidance,
@@ -128,11 +127,9 @@ def set_up(
     make_backbone = found.load("backbone", config.backbone)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    plugins = {
-        plugin.distribution
-        for kind, name in [("backbone", config.backbone), *(("guide", g.name) for g in config.guides)]
-        for plugin, _ in found.names(kind)[name]  # type: ignore[index]
-    }
+    used: list[tuple[Kind, str]] = [("backbone", config.backbone)]
+    used += [("guide", g.name) for g in config.guides]
+    plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
     backbone: Backbone = make_backbone(checkpoint=config.checkpoint)
     walk = backbone.walk(config.steps)
     solver = make_solver(config.sampler, config.eta, backbone)
@@ -195,7 +192,7 @@ def run(
 ) -> RunResult:
     """Makes the images of ``config`` in the folder ``out``.
 
-    The record is written before the first image and again after every batch, so that an
+    The record is written first of all and again after every batch, so that an
     interrupted run leaves finished images and a valid record that says it was interrupted.
 
     Args:
@@ -210,16 +207,18 @@ def run(
     watch = watch or (lambda what, done, total: None)
     clock = Stopwatch()
     check_writable(out)
-    with clock.part("load"):
-        watch("loading models", 0, 1)
-        setup = set_up(config, target_files)
-    with clock.part("hash"):
-        record = _start_record(setup, out)
+    record = new_record(config)
     result = RunResult(record, out)
-    seen: list[list[Image.Image]] = [[] for _ in setup.guides]
-    health = Health()
     _write_record(result, clock)
+    health = Health()
     try:
+        with clock.part("load"):
+            watch("loading models", 0, 1)
+            setup = set_up(config, target_files)
+        with clock.part("hash"):
+            record |= _describe(setup, out)
+            _write_record(result, clock)
+        seen: list[list[Image.Image]] = [[] for _ in setup.guides]
         for first in range(0, config.num, config.batch):
             indices = list(range(first, min(first + config.batch, config.num)))
             total = config.num * len(setup.walk)
@@ -236,24 +235,35 @@ def run(
                 _write_images(result, indices, pictures, rows)
                 record["skipped_guidance"] = dict(health.skipped)
                 _write_record(result, clock)
+        with clock.part("write"):
+            sheet = _sheet(setup, result.images, seen)
+            images.write_png(out / "sheet.png", sheet, _embedded(record))
         record["status"] = "complete"
     except KeyboardInterrupt:
         record["status"] = "interrupted"
         raise
-    except Exception:
+    except PpapError:
+        record["status"] = "failed"
+        if not result.images:
+            _forget(out)
+        raise
+    except BaseException:
         record["status"] = "failed"
         raise
     finally:
-        # A second failure here (a disk that is full) must not hide the first.
-        if record["status"] != "complete":
-            try:
+        if (out / "run.json").exists():
+            # A second failure here (a disk that is full) must not hide the first.
+            with suppress(OutputError):
                 _write_record(result, clock)
-            except OutputError:
-                pass
-    with clock.part("write"):
-        images.write_png(out / "sheet.png", _sheet(setup, result.images, seen), _embedded(record))
-    _write_record(result, clock)
     return result
+
+
+def _forget(out: Path) -> None:
+    """Removes what a run left that failed before its first image, and nothing else."""
+    (out / "run.json").unlink(missing_ok=True)
+    shutil.rmtree(out / "targets", ignore_errors=True)
+    with suppress(OSError):
+        out.rmdir()
 
 
 def check_writable(out: Path) -> None:
@@ -282,7 +292,8 @@ def check_writable(out: Path) -> None:
         ) from None
 
 
-def _start_record(setup: Setup, out: Path) -> dict[str, Any]:
+def _describe(setup: Setup, out: Path) -> dict[str, Any]:
+    """What the record says of everything that was loaded; copies the targets' files to ``out``."""
     model_files = file_hashes(setup.backbone.files(), setup.config.backbone)
     targets = []
     for i, g in enumerate(setup.guides):
@@ -306,8 +317,6 @@ def _start_record(setup: Setup, out: Path) -> dict[str, Any]:
                 }
             )
     return {
-        "format": FORMAT,
-        "config": setup.config.to_dict(),
         "used": {
             "device": str(setup.device),
             "cfg": setup.cfg,
@@ -323,9 +332,6 @@ def _start_record(setup: Setup, out: Path) -> dict[str, Any]:
         "device": _device_name(setup.device),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "status": "running",
-        "skipped_guidance": {},
-        "images": [],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,6 +163,8 @@ def execute(
     settings: RunConfig, out: Path, target_files: dict[int, str] | None = None
 ) -> RunResult:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
+    from ppap_host.config import new_record
+
     console = stderr()
     with progress_bar() as watch:
         try:
@@ -169,7 +172,12 @@ def execute(
 
             result = run_settings(settings, out, watch, target_files)
         except KeyboardInterrupt:
-            kept = len(list(out.glob("[0-9]*.png"))) if out.is_dir() else 0
+            if not (out / "run.json").exists():
+                # Interrupted while libraries were imported: leave a record all the same.
+                out.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(new_record(settings) | {"status": "interrupted"}, indent=2)
+                (out / "run.json").write_text(text + "\n", encoding="utf-8")
+            kept = len(list(out.glob("[0-9]*.png")))
             console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
             raise typer.Exit(130) from None
     for name, count in result.record["skipped_guidance"].items():

@@ -251,7 +251,11 @@ class Judges:
 
     @torch.no_grad()
     def depth(self, images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b 1 64 64"]:
-        """Depth along the view axis in metres."""
+        """Depth along the view axis in metres, as far as a picture tells them.
+
+        The world leaves its absolute scale and the lens's width to chance, and no picture shows
+        them; compare depth maps after alignment of scale and shift.
+        """
         log_depth: Tensor = self._depth(self._own(images))
         return log_depth.exp()
 

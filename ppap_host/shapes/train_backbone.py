@@ -4,7 +4,7 @@ The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the pre
 weighted by min-SNR (Hang et al., 2023, gamma = 5) to learn structure first, plus the variational
 bound for the learned variance with the mean held constant. The learning rate is constant after a
 warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
-from any constant part. State is written every ``--save-every`` steps, and a stopped run goes on
+from any constant part. State is written every ``--save-every`` steps and when the process is asked to stop; a stopped run goes on
 from there with the same random numbers.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -127,6 +128,9 @@ def main() -> None:
         seen, step = state["seen"], state["step"]
     log = (args.work / "backbone-log.jsonl").open("a")
     began, counted, sums = time.time(), 0, torch.zeros(2)
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda caught, frame: stopped.append(caught))
 
     while seen < args.images:
         rng = np.random.Generator(np.random.Philox(key=args.seed, counter=[0, 0, 1, step]))
@@ -171,12 +175,15 @@ def main() -> None:
             print(json.dumps(row), file=log, flush=True)
             print(row, flush=True)
             began, counted, sums = time.time(), 0, torch.zeros(2)
-        if step % args.save_every == 0 or seen >= args.images:
+        if step % args.save_every == 0 or seen >= args.images or stopped:
             state = {"model": model.state_dict(), "average": average.state_dict(),
                      "optimiser": optimiser.state_dict(), "seen": seen, "step": step}  # fmt: skip
             partial = state_file.with_suffix(".partial")
             torch.save(state, partial)
             os.replace(partial, state_file)
+        if stopped:
+            print(f"stopped at step {step}; the same command goes on from here", flush=True)
+            break
 
 
 if __name__ == "__main__":

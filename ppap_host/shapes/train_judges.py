@@ -232,8 +232,8 @@ def measure(
                 metric += float((output.exp() / depth - 1).abs().mean(dim=(1, 2, 3)).sum())
             else:
                 pairs = segments * len(SEGMENTS) + output.argmax(1)
-                confusion += torch.bincount(pairs.flatten().cpu(), minlength=confusion.numel()).view(
-                    confusion.shape)  # fmt: skip
+                counts = torch.bincount(pairs.flatten().cpu(), minlength=confusion.numel())
+                confusion += counts.view(confusion.shape)
         if name == "classifier":
             result[f"accuracy_{condition}"] = right / len(data)
         elif name == "depth":
@@ -285,8 +285,13 @@ def main() -> None:
         report = json.loads(report_file.read_text()) if report_file.exists() else {}
         report[name] = {
             "command": shlex.join(["python", "-m", "ppap_host.shapes.train_judges", *sys.argv[1:]]),
-            "trained_on": {"scene_seed": TRAIN_SEED, "scenes": args.scenes, "seed": SEEDS[name],
-                           "images": args.images, "seconds": round(seconds)},  # fmt: skip
+            "trained_on": {
+                "scene_seed": TRAIN_SEED,
+                "scenes": args.scenes,
+                "seed": SEEDS[name],
+                "images": args.images,
+                "seconds": round(seconds),
+            },
             "measured_on": {"scene_seed": FRESH_SEED, "scenes": FRESH_COUNT},
             "measured": measure(name, load_judge(name, args.out, device), fresh, device),
         }

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ppap_plugin_depth.losses import (
     aligned,
     metric_loss,

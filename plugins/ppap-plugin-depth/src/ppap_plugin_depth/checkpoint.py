@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +126,11 @@ def load_checkpoint(name: str) -> Checkpoint:
 
     try:
         config = AutoConfig.from_pretrained(source)
-        model, report = AutoModelForDepthEstimation.from_pretrained(
-            source, config=config, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True,
-        )  # fmt: skip
+        with _quiet(folder.is_dir()):
+            model, report = AutoModelForDepthEstimation.from_pretrained(
+                source, config=config, use_safetensors=True, dtype=torch.float32,
+                output_loading_info=True,
+            )  # fmt: skip
         processor = AutoImageProcessor.from_pretrained(source)
         found = cached_file(source, "config.json")
     except Exception as error:
@@ -152,6 +155,21 @@ def load_checkpoint(name: str) -> Checkpoint:
         or getattr(config, "depth_estimation_type", "relative") == "metric",
         tuple(sorted(file for file in files if file.exists())),
     )
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """No progress bar for what takes no time; downloads keep theirs."""
+    from transformers.utils import logging
+
+    if not wanted or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def read_preparation(name: str, processor: Any) -> Preparation:

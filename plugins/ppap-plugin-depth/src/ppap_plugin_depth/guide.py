@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -47,7 +46,7 @@ class DepthGuide(Guide):
     """
 
     name = "depth"
-    default_scale: ClassVar[Mapping[str, float]] = {"": 1.0}
+    default_scale: Mapping[str, float] = {"": 1.0}
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)

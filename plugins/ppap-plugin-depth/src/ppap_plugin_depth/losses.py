@@ -37,7 +37,12 @@ def normalised(maps: Maps, smallest_scale: float = 1e-5) -> Maps:
 
 
 def scale_and_shift_invariant(
-    prediction: Maps, target: Maps, *, trim: float = 0.0, gradient_weight: float = 0.5, scales: int = 4
+    prediction: Maps,
+    target: Maps,
+    *,
+    trim: float = 0.0,
+    gradient_weight: float = 0.5,
+    scales: int = 4,
 ) -> PerImage:
     """MiDaS's loss between maps of inverse depth (eq. 12): L_ssi + alpha L_reg.
 
@@ -81,7 +86,7 @@ def metric_loss(prediction: Maps, target: Maps) -> PerImage:
 
 
 def aligned(prediction: Maps, target: Maps) -> Maps:
-    """``prediction`` scaled and shifted to ``target`` by least squares, per image (MiDaS, eq. 4)."""
+    """``prediction`` scaled and shifted to ``target`` by least squares (MiDaS, eq. 4)."""
     d, t = prediction.double().flatten(1), target.double().flatten(1)
     centre_d, centre_t = d.mean(dim=1, keepdim=True), t.mean(dim=1, keepdim=True)
     variance = (d - centre_d).square().mean(dim=1, keepdim=True)

@@ -170,8 +170,13 @@ def main() -> None:
     fresh = RenderedScenes(args.work / "scenes", FRESH_SEED, FRESH_COUNT)
     report = {
         "command": shlex.join(["python", "-m", "ppap_plugin_depth.train", *sys.argv[1:]]),
-        "trained_on": {"scene_seed": TRAIN_SEED, "scenes": args.scenes, "seed": SEED,
-                       "images": args.images, "seconds": round(seconds)},  # fmt: skip
+        "trained_on": {
+            "scene_seed": TRAIN_SEED,
+            "scenes": args.scenes,
+            "seed": SEED,
+            "images": args.images,
+            "seconds": round(seconds),
+        },
         "measured_on": {"scene_seed": FRESH_SEED, "scenes": FRESH_COUNT},
         "measured": measure(DepthGuide(str(args.out)), fresh, device),
     }

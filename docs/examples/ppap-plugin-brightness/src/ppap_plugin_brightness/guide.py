@@ -1,0 +1,97 @@
+"""The guide ``brightness``: how light a picture is on average, and in which colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from jaxtyping import Float
+from PIL import Image, ImageColor
+from torch import Tensor, nn
+
+from ppap_host.errors import OptionError, TargetError
+from ppap_host.guide import Guide, Target
+from ppap_host.images import from_tensor, read_rgb, to_tensor
+
+
+class MeanColour(nn.Module):
+    """The mean of each colour channel; stands where other guides have a trained network."""
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3"]:
+        """Mean colour, in the range of the pixels."""
+        return pixels.mean(dim=(2, 3))
+
+
+class BrightnessGuide(Guide):
+    """Mean colour, RGB in [0, 1].
+
+    Args:
+        model: the --model option; this guide has none.
+
+    Raises:
+        OptionError: a model is given.
+    """
+
+    name = "brightness"
+    # "x0" and "x0-through" normalise the gradient, so their scale is a step in pixel values.
+    # "naive" gets the bare gradient of a mean over all pixels, which is tiny.
+    default_scale: ClassVar[Mapping[str, float]] = {"": 0.1, "naive": 5000.0}
+
+    def __init__(self, model: str | None = None) -> None:
+        if model is not None:
+            raise OptionError(
+                f"The guide 'brightness' has no network, and --model is {model!r}.",
+                remedy="Leave out --model.",
+            )
+        self._network = MeanColour().eval()
+
+    def network(self) -> nn.Module:
+        """Maps pixels [b, 3, h, w] to their mean colour [b, 3]."""
+        return self._network
+
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """From [-1, 1] to [0, 1]."""
+        return (x + 1) / 2
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """Understands a colour ("orange", "#ff8800") or the path of an image.
+
+        Raises:
+            TargetError: it is neither.
+        """
+        try:
+            image = Image.new("RGB", (size[1], size[0]), ImageColor.getrgb(text)[:3])
+            files: tuple[Path, ...] = ()
+        except ValueError:
+            if not Path(text).exists():
+                raise TargetError(
+                    f"The target {text!r} is neither a colour nor an image file.",
+                    remedy="Give a name such as orange, a code such as '#ff8800', or a path.",
+                ) from None
+            image, files = read_rgb(text, size), (Path(text),)
+        value = self.see(to_tensor(image))
+        return Target(text, value, {"target": image, "its mean colour": _swatch(value[0])}, files)
+
+    def loss(self, output: Float[Tensor, "b 3"], target: Float[Tensor, "one 3"]) -> Tensor:
+        """Mean squared difference of the colours, [b]."""
+        # A guide without parameters cannot tell its device before it sees an image.
+        return (output - target.to(output)).square().mean(dim=1)
+
+    def distance(self, student: Float[Tensor, "b 3"], teacher: Float[Tensor, "b 3"]) -> Tensor:
+        """As :meth:`loss`."""
+        return self.loss(student, teacher)
+
+    def picture(self, output: Float[Tensor, "b 3"]) -> list[Image.Image]:
+        """A plain patch of the mean colour."""
+        return [_swatch(colour) for colour in output]
+
+    def measure(
+        self, output: Float[Tensor, "b 3"], target: Float[Tensor, "one 3"]
+    ) -> dict[str, list[float]]:
+        """Root mean square difference of the colours, in [0, 1]."""
+        return {"difference": self.loss(output, target).sqrt().tolist()}
+
+
+def _swatch(colour: Float[Tensor, " 3"]) -> Image.Image:
+    return from_tensor((2 * colour.detach() - 1).view(1, 3, 1, 1).expand(1, 3, 64, 64))[0]
