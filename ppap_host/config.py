@@ -161,7 +161,9 @@ def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any
                 f"{key!r} in {source} is {value!r}.",
                 remedy=f"It must be {' or '.join(k.__name__ for k in kinds)}.",
             )
-        checked[key] = _finite(key, value, source) if float in kinds and value is not None else value
+        checked[key] = (
+            _finite(key, value, source) if float in kinds and value is not None else value
+        )
     missing = [
         f.name
         for f in fields.values()
@@ -171,7 +173,7 @@ def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any
     ]
     if missing:
         raise OptionError(
-            f"A guide in {source} has no {missing[0]!r}.", remedy=f"Add {missing[0]} = \"...\"."
+            f"A guide in {source} has no {missing[0]!r}.", remedy=f'Add {missing[0]} = "...".'
         )
     return checked
 

@@ -28,7 +28,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(f"Unknown device {name!r}.", remedy="Give auto, cpu, cuda, cuda:N or mps.")
+        raise DeviceError(
+            f"Unknown device {name!r}.", remedy="Give auto, cpu, cuda, cuda:N or mps."
+        )
     missing = {
         "cuda": not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),

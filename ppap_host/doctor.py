@@ -203,7 +203,9 @@ def plugins(registry: Registry) -> Iterator[Finding]:
     for plugin in registry.plugins:
         topic = f"plugin {plugin.name}"
         if plugin.problem:
-            remedy = f"pip install --upgrade --force-reinstall {plugin.distribution}, or uninstall it"
+            remedy = (
+                f"pip install --upgrade --force-reinstall {plugin.distribution}, or uninstall it"
+            )
             yield Finding(topic, "problem", f"{plugin.label} {plugin.problem}", remedy)
         elif plugin.warning:
             yield Finding(

@@ -117,15 +117,17 @@ class Guide(ABC):
         """How well each image meets the target, in the field's usual measures, by name."""
 
     def see(self, x: Float[Tensor, "b 3 h w"], level: NoiseLevel | None = None) -> Tensor:
-        """The network's output for images ``x``.
+        """The network's output for images ``x``, computed in the network's own precision.
 
         Args:
             x: RGB in [-1, 1], or a noised x_t at unit variance scale.
             level: the noise level of ``x``, None for clean images. Off-the-shelf networks cannot
                 use it; noise-aware ones override this method.
         """
-        output: Tensor = self.network()(self.prepare(x))
-        return output
+        network, prepared = self.network(), self.prepare(x)
+        own = next((p.dtype for p in network.parameters()), prepared.dtype)
+        output: Tensor = network(prepared.to(own))
+        return output.to(x.dtype)
 
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """What experts on this guide may change; by default everything that is cheap."""

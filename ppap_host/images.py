@@ -109,7 +109,11 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
                 f"The image {str(path)!r} holds NaN or infinite values.",
                 remedy="Fill or crop them, or save it with 8 bits a channel.",
             )
-        grey = np.clip(values / _white(image.mode, values.max()) * 255, 0, 255).round().astype(np.uint8)
+        grey = (
+            np.clip(values / _white(image.mode, values.max()) * 255, 0, 255)
+            .round()
+            .astype(np.uint8)
+        )
         return Image.fromarray(grey).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -8,8 +8,9 @@ log-SNR. All tables are float64 numpy arrays; samplers cast to the working type 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,6 +220,5 @@ def uniform_ranges(schedule: DiscreteSchedule, count: int) -> list[NoiseRange]:
     edges = [schedule.level(round(i * total / count) - 1) for i in range(1, count)]
     after = [schedule.level(round(i * total / count)) for i in range(1, count)]
     cuts = [(a.log_snr + b.log_snr) / 2 for a, b in zip(edges, after, strict=True)]
-    bounds: Iterable[float] = (math.inf, *cuts, -math.inf)
-    high = list(bounds)
-    return [NoiseRange(low=low, high=top) for top, low in zip(high, high[1:], strict=False)]
+    bounds = (math.inf, *cuts, -math.inf)
+    return [NoiseRange(low=low, high=high) for high, low in pairwise(bounds)]

@@ -144,6 +144,19 @@ class Clipped:
         return gradient * (self.largest / rms.clamp_min(1e-30)).clamp(max=1.0)
 
 
+@dataclass(frozen=True)
+class PerPixel:
+    """The gradient times the number of the state's entries.
+
+    A loss that averages over pixels has a gradient that shrinks with their number; this undoes it,
+    so that one strength serves every resolution.
+    """
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * (c h w)."""
+        return gradient * gradient[0].numel()
+
+
 class Place(Protocol):
     """Where the scaled gradient changes the step."""
 
@@ -163,9 +176,7 @@ class MeanOrScore:
         """The shifted estimate."""
         if ancestral:
             before = estimate.mean_shift
-            return replace(
-                estimate, mean_shift=gradient if before is None else before + gradient
-            )
+            return replace(estimate, mean_shift=gradient if before is None else before + gradient)
         level = estimate.level
         eps = estimate.eps - level.sigma * gradient
         return replace(estimate, eps=eps, x0=(estimate.x - level.sigma * eps) / level.alpha)
@@ -250,17 +261,18 @@ NAIVE = Recipe(
     view=Noisy(),
     place=MeanOrScore(),
 )
+# The factor makes 1 a good scale for losses of order one, such as 1 - correlation.
 X0 = Recipe(
     name="x0",
     view=Predicted(),
     place=CleanPoint(),
-    strength=PosteriorSpread(),
-    gradient=(Normalised(),),
+    strength=PosteriorSpread(factor=0.25),
+    gradient=(PerPixel(),),
 )
 X0_THROUGH = Recipe(
     name="x0-through",
     view=PredictedThrough(),
     place=CleanPoint(),
-    strength=PosteriorSpread(),
-    gradient=(Normalised(),),
+    strength=PosteriorSpread(factor=0.25),
+    gradient=(PerPixel(),),
 )

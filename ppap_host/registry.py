@@ -29,13 +29,7 @@ HOOKS: dict[Kind, str] = {
 }
 
 # What the project itself publishes, so that an unknown name can be answered with a command.
-KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
-    "guide": {
-        "depth": "ppap-plugin-depth",
-        "classifier": "ppap-plugin-classifier",
-        "segmentation": "ppap-plugin-segmentation",
-    }
-}
+KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {"guide": {"depth": "ppap-plugin-depth"}}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,7 @@ def set_up(
         guide.to(device, dtype)
         guide.network().requires_grad_(False)
         target = guide.read_target(sources.get(i, g.target), backbone.state_shape[1:])
+        target = replace(target, value=target.value.to(device))
         defaults = guide.default_scale
         scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
         guides.append(ActiveGuide(g, guide, target, recipe, scale))
@@ -221,10 +222,10 @@ def run(
         seen: list[list[Image.Image]] = [[] for _ in setup.guides]
         for first in range(0, config.num, config.batch):
             indices = list(range(first, min(first + config.batch, config.num)))
-            total = config.num * len(setup.walk)
 
             def on_step(report: StepReport, first: int = first, size: int = len(indices)) -> None:
-                watch("sampling", first * report.steps + (report.step + 1) * size, total)
+                steps = first * report.steps + (report.step + 1) * size
+                watch("sampling", steps, config.num * report.steps)
 
             with clock.part("sample"):
                 x = generate(setup, indices, health, on_step)
@@ -237,7 +238,8 @@ def run(
                 _write_record(result, clock)
         with clock.part("write"):
             sheet = _sheet(setup, result.images, seen)
-            images.write_png(out / "sheet.png", sheet, _embedded(record))
+            embedded = _embedded(record) | {"images": record["images"]}
+            images.write_png(out / "sheet.png", sheet, embedded)
         record["status"] = "complete"
     except KeyboardInterrupt:
         record["status"] = "interrupted"
@@ -392,9 +394,7 @@ def _write_record(result: RunResult, clock: Stopwatch) -> None:
 _SHEET_COLUMNS = 8
 
 
-def _sheet(
-    setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]
-) -> Image.Image:
+def _sheet(setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]) -> Image.Image:
     rows = []
     for g in setup.guides:
         shown = [(label, picture) for label, picture in g.target.pictures.items()]

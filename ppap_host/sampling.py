@@ -201,9 +201,7 @@ class DDPM(Solver):
         last = i == len(walk) - 1
         if estimate.v is not None:
             fraction = (estimate.v + 1) / 2
-            log_variance = (
-                fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
-            )
+            log_variance = fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
         else:
             fixed = posterior.log_upper
             if self.variance == "small" or last:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ppap_host.errors import CheckpointError
-from ppap_host.shapes.judges import FEATURES, NETWORKS, WEIGHTS, Judges, weights_file
+from ppap_host.shapes.judges import FEATURES, NETWORKS, WEIGHTS, Judges, aligned, weights_file
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import SEGMENTS, Scenes, sample_scenes
-from ppap_host.shapes.train_judges import Spoiler, aligned
+from ppap_host.shapes.train_judges import Spoiler
 
 COUNT = 160
 

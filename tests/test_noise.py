@@ -79,9 +79,7 @@ def test_the_posterior_is_bayes_rule() -> None:
             posterior = walk.posterior(i)
             assert posterior.of_xt == pytest.approx(gain)
             assert posterior.of_x0 == pytest.approx(then.alpha - gain * now.alpha)
-            assert posterior.variance == pytest.approx(
-                then.sigma**2 - gain * covariance, abs=1e-12
-            )
+            assert posterior.variance == pytest.approx(then.sigma**2 - gain * covariance, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 10])

@@ -55,7 +55,10 @@ class QuadraticGuide(Guide):
     name = "quadratic"
 
     def __init__(
-        self, noise: float = 0.4, world: GaussianBackbone | None = None, broken: tuple[int, ...] = ()
+        self,
+        noise: float = 0.4,
+        world: GaussianBackbone | None = None,
+        broken: tuple[int, ...] = (),
     ) -> None:
         self.noise, self.world, self.broken = noise, world, broken
         self.calls = 0

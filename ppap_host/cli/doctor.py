@@ -29,7 +29,11 @@ def doctor(
         from rich.markup import escape
         from rich.table import Table
 
-        marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+        marks = {
+            "ok": "[green]ok[/]",
+            "warning": "[yellow]warning[/]",
+            "problem": "[red]problem[/]",
+        }
         table = Table(show_lines=False)
         for column in ("", "what", "found"):
             table.add_column(column)

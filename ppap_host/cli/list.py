@@ -63,7 +63,9 @@ def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
             console.print(table)
         else:
             console.print(f"no {kind}s installed", style="dim")
-    table = Table("name", "distribution", "version", "status", title="plugins", title_justify="left")
+    table = Table(
+        "name", "distribution", "version", "status", title="plugins", title_justify="left"
+    )
     colours = {"ok": "green", "slow": "yellow", "broken": "red"}
     for plugin in plugins:
         status = f"[{colours[plugin['status']]}]{plugin['status']}[/]"

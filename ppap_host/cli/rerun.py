@@ -82,6 +82,6 @@ def _find_targets(record: dict[str, Any], folder: Path) -> dict[int, str]:
             raise RecordError(
                 f"The target {target['given']!r} is gone, and so is its copy "
                 f"{str(folder / target['copy'])!r}.",
-                remedy=f"Put the file with SHA-256 {target['sha256'][:12]}... back in either place.",
+                remedy=f"Put the file with SHA-256 {target['sha256'][:12]}... back in one place.",
             )
     return found

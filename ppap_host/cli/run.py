@@ -101,7 +101,9 @@ def run(
     from ppap_host.config import RunConfig, read_toml
 
     values: dict[str, Any] = read_toml(config) if config else {}
-    out = out or (Path(folder) if isinstance(folder := values.pop("out", None), str) else None)
+    configured = values.pop("out", None)
+    if out is None and isinstance(configured, str):
+        out = Path(configured)
     given = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
         "recipe": recipe, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
@@ -192,7 +194,13 @@ def execute(
 @contextmanager
 def progress_bar() -> Iterator[Watch]:
     """A progress bar on standard error; silent when that is not a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = stderr()
     columns = (

@@ -18,6 +18,10 @@ from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, WordTokenizer, ap
 
 WEIGHTS = Path(__file__).parent / "weights" / "backbone"
 _TRAIN_STEPS = 1000
+_WALKED_STEPS = 980
+"""Sampling starts here. The cosine schedule's last steps are all but pure noise: at step 999 alpha
+is 5e-5, so x_0 = (x - sigma eps) / alpha would enlarge rounding errors 20,000 times, and images
+would depend on the batch they are made in."""
 
 
 class ShapesBackbone(Backbone):
@@ -40,11 +44,11 @@ class ShapesBackbone(Backbone):
     def __init__(self, checkpoint: str | None = None) -> None:
         folder = WEIGHTS if checkpoint is None else Path(checkpoint)
         try:
-            self.unet = UNet2DConditionModel.from_pretrained(
+            unet = UNet2DConditionModel.from_pretrained(
                 folder / "unet", use_safetensors=True, low_cpu_mem_usage=False,
                 local_files_only=True, torch_dtype=torch.float32,
             )  # fmt: skip
-            self.text = CaptionEncoder.from_pretrained(
+            text = CaptionEncoder.from_pretrained(
                 folder / "text_encoder", use_safetensors=True, low_cpu_mem_usage=False,
                 local_files_only=True, torch_dtype=torch.float32,
             )  # fmt: skip
@@ -53,12 +57,25 @@ class ShapesBackbone(Backbone):
                 f"{str(folder)!r} holds no 'shapes' backbone ({type(error).__name__}).",
                 remedy="Give a folder with unet/ and text_encoder/ in diffusers' format.",
             ) from error
-        self.unet.eval().requires_grad_(False)
-        self.text.eval().requires_grad_(False)
-        self._folder = folder
+        unet.requires_grad_(False)
+        text.requires_grad_(False)
+        self._folder: Path | None = folder
+        self._set_up(unet, text)
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, text: CaptionEncoder) -> ShapesBackbone:
+        """A backbone around networks in memory, such as those in training."""
+        backbone = cls.__new__(cls)
+        backbone._folder = None
+        backbone._set_up(unet, text)
+        return backbone
+
+    def _set_up(self, unet: UNet2DConditionModel, text: CaptionEncoder) -> None:
+        self.unet, self.text = unet.eval(), text.eval()
         self._tokenizer = WordTokenizer(self.text.config.words)
         self._schedule = DiscreteSchedule.from_betas(cosine_betas(_TRAIN_STEPS))
-        self._device, self._dtype = torch.device("cpu"), torch.float32
+        parameter = next(unet.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
 
     @property
     def schedule(self) -> DiscreteSchedule:
@@ -66,8 +83,8 @@ class ShapesBackbone(Backbone):
         return self._schedule
 
     def walk(self, steps: int | str) -> Walk:
-        """The respaced cosine schedule; see :func:`ppap_host.noise.respace`."""
-        return self._schedule.walk(steps)
+        """The cosine schedule up to step 979, respaced; see :func:`ppap_host.noise.respace`."""
+        return DiscreteSchedule(self._schedule.alphas_cumprod[:_WALKED_STEPS]).walk(steps)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Token states [b, 16, 128] and pooled captions [b, 128]."""
@@ -94,7 +111,9 @@ class ShapesBackbone(Backbone):
         return self
 
     def files(self) -> Sequence[Path]:
-        """Configuration and weights."""
+        """Configuration and weights; none for networks in memory."""
+        if self._folder is None:
+            return ()
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
 

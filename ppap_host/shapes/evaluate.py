@@ -18,7 +18,7 @@ from ppap_host.backbone import Backbone, ClassifierFree, Condition
 from ppap_host.guide import Guide
 from ppap_host.recipes import Recipe
 from ppap_host.sampling import Guidance, Health, ImageNoise, Solver, StepReport, sample
-from ppap_host.shapes.judges import Judges
+from ppap_host.shapes.judges import Judges, aligned
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, sample_scenes
 
@@ -178,7 +178,10 @@ def depth_error(
 ) -> dict[str, Any]:
     """Judged depth error of guided and of unguided images, against the targets' true depth.
 
-    Mean absolute relative error, |judged - true| / true over all pixels, in metres.
+    Mean absolute relative error, |judged - true| / true over all pixels, after the judged depth is
+    aligned to the truth in scale and shift (Eigen et al., 2014; Ranftl et al., 2020, section 5):
+    how large a room is cannot be told from its picture, by nobody. ``metric`` is the same without
+    alignment. ``judge_on_targets`` is the error of the judge on the targets themselves, the floor.
     """
     view = render(sample_scenes(FRESH_SEED, 0, count))
     shown = torch.cat([images.to_tensor(p) for p in images.from_tensor(view.rgb)])
@@ -186,14 +189,17 @@ def depth_error(
         targets = guide.see(shown)
     judges = Judges.load()
 
-    def error(made: Tensor) -> Tensor:
+    def errors(made: Tensor) -> dict[str, float]:
         with torch.no_grad():
             judged = judges.depth(made)
-        return ((judged - view.depth).abs() / view.depth).mean(dim=(1, 2, 3))
+        return {
+            "aligned": float(
+                ((aligned(judged, view.depth) - view.depth).abs() / view.depth).mean()
+            ),
+            "metric": float(((judged - view.depth).abs() / view.depth).mean()),
+        }
 
-    unguided = error(
-        _generate(backbone, solver, settings, count, watch, what="unguided images")
-    )
+    unguided = errors(_generate(backbone, solver, settings, count, watch, what="unguided images"))
     made = _generate(
         backbone,
         solver,
@@ -203,15 +209,14 @@ def depth_error(
         guidance=lambda rows: [Guidance(guide, targets[rows], recipe, scale)],
         what=f"images guided by {recipe.name}",
     )
-    guided = error(made)
-    floor = error(shown)
+    guided = errors(made)
     return {
         "recipe": recipe.name,
         "scale": scale,
-        "guided": float(guided.mean()),
-        "unguided": float(unguided.mean()),
-        "ratio": float(guided.mean() / unguided.mean()),
-        "judge_on_targets": float(floor.mean()),
+        "guided": guided,
+        "unguided": unguided,
+        "ratio": {name: guided[name] / unguided[name] for name in guided},
+        "judge_on_targets": errors(shown),
         "images": count,
         "made": made,
         "targets": shown,

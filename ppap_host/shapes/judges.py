@@ -58,7 +58,8 @@ class _ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = nn.functional.gelu(self.expand(self.norm(self.spatial(x))))
-        return x + self.scale * self.contract(inner)
+        out: Tensor = x + self.scale * self.contract(inner)
+        return out
 
 
 class ClassJudge(nn.Module):
@@ -173,6 +174,18 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "segmenter": SegmentJudge,
 }
 """The untrained network of each judge, by the name its file carries."""
+
+
+def aligned(depth: Tensor, truth: Tensor) -> Tensor:
+    """``depth`` [b, 1, h, w] scaled and shifted to ``truth`` by least squares, per image.
+
+    The scale is not negative: a map with near and far exchanged fits as badly as a constant one.
+    """
+    d = depth - depth.mean(dim=(1, 2, 3), keepdim=True)
+    centre = truth.mean(dim=(1, 2, 3), keepdim=True)
+    covariance = (d * (truth - centre)).mean(dim=(1, 2, 3), keepdim=True)
+    variance = d.square().mean(dim=(1, 2, 3), keepdim=True)
+    return covariance.clamp_min(0) / variance.clamp_min(1e-12) * d + centre
 
 
 def weights_file(name: str, folder: Path = WEIGHTS) -> Path:

@@ -4,8 +4,8 @@ The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the pre
 weighted by min-SNR (Hang et al., 2023, gamma = 5) to learn structure first, plus the variational
 bound for the learned variance with the mean held constant. The learning rate is constant after a
 warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
-from any constant part. State is written every ``--save-every`` steps and when the process is asked to stop; a stopped run goes on
-from there with the same random numbers.
+from any constant part. State is written every ``--save-every`` steps and when the process is asked
+to stop; a stopped run goes on from there with the same random numbers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppap_host.backbone import ClassifierFree
+from ppap_host.images import contact_sheet, from_tensor, write_png
 from ppap_host.noise import DiscreteSchedule, cosine_betas
-from ppap_host.shapes.backbone import save_backbone
+from ppap_host.sampling import DDIM, ImageNoise, sample
+from ppap_host.shapes.backbone import ShapesBackbone, save_backbone
 from ppap_host.shapes.dataset import RenderedScenes
 from ppap_host.shapes.model import CaptionEncoder, WordTokenizer, apply_unet, build_unet
 from ppap_host.shapes.scenes import VOCABULARY, caption_variant
@@ -87,6 +90,36 @@ def export(state_file: Path, folder: Path) -> None:
     print(f"{folder}: {state['seen']} images seen, {state['step']} steps")
 
 
+SHEET_PROMPTS = (
+    "a red sphere", "a yellow cube", "a green cylinder", "a cyan cone",
+    "a large blue cube and a small red sphere", "a purple cone and a small yellow cylinder",
+    "a cone", "",
+)  # fmt: skip
+
+
+def sample_sheet(average: TrainedNetworks, path: Path, device: str) -> None:
+    """Writes what the averaged networks draw for fixed prompts and noise."""
+    backbone = ShapesBackbone.of(average.unet, average.text)
+    made = []
+    for i, prompt in enumerate(SHEET_PROMPTS):
+        x = sample(
+            backbone,
+            ClassifierFree(
+                backbone,
+                backbone.encode_prompts([prompt]),
+                backbone.encode_prompts([""]),
+                backbone.default_cfg if prompt else 1.0,
+            ),
+            backbone.walk(25),
+            DDIM(),
+            ImageNoise(0, [4 * i, 4 * i + 1], backbone.state_shape),
+            device=device,
+        )
+        made += [(prompt or "(no prompt)", picture) for picture in from_tensor(x)]
+    rows = [("", made[i : i + 4]) for i in range(0, len(made), 4)]
+    write_png(path, contact_sheet(rows, cell=160))
+
+
 def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -99,6 +132,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=400, help="steps")
     parser.add_argument("--ema", type=float, default=0.9993)
     parser.add_argument("--save-every", type=int, default=250, help="steps between saved states")
+    parser.add_argument("--sheet-every", type=int, default=1000, help="steps between sample sheets")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the averaged weights here and stop")
@@ -181,6 +215,10 @@ def main() -> None:
             partial = state_file.with_suffix(".partial")
             torch.save(state, partial)
             os.replace(partial, state_file)
+        if step % args.sheet_every == 0:
+            sheet = args.work / "sheets" / f"{seen:08d}.png"
+            sample_sheet(average, sheet, args.device)
+            print(f"sample sheet: {sheet}", flush=True)
         if stopped:
             print(f"stopped at step {step}; the same command goes on from here", flush=True)
             break

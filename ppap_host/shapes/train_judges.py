@@ -31,6 +31,7 @@ from ppap_host.shapes.judges import (
     NETWORKS,
     WEIGHTS,
     ClassJudge,
+    aligned,
     load_judge,
     weights_file,
 )
@@ -193,15 +194,6 @@ def train(
                 task, advance=1, description=f"training judge {name}, loss {average:.3f}"
             )
     return judge.eval()
-
-
-def aligned(depth: Tensor, truth: Tensor) -> Tensor:
-    """``depth`` [b, 1, h, w] scaled and shifted to ``truth`` by least squares, per image."""
-    d = depth - depth.mean(dim=(1, 2, 3), keepdim=True)
-    centre = truth.mean(dim=(1, 2, 3), keepdim=True)
-    covariance = (d * (truth - centre)).mean(dim=(1, 2, 3), keepdim=True)
-    variance = d.square().mean(dim=(1, 2, 3), keepdim=True)
-    return covariance / variance.clamp_min(1e-12) * d + centre
 
 
 @torch.no_grad()

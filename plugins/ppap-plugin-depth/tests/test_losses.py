@@ -15,6 +15,7 @@ from ppap_plugin_depth.losses import (
     relative_measures,
     resized,
     scale_and_shift_invariant,
+    smooth_invariant,
 )
 
 
@@ -116,3 +117,32 @@ def test_resizing_keeps_the_mean() -> None:
     maps = _maps(2)
     assert resized(maps, (16, 16)) is maps
     torch.testing.assert_close(resized(maps, (8, 8)).mean(), maps.mean(), rtol=1e-2, atol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.floats(0.01, 100),
+    shift=st.floats(-5, 5),
+)
+def test_smooth_loss_ignores_scale_and_shift_and_orders_maps(
+    seed: int, scale: float, shift: float
+) -> None:
+    a, b = _maps(seed), _maps(seed + 5000)
+    moved = smooth_invariant(a * scale + shift * scale, b)
+    torch.testing.assert_close(moved, smooth_invariant(a, b), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(smooth_invariant(b * scale + shift * scale, b), torch.zeros(2), rtol=0, atol=2e-3)  # fmt: skip  # noqa: E501
+    torch.testing.assert_close(smooth_invariant(-b, b), torch.full((2,), 2.0), rtol=0, atol=2e-3)
+
+
+def test_smooth_loss_has_a_gradient_that_fades_at_the_target_and_is_finite_for_flat_maps() -> None:
+    target = _maps(3)
+    norms = []
+    for distance in (1.0, 0.1, 0.01):
+        near = (target + distance * _maps(4)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(smooth_invariant(near, target).sum(), near)
+        norms.append(float(gradient.norm()))
+    assert norms[0] > 5 * norms[1] > 25 * norms[2]
+    flat = torch.full((1, 8, 8), 0.7, requires_grad=True)
+    (gradient,) = torch.autograd.grad(smooth_invariant(flat, _maps(0, 1, 8)).sum(), flat)
+    assert gradient.isfinite().all()

@@ -20,7 +20,7 @@ from ppap_plugin_depth.losses import (
     metric_measures,
     relative_measures,
     resized,
-    scale_and_shift_invariant,
+    smooth_invariant,
 )
 
 BUNDLED = Path(__file__).parent / "weights" / "shapes-dpt"
@@ -103,14 +103,12 @@ class DepthGuide(Guide):
     def loss(
         self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]
     ) -> Float[Tensor, " b"]:
-        """Scale-and-shift-invariant loss of MiDaS (eq. 12) without trimming, or metric log loss.
+        """Scale-and-shift-invariant loss of MiDaS in its smooth form, or metric log loss.
 
         A target of another size than the output is resized to it.
         """
         fitted = resized(target, output.shape[-2:]).expand_as(output)
-        return metric_loss(output, fitted) if self.metric else scale_and_shift_invariant(
-            output, fitted
-        )  # fmt: skip
+        return metric_loss(output, fitted) if self.metric else smooth_invariant(output, fitted)
 
     def distance(
         self, student: Float[Tensor, "b h w"], teacher: Float[Tensor, "b h w"]

@@ -75,6 +75,29 @@ def scale_and_shift_invariant(
     return 0.5 * data + gradient_weight * regularity
 
 
+def smooth_invariant(prediction: Maps, target: Maps, smallest_scale: float = 1e-5) -> PerImage:
+    """Mean squared difference of two standardised maps of inverse depth, halved: 1 - correlation.
+
+    MiDaS's loss with the squared error of its eq. 3, but aligned by mean and standard deviation,
+    which like eq. 5 keeps the scale positive. For guidance: its gradient is smooth and fades as the
+    maps agree. The absolute error of :func:`scale_and_shift_invariant` has a gradient of signs,
+    which never fades; sampling then dances around the target, and rounding errors grow until the
+    same image made in another batch differs visibly.
+
+    Args:
+        prediction, target: inverse depth in any unit; a constant map counts as uncorrelated.
+
+    Returns:
+        0 where one map is the other scaled and shifted, 1 for unrelated ones, 2 for inverted ones.
+    """
+    standard = []
+    for maps in (prediction.float(), target.float()):
+        centred = maps - maps.mean(dim=(1, 2), keepdim=True)
+        spread = centred.square().mean(dim=(1, 2), keepdim=True).clamp_min(smallest_scale**2)
+        standard.append(centred / spread.sqrt())
+    return 1 - (standard[0] * standard[1]).mean(dim=(1, 2))
+
+
 def metric_loss(prediction: Maps, target: Maps) -> PerImage:
     """Mean absolute difference of log depth (Eigen et al., 2014, without the scale invariance).
 

@@ -36,7 +36,7 @@ class BrightnessGuide(Guide):
     name = "brightness"
     # "x0" and "x0-through" normalise the gradient, so their scale is a step in pixel values.
     # "naive" gets the bare gradient of a mean over all pixels, which is tiny.
-    default_scale: ClassVar[Mapping[str, float]] = {"": 0.1, "naive": 5000.0}
+    default_scale: ClassVar[Mapping[str, float]] = {"": 0.2, "naive": 1000.0}
 
     def __init__(self, model: str | None = None) -> None:
         if model is not None:

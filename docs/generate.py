@@ -1,0 +1,131 @@
+"""Writes what the documentation takes from the code: ``python docs/generate.py``.
+
+The page of the command line is the help of every command. Into other pages go tables, between
+``<!-- generated: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ppap_host import builtin, recipes
+
+DOCS = Path(__file__).parent
+
+COMMANDS = (
+    "", "run", "rerun", "list", "doctor", "shapes", "shapes render", "shapes evaluate",
+)  # fmt: skip
+
+
+def command_line() -> str:
+    """The page of the command line."""
+    program = shutil.which("ppap", path=str(Path(sys.executable).parent)) or "ppap"
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    parts = [
+        "# Command line",
+        "",
+        "What the commands say of themselves with `--help`. "
+        "This page is written by `docs/generate.py`.",
+        "",
+    ]
+    for command in COMMANDS:
+        told = subprocess.run(
+            [program, *command.split(), "--help"],
+            check=True,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        ).stdout
+        lines = [line.rstrip() for line in told.strip().splitlines()]
+        parts += [f"## {f'ppap {command}'.strip()}", "", "```text", *lines, "```", ""]
+    return "\n".join(parts)
+
+
+def _part(part: object) -> str:
+    """A recipe's part as its constructor is written, without what is left at its default."""
+    if not dataclasses.is_dataclass(part):
+        return f"`{type(part).__name__}`"
+    given = [
+        f"{f.name}={getattr(part, f.name)!r}"
+        for f in dataclasses.fields(part)
+        if f.name != "through_backbone" and getattr(part, f.name) != f.default
+    ]
+    return f"`{type(part).__name__}({', '.join(given)})`"
+
+
+def _levels(recipe: recipes.Recipe) -> str:
+    interval = recipe.interval
+    if interval == recipes.EVERYWHERE:
+        return "all"
+    low = "" if interval.low == -math.inf else f"{interval.low:g} ≤ "
+    high = "" if interval.high == math.inf else f" < {interval.high:g}"
+    return f"{low}log SNR{high}"
+
+
+def recipe_tables() -> str:
+    """The named recipes with their parts, and what the parts are."""
+    entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
+    lines = ["| recipe | what it is |", "|---|---|"]
+    lines += [f"| `{entry.name}` | {entry.summary} |" for entry, _ in entries]
+    lines += ["", "They consist of these parts:", ""]
+    lines += [
+        "| recipe | view | gradient | place | strength | levels |",
+        "|---|---|---|---|---|---|",
+    ]
+    used: dict[str, type] = {}
+    for _, recipe in entries:
+        fixed = (recipe.view, recipe.place, recipe.strength)
+        used |= {type(p).__name__: type(p) for p in (*fixed, *recipe.gradient)}
+        gradient = ", ".join(_part(p) for p in recipe.gradient) or "as it is"
+        view, place, strength = (_part(p) for p in fixed)
+        lines.append(
+            f"| `{recipe.name}` | {view} | {gradient} | {place} | {strength} | {_levels(recipe)} |"
+        )
+    lines += ["", "| part | what it does |", "|---|---|"]
+    for name, kind in used.items():
+        first = (inspect.getdoc(kind) or "").split("\n\n")[0]
+        lines.append(f"| `{name}` | {' '.join(first.split())} |")
+    return "\n".join(lines)
+
+
+TABLES = {"recipes": recipe_tables}
+
+
+def with_tables(page: str) -> str:
+    """A page with its generated parts written anew."""
+
+    def anew(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{TABLES[found[2]]()}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?<!-- end -->", anew, page, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """What every page with generated parts should be."""
+    found = {DOCS / "cli.md": command_line()}
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if "<!-- generated: " in text:
+            found[path] = with_tables(text)
+    return found
+
+
+def main() -> None:
+    """Writes the pages that changed."""
+    for path, text in pages().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()

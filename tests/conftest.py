@@ -1,0 +1,84 @@
+"""How tests call the command line: as a process of its own, or within this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment without what changes how Python or Rich behave."""
+    loud = ("PYTHON", "COLUMNS", "FORCE_COLOR", "CLICOLOR", "TTY_", "_PPAP")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(loud)}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+def run_process(command: list[str], folder: Path) -> Outcome:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=plain_environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def ppap(tmp_path: Path) -> Call:
+    """Runs ``ppap`` as a process of its own in an empty folder."""
+
+    def call(*arguments: object) -> Outcome:
+        return run_process([sys.executable, "-m", "ppap_host", *map(str, arguments)], tmp_path)
+
+    return call
+
+
+@pytest.fixture
+def ppap_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Runs ``ppap`` in this process and an empty folder: torch is imported once for all tests."""
+    from ppap_host.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["ppap", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def as_user() -> None:
+    """Skips where permissions stop nobody."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        pytest.skip("root may read and write everything")

@@ -1,0 +1,242 @@
+"""A configuration is one plain object, whatever it came from, and repeats its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppap_host.cli.run import pair_guides
+from ppap_host.config import GuideConfig, RunConfig, read_toml
+from ppap_host.errors import OptionError
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+number = st.floats(allow_nan=False, allow_infinity=False)
+count = st.integers(1, 2**63 - 1)
+guide_configs = st.builds(
+    GuideConfig,
+    name=text,
+    target=text,
+    scale=st.none() | number,
+    model=st.none() | text,
+    recipe=st.none() | text,
+)
+run_configs = st.builds(
+    RunConfig,
+    guides=st.lists(guide_configs, max_size=3).map(tuple),
+    backbone=text,
+    checkpoint=st.none() | text,
+    prompt=text,
+    cfg=st.none() | number,
+    recipe=text,
+    steps=count | text,
+    sampler=text,
+    eta=number,
+    seed=st.integers(0, 2**63 - 1),
+    num=count,
+    batch=count,
+    device=text,
+    dtype=text,
+)
+
+
+def refused(values: dict[str, Any]) -> OptionError:
+    with pytest.raises(OptionError) as caught:
+        RunConfig.from_dict(values, "room.toml")
+    assert caught.value.remedy
+    return caught.value
+
+
+@given(run_configs)
+def test_toml_repeats_any_configuration(config: RunConfig) -> None:
+    assert RunConfig.from_dict(tomllib.loads(config.to_toml()), "x") == config
+
+
+@given(run_configs)
+def test_a_record_repeats_any_configuration(config: RunConfig) -> None:
+    assert RunConfig.from_dict(config.to_dict(), "run.json") == config
+
+
+def test_an_unknown_key_is_answered_with_the_nearest() -> None:
+    error = refused({"samplr": "ddim"})
+    assert "'samplr' in room.toml" in error.message
+    assert "Did you mean 'sampler'?" in error.remedy
+    error = refused({"guide": [{"name": "a", "target": "b", "scal": 1}]})
+    assert "Did you mean 'scale'?" in error.remedy
+
+
+def test_a_key_like_nothing_is_answered_with_all() -> None:
+    error = refused({"zzzz": 1})
+    assert "Did you mean" not in error.remedy
+    for field in dataclasses.fields(RunConfig):
+        assert field.name in error.remedy or field.name == "guides"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("num", "four", "int"),
+        ("num", 4.0, "int"),
+        ("num", True, "int"),
+        ("num", None, "int"),
+        ("seed", [1], "int"),
+        ("eta", "0", "float"),
+        ("cfg", False, "float"),
+        ("prompt", 7, "str"),
+        ("checkpoint", 7, "str"),
+        ("steps", 2.5, "int or str"),
+        ("backbone", {}, "str"),
+    ],
+)
+def test_a_wrong_type_says_which_is_right(key: str, value: Any, wanted: str) -> None:
+    error = refused({key: value})
+    assert repr(key) in error.message
+    assert "room.toml" in error.message
+    assert wanted in error.remedy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])
+@pytest.mark.parametrize("key", ["cfg", "eta"])
+def test_numbers_are_finite(key: str, value: float) -> None:
+    assert "finite" in refused({key: value}).remedy
+
+
+def test_a_whole_number_will_do_for_a_float() -> None:
+    config = RunConfig.from_dict({"eta": 1}, "x")
+    assert isinstance(config.eta, float)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num", 0), ("batch", 0), ("seed", -1), ("num", -3)])
+def test_counts_out_of_range(key: str, value: int) -> None:
+    assert f"--{key} {value}" in refused({key: value}).message
+
+
+@pytest.mark.parametrize("missing", ["name", "target"])
+def test_a_guide_needs_a_name_and_a_target(missing: str) -> None:
+    table = {"name": "depth", "target": "room.png"}
+    del table[missing]
+    error = refused({"guide": [table]})
+    assert repr(missing) in error.message
+    assert f"{missing} = " in error.remedy
+
+
+@pytest.mark.parametrize("tables", ["depth", {"name": "depth"}, ["depth"]])
+def test_guides_are_tables(tables: Any) -> None:
+    assert "[[guide]]" in refused({"guide": tables}).remedy
+
+
+def test_guide_and_guides_are_not_both_taken() -> None:
+    assert "both" in refused({"guide": [], "guides": []}).message
+
+
+def test_a_missing_toml_file(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="No such file") as caught:
+        read_toml(tmp_path / "none.toml")
+    assert "--print-config" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [b"num = ", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match=r"bad\.toml.*is not valid TOML"):
+        read_toml(path)
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Cannot read"):
+        read_toml(tmp_path)
+
+
+def test_options_pair_with_guides_in_order() -> None:
+    assert pair_guides(["a", "b"], ["x", "y"], [1.0, 2.0], ["m", "n"]) == [
+        {"name": "a", "target": "x", "scale": 1.0, "model": "m"},
+        {"name": "b", "target": "y", "scale": 2.0, "model": "n"},
+    ]
+    assert pair_guides(["a"], ["x"], [], []) == [{"name": "a", "target": "x"}]
+    assert pair_guides([], [], [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("guides", "targets", "scales", "models", "said"),
+    [
+        (["a", "b"], ["x"], [], [], "--guide b --target ???"),
+        (["a"], ["x", "y"], [], [], "--guide ??? --target y"),
+        (["a"], [], [], [], "--guide a --target ???"),
+        ([], ["x"], [], [], "--guide ??? --target x"),
+        (["a", "b"], ["x", "y"], [1.0], [], "--guide b --scale ???"),
+        (["a"], ["x"], [], ["m", "n"], "--guide ??? --model n"),
+        ([], [], [2.0], [], "--guide ??? --scale 2.0"),
+    ],
+)
+def test_a_mismatch_shows_what_was_understood(
+    guides: list[str], targets: list[str], scales: list[float], models: list[str], said: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        pair_guides(guides, targets, scales, models)
+    assert said in caught.value.message
+    assert "same order" in caught.value.remedy
+
+
+FILE = """
+steps = "ddim25"
+seed = 7
+prompt = "a red cube"
+
+[[guide]]
+name = "depth"
+target = "room.png"
+scale = 2
+recipe = "naive"
+"""
+
+
+def printed(outcome: Any) -> RunConfig:
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    return RunConfig.from_dict(tomllib.loads(outcome.out), "printed")
+
+
+def test_options_go_before_the_file(ppap_here: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(FILE)
+    config = printed(ppap_here("run", "-c", "run.toml", "--seed", "8", "--print-config"))
+    assert (config.seed, config.steps, config.prompt) == (8, "ddim25", "a red cube")
+    assert config.guides == (GuideConfig("depth", "room.png", 2.0, recipe="naive"),)
+
+
+def test_options_that_equal_the_default_still_go_before_the_file(
+    ppap_here: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(FILE)
+    arguments = ("--seed", "0", "--steps", "50", "--prompt", "")
+    config = printed(ppap_here("run", "-c", "run.toml", *arguments, "--print-config"))
+    assert (config.seed, config.steps, config.prompt) == (0, 50, "")
+
+
+def test_guides_of_the_command_line_replace_those_of_the_file(
+    ppap_here: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(FILE)
+    config = printed(ppap_here("run", "-c", "run.toml", "-g", "c", "-t", "5", "--print-config"))
+    assert config.guides == (GuideConfig("c", "5"),)
+
+
+def test_print_config_repeats_the_run(ppap_here: Any, tmp_path: Path) -> None:
+    guides = ("-g", "depth", "-t", "a b.png", "-s", "1.5", "-m", "net", "-g", "c", "-t", 'say "x"')
+    others = ("-s", "0.1", "-m", "", "--cfg", "3", "-p", "ein Würfel", "--steps", "10,10")
+    first = ppap_here("run", *guides, *others, "--eta", "0.3", "-n", "2", "--print-config")
+    config = printed(first)
+    assert config.guides[1] == GuideConfig("c", 'say "x"', 0.1, "")
+    assert (config.cfg, config.steps, config.eta, config.num) == (3.0, "10,10", 0.3, 2)
+    (tmp_path / "again.toml").write_text(first.out, encoding="utf-8")
+    assert printed(ppap_here("run", "-c", "again.toml", "--print-config")) == config
+
+
+def test_print_config_makes_nothing(ppap_here: Any, tmp_path: Path) -> None:
+    printed(ppap_here("run", "--out", "here", "--print-config"))
+    assert list(tmp_path.iterdir()) == []
