@@ -295,9 +295,19 @@ def contact_sheet(
             x = margin + column * (cell + margin)
             fitted = _enlarge(picture.convert("RGB"), cell)
             sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
-            draw.text((x, y + cell + 4), label, fill=(90, 86, 82), font=font)
+            shown = _shortened(label, cell, font)
+            draw.text((x, y + cell + 4), shown, fill=(90, 86, 82), font=font)
         y += cell + caption + margin
     return sheet
+
+
+def _shortened(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The label, cut and marked with dots where it is wider than ``width`` pixels."""
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "...") > width:
+        label = label[:-1]
+    return label.rstrip() + "..."
 
 
 def _enlarge(image: Image.Image, cell: int) -> Image.Image:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ class Estimate:
     mean_shift: Float[Tensor, "b c h w"] | None = None
 
 
+@runtime_checkable
 class View(Protocol):
     """What the guide is shown, and with respect to what its loss is differentiated."""
 
@@ -115,6 +116,7 @@ class PredictedThrough:
         return raw + (estimate.x0 - raw).detach(), None
 
 
+@runtime_checkable
 class GradientPart(Protocol):
     """A transformation of the guide's gradient, [b, c, h, w] to [b, c, h, w], image by image."""
 
@@ -157,6 +159,7 @@ class PerPixel:
         return gradient * gradient[0].numel()
 
 
+@runtime_checkable
 class Place(Protocol):
     """Where the scaled gradient changes the step."""
 
@@ -204,6 +207,7 @@ class CleanPoint:
         return replace(estimate, x0=x0, eps=eps)
 
 
+@runtime_checkable
 class Strength(Protocol):
     """The factor on the gradient at a noise level."""
 

@@ -122,6 +122,7 @@ def set_up(
     found = registry() if found is None else found
     if config.sampler not in SAMPLERS:
         raise unknown_name("sampler", config.sampler, SAMPLERS)
+    found.entry("recipe", config.recipe)  # a wrong name is an error even if no guide uses it
     recipes = [found.load("recipe", g.recipe or config.recipe) for g in config.guides]
     factories = [found.load("guide", g.name) for g in config.guides]
     make_backbone = found.load("backbone", config.backbone)

@@ -68,7 +68,7 @@ def test_the_posterior_is_bayes_rule() -> None:
     """q(x_s | x_t, x_0) from the joint Gaussian of (x_s, x_t) given x_0, for a VE-like walk too."""
     for levels in (
         SCHEDULES["linear"].walk(10).levels,
-        (NoiseLevel(1.0, 80.0, 0), NoiseLevel(1.0, 5.0, 0), NoiseLevel(1.0, 0.3, 0), CLEAN),
+        (*(NoiseLevel(1.0, sigma, 0.0) for sigma in (80.0, 5.0, 0.3)), CLEAN),
     ):
         walk = Walk(levels)
         for i in range(len(walk)):

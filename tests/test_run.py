@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,18 +107,29 @@ def test_the_same_run_makes_the_same_bytes(done: Path, settings: RunConfig, tmp_
     assert files_of(tmp_path / "again") == files_of(done)
 
 
-def test_image_k_does_not_depend_on_batch_or_number(
-    done: Path, settings: RunConfig, tmp_path: Path
-) -> None:
-    """Up to float rounding: at most one 8-bit step in any pixel (docs/records.md)."""
-    run(replace(settings, num=5, batch=5), tmp_path / "five")
-    for k in range(3):
-        with (
-            Image.open(done / f"{k:05d}.png") as a,
-            Image.open(tmp_path / "five" / f"{k:05d}.png") as b,
-        ):
-            gap = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
-        assert gap.max() <= 1
+def gap_between(a: Path, b: Path) -> np.ndarray[Any, Any]:
+    """Absolute difference of two pictures, in 8-bit steps."""
+    with Image.open(a) as first, Image.open(b) as second:
+        return np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int))
+
+
+def test_image_k_does_not_depend_on_batch_or_number(settings: RunConfig, tmp_path: Path) -> None:
+    """Up to float rounding, with the bounds that docs/records.md states.
+
+    Unguided: one 8-bit step in any pixel. Guided: half a step on average over an image; guidance
+    can enlarge a rounding error where an image could turn out one way or the other.
+    """
+    unguided = replace(settings, guides=(), steps=20)
+    guided = replace(settings, steps=20)
+    for name, config in (("unguided", unguided), ("guided", guided)):
+        few, many = tmp_path / f"{name}-few", tmp_path / f"{name}-many"
+        run(config, few)
+        run(replace(config, num=5, batch=5), many)
+        for k in range(3):
+            gap = gap_between(few / f"{k:05d}.png", many / f"{k:05d}.png")
+            if name == "unguided":
+                assert gap.max() <= 1
+            assert gap.mean() <= 0.5
 
 
 def test_guidance_moves_the_depth_towards_the_target(
@@ -228,13 +240,10 @@ def test_a_full_disk_is_one_clear_error_and_keeps_what_was_written(
 
     def fill(what: str, done: int, total: int) -> None:
         if what == "sampling" and done == total:
-            with filler.open("wb") as file:
-                try:
-                    while True:
-                        file.write(b"\0" * 4096)
-                        file.flush()
-                except OSError:
-                    pass
+            with suppress(OSError), filler.open("wb") as file:
+                while True:
+                    file.write(b"\0" * 4096)
+                    file.flush()
 
     with pytest.raises(OutputError, match="No space left") as caught:
         run(replace(settings, num=2, batch=1), out, fill)

@@ -15,7 +15,7 @@ from ppap_host.backbone import Backbone, ClassifierFree, Prediction
 from ppap_host.errors import OptionError
 from ppap_host.names import SAMPLER_SUMMARIES
 from ppap_host.noise import NoiseLevel, NoiseRange
-from ppap_host.recipes import NAIVE, X0, X0_THROUGH, Clipped, Constant, Normalised, Recipe
+from ppap_host.recipes import NAIVE, X0, X0_THROUGH, Clipped, Constant, Estimate, Normalised, Recipe
 from ppap_host.sampling import (
     DDIM,
     DDPM,
@@ -84,8 +84,6 @@ def test_solvers_have_the_order_they_claim(solver: Solver, order: int) -> None:
         memory = None
 
         def evaluate(x: Tensor, i: int) -> object:
-            from ppap_host.recipes import Estimate
-
             level = walk.levels[i]
             eps = world.predict(x, level, {}).eps
             return Estimate(level, x, (x - level.sigma * eps) / level.alpha, eps)
@@ -227,9 +225,10 @@ def test_gradient_parts_bound_each_image_by_itself() -> None:
     gradient = torch.randn(3, 3, 8, 8) * torch.tensor([1e-6, 1.0, 1e6]).view(3, 1, 1, 1)
     gradient = torch.cat([gradient, torch.zeros(1, 3, 8, 8)])
     rms = lambda g: g.square().mean(dim=(1, 2, 3)).sqrt()  # noqa: E731
-    normal = Normalised()(gradient, None)  # type: ignore[arg-type]
+    estimate = Estimate(NoiseLevel(0.6, 0.8, 0.0), gradient, gradient, gradient)
+    normal = Normalised()(gradient, estimate)
     torch.testing.assert_close(rms(normal), torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    clipped = Clipped(0.5)(gradient, None)  # type: ignore[arg-type]
+    clipped = Clipped(0.5)(gradient, estimate)
     assert (rms(clipped) <= 0.5 + 1e-5).all()
     torch.testing.assert_close(clipped[0], gradient[0])
 

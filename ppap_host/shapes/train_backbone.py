@@ -1,11 +1,13 @@
 """Trains the built-in backbone: ``python -m ppap_host.shapes.train_backbone --work training``.
 
-The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the predicted noise,
-weighted by min-SNR (Hang et al., 2023, gamma = 5) to learn structure first, plus the variational
-bound for the learned variance with the mean held constant. The learning rate is constant after a
-warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
-from any constant part. State is written every ``--save-every`` steps and when the process is asked
-to stop; a stopped run goes on from there with the same random numbers.
+The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the predicted noise plus
+the variational bound for the learned variance with the mean held constant. The error is weighted
+like v-prediction (Salimans and Ho, 2022), (snr + 1) / snr, with the cap of min-SNR (Hang et al.,
+2023, gamma = 5): what a caption says is decided in high noise, where the plain error of the noise
+hardly notices, and with it the network learned to ignore captions. The learning rate is constant
+after a warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be
+prolonged from any constant part. State is written every ``--save-every`` steps and when the process
+is asked to stop; a stopped run goes on from there with the same random numbers.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from ppap_host.shapes.scenes import VOCABULARY, caption_variant
 
 CAPTION_DROPOUT = 0.15
 MIN_SNR_GAMMA = 5.0
+LOWEST_SNR = 0.01
+"""Below it the weight no longer grows: there is next to nothing of the image left to tell."""
 STATE = "backbone-state.pt"
 
 
@@ -57,7 +61,7 @@ class HybridLoss:
         self.log_lower = torch.cat([posterior[1:2], posterior[1:]]).log().float()
         self.noise_to_mean = (beta / ((1 - beta).sqrt() * (1 - abar).sqrt())).float()
         snr = abar / (1 - abar)
-        self.weight = (snr.clamp(max=MIN_SNR_GAMMA) / snr).float()
+        self.weight = ((snr + 1).clamp(max=MIN_SNR_GAMMA) / snr.clamp_min(LOWEST_SNR)).float()
         self.steps = len(abar)
 
     def __call__(self, eps: Tensor, v: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,11 +53,11 @@ def test_the_scale_is_the_mean_absolute_deviation() -> None:
     # Worked by hand: medians 0; deviations 1 and 2 on average; residuals (0.5, 0, 0, ...).
     a = torch.tensor([[[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 2.0]]])
     b = 3 * a + 7
-    assert scale_and_shift_invariant(a, b, gradient_weight=0).item() == pytest.approx(0, abs=1e-6)
+    assert scale_and_shift_invariant(a, b, gradient_weight=0.0).item() == pytest.approx(0, abs=1e-6)
     b[0, 0, 0] -= 9  # deviation of b: (3*9 + 9) / 9 = 4 instead of 3
     normal_a, normal_b = a, (b - 7) / 4
     expected = 0.5 * (normal_a - normal_b).abs().mean().item()
-    found = scale_and_shift_invariant(a, b, gradient_weight=0).item()
+    found = scale_and_shift_invariant(a, b, gradient_weight=0.0).item()
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_trimming_forgives_few_outliers() -> None:
     a = _maps(4)
     b = a.clone()
     b[:, :2, :2] += 20 * a.std()
-    kept = scale_and_shift_invariant(a, b, gradient_weight=0)
-    trimmed = scale_and_shift_invariant(a, b, gradient_weight=0, trim=0.2)
+    kept = scale_and_shift_invariant(a, b, gradient_weight=0.0)
+    trimmed = scale_and_shift_invariant(a, b, gradient_weight=0.0, trim=0.2)
     assert (trimmed < kept).all()
 
 

@@ -149,7 +149,7 @@ def _depth_measures(ratio: Tensor, counts: Tensor) -> dict[str, list[float]]:
     return {"abs-rel": absolute, "delta<1.25": delta}
 
 
-def resized(maps: Maps, size: torch.Size | tuple[int, int]) -> Maps:
+def resized(maps: Maps, size: torch.Size | tuple[int, int]) -> Float[Tensor, "b height width"]:
     """``maps`` at another (height, width), bilinear with antialiasing."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps

@@ -1,0 +1,370 @@
+"""The command line: answers on standard output, one line for an error, exit codes, no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import Outcome, run_process
+
+import ppap_host
+from ppap_host.errors import PpapError
+from ppap_host.images import from_tensor, read_rgb
+from ppap_host.shapes.renderer import render
+from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
+
+Call = Callable[..., Outcome]
+
+
+def refused(outcome: Outcome, *said: str) -> None:
+    """An error as users should see it: one line that says what and what to do."""
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("Error: ")
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.err
+    assert "\x1b" not in outcome.err
+    for part in said:
+        assert part in outcome.err
+
+
+# Help and lists
+
+
+def test_help_names_every_command(ppap: Call) -> None:
+    outcome = ppap("--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    for command in ("run", "rerun", "list", "doctor", "shapes"):
+        assert re.search(rf"^  {command}  ", outcome.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["run", "rerun", "list", "doctor", "shapes", "shapes render"])
+def test_every_command_has_help(ppap_here: Call, command: str) -> None:
+    for option in ("--help", "-h"):
+        outcome = ppap_here(*command.split(), option)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert f"Usage: ppap {command}" in outcome.out
+
+
+def test_every_option_of_run_is_explained(ppap_here: Call) -> None:
+    from dataclasses import fields
+
+    from ppap_host.config import RunConfig
+
+    text = ppap_here("run", "--help").out
+    for field in fields(RunConfig):
+        option = "--guide" if field.name == "guides" else f"--{field.name}"
+        (line,) = re.findall(rf"^ +(?:-\w, )?{option}\b.*$", text, re.MULTILINE)
+        assert len(line.split()) > 3, line
+
+
+def test_the_defaults_that_help_names_are_the_defaults(ppap_here: Call) -> None:
+    from dataclasses import fields
+
+    from ppap_host.config import RunConfig
+
+    text = " ".join(ppap_here("run", "--help").out.split())
+    for field in fields(RunConfig):
+        shown = re.search(rf"--{field.name} (?:(?!--).)*?\[default: ([^\]]+)\]", text)
+        if shown:
+            assert shown[1] == f"{field.default:g}" if field.type == "float" else str(field.default)
+
+
+def test_version(ppap_here: Call) -> None:
+    outcome = ppap_here("--version")
+    assert outcome.code == 0
+    assert re.fullmatch(r"ppap-host \d+\.\d+\.\d+\S*\n", outcome.out)
+
+
+def test_list_is_json_where_nobody_looks(ppap_here: Call) -> None:
+    plain, asked = ppap_here("list"), ppap_here("list", "--json")
+    assert plain == asked
+    assert (asked.code, asked.err) == (0, "")
+    found = json.loads(asked.out)
+    assert {"guide", "backbone", "recipe", "sampler", "expert set", "plugin"} == set(found)
+    assert "shapes" in [row["name"] for row in found["backbone"]]
+    assert {"naive", "x0", "x0-through"} <= {row["name"] for row in found["recipe"]}
+    for kind in ("guide", "backbone", "recipe", "sampler"):
+        for row in found[kind]:
+            assert row["summary"]
+            assert row["from"]
+
+
+def test_list_names_the_samplers_that_there_are(ppap_here: Call) -> None:
+    from ppap_host.sampling import SAMPLERS
+
+    rows = json.loads(ppap_here("list", "--json").out)["sampler"]
+    assert {row["name"] for row in rows} == set(SAMPLERS)
+
+
+def test_people_get_a_table(ppap_here: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppap_host.cli.list.for_people", lambda as_json: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    text = ppap_here("list").out
+    for word in ("shapes", "x0-through", "ddim", "ppap-host"):
+        assert word in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(ppap_here: Call, shell: str) -> None:
+    outcome = ppap_here("--show-completion", shell)
+    assert outcome.code == 0
+    assert "_PPAP_COMPLETE" in outcome.out
+
+
+# Start-up
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        "run --help",
+        "list --json",
+        "run --print-config",
+        "run -g a -t x -t y",
+    ],
+)
+def test_light_commands_do_not_import_heavy_libraries(tmp_path: Path, command: str) -> None:
+    code = (
+        "import contextlib, sys\n"
+        f"sys.argv = ['ppap', *{command.split()!r}]\n"
+        "from ppap_host.cli import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main()\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'torchvision'}\n"
+        "print('heavy:', *sorted(heavy & set(sys.modules)))\n"
+    )
+    outcome = run_process([sys.executable, "-c", code], tmp_path)
+    assert outcome.code == 0
+    assert outcome.out.endswith("heavy:\n")
+
+
+def test_importing_the_host_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = f"import {ppap_host.__name__}, sys; print('torch' in sys.modules)"
+    assert run_process([sys.executable, "-c", code], tmp_path).out == "False\n"
+
+
+# Errors
+
+
+def test_an_unknown_guide_is_answered_with_the_nearest_and_how_to_install_it(
+    ppap_here: Call,
+) -> None:
+    refused(
+        ppap_here("run", "--guide", "segmentatoin", "--target", "x.png"),
+        "Unknown guide 'segmentatoin'.",
+        "Did you mean 'segmentation'?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--backbone shape", "Unknown backbone 'shape'. Did you mean 'shapes'?"),
+        ("--sampler ddimm", "Unknown sampler 'ddimm'. Did you mean 'ddim'"),
+        ("--device tpu", "Unknown device 'tpu'. Give auto, cpu, cuda"),
+        ("--dtype float23", "Unknown dtype 'float23'. Did you mean 'float32'"),
+        ("--num 0", "--num 0 is out of range."),
+        ("--batch 0", "--batch 0 is out of range."),
+        ("--seed -1", "--seed -1 is out of range."),
+        ("--cfg nan", "'cfg' in the command line is nan. It must be finite."),
+        ("--target x.png", "0 --guide but 1 --target: --guide ??? --target x.png."),
+        ("-g depth -g depth -t a.png", "2 --guide but 1 --target"),
+        ("-g depth -t a.png -t b.png", "1 --guide but 2 --target"),
+        ("-g depth -t a.png -s 1 -s 2", "1 --guide but 2 --scale"),
+        ("--config none.toml", "Cannot read the configuration 'none.toml'"),
+    ],
+)
+def test_mistaken_options(ppap_here: Call, tmp_path: Path, arguments: str, said: str) -> None:
+    refused(ppap_here("run", *arguments.split()), said)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_an_unknown_recipe_of_a_guide(ppap_here: Call) -> None:
+    refused(
+        ppap_here("run", "-g", "a", "-t", "b", "--recipe", "x1"),
+        "Unknown recipe 'x1'.",
+        "Did you mean 'x0'",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--nmu 3", "--num many", "--scale strong", "surplus", "--guide"]
+)
+def test_malformed_commands_exit_with_2_and_nothing_on_standard_output(
+    ppap_here: Call, arguments: str
+) -> None:
+    outcome = ppap_here("run", *arguments.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "Traceback" not in outcome.err
+    assert "ppap run --help" in outcome.err
+
+
+def test_an_unknown_command(ppap_here: Call) -> None:
+    outcome = ppap_here("rnu")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "rnu" in outcome.err
+
+
+def test_brackets_and_odd_letters_of_a_message_come_through(ppap_here: Call) -> None:
+    refused(ppap_here("run", "-c", "[red]{}:smile:漢.toml"), "'[red]{}:smile:漢.toml'")
+
+
+def test_a_long_message_stays_on_one_line(ppap: Call) -> None:
+    refused(ppap("run", "-c", "x" * 200 + " " + "y" * 200 + ".toml"), "x" * 200 + " " + "y" * 200)
+
+
+def test_debug_shows_the_traceback(ppap: Call) -> None:
+    outcome = ppap("--debug", "run", "-g", "a")
+    assert outcome.code != 0
+    assert outcome.out == ""
+    assert "Traceback (most recent call last)" in outcome.err
+    assert "OptionError: 1 --guide but 0 --target" in outcome.err
+
+
+def test_a_mistake_of_the_host_itself_is_not_hidden(
+    ppap_here: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def oh(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ppap_host.config.read_toml", oh)
+    with pytest.raises(ZeroDivisionError):
+        ppap_here("run", "-c", "x.toml")
+
+
+# Records that cannot be repeated
+
+
+def record(**changes: object) -> dict[str, object]:
+    return {
+        "format": 1,
+        "config": {"num": 1},
+        "images": [{"index": 0, "pixels_sha256": "0"}],
+        "targets": [],
+        "versions": {},
+        "model_files": {},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "Cannot read a record"),
+        ("[]", "carries no record"),
+        ("{}", "carries no record"),
+        ("[1, 2", "Cannot read a record"),
+        (json.dumps(record(format=99)), "has format 99, this version reads 1"),
+        (json.dumps(record(images=[])), "names no finished image"),
+        (json.dumps(record(images=None)), "names no finished image"),
+        (json.dumps(record(targets=None)), "no valid 'targets'"),
+        (json.dumps(record(config=[])), "no valid 'config'"),
+        (json.dumps(record(config={"nmu": 1})), "Unknown option 'nmu'"),
+    ],
+)
+def test_a_damaged_record(ppap_here: Call, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    refused(ppap_here("rerun", "run.json"), said, "run.json")
+    refused(ppap_here("rerun", "."), said)
+
+
+def test_a_picture_without_a_record(ppap_here: Call, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    refused(ppap_here("rerun", "x.png"), "'x.png' carries no record", "run.json beside it")
+
+
+def test_no_record_at_all(ppap_here: Call) -> None:
+    refused(ppap_here("rerun", "none.png"), "There is no file 'none.png'")
+    refused(ppap_here("rerun", "."), "There is no file 'run.json'")
+
+
+def test_a_target_that_is_gone(ppap_here: Call, tmp_path: Path) -> None:
+    target = {"guide": 0, "given": "gone.png", "copy": "targets/0-0.png", "sha256": "ab" * 32}
+    (tmp_path / "run.json").write_text(json.dumps(record(targets=[target])))
+    refused(ppap_here("rerun", "run.json"), "'gone.png' is gone", "abababababab")
+
+
+# ppap shapes render
+
+
+@pytest.fixture
+def scenes(ppap_here: Call, tmp_path: Path) -> Path:
+    outcome = ppap_here("shapes", "render", "--out", "s", "-n", "18", "--seed", "5", "--size", "48")
+    assert (outcome.code, outcome.out) == (0, "")
+    return tmp_path / "s"
+
+
+def test_rendered_scenes_are_those_of_the_renderer(scenes: Path) -> None:
+    sampled = sample_scenes(5, 0, 18)
+    view = render(sampled, 48)
+    described = json.loads((scenes / "scenes.json").read_text())
+    assert (described["seed"], described["size"]) == (5, 48)
+    assert described["classes"] == list(CLASS_NAMES)
+    assert described["segments"] == list(SEGMENTS)
+    assert "millimetres" in described["depth_unit"]
+    assert len(described["scenes"]) == 18
+    for k, (row, picture, caption) in enumerate(
+        zip(described["scenes"], from_tensor(view.rgb), sampled.captions(), strict=True)
+    ):
+        assert row["label"] == int(sampled.labels[k])
+        assert row["class"] == CLASS_NAMES[row["label"]]
+        assert row["caption"] == caption
+        assert read_rgb(scenes / row["file"]).tobytes() == picture.tobytes()
+        depth = np.asarray(Image.open(scenes / row["depth"]))
+        assert depth.dtype == np.uint16
+        np.testing.assert_allclose(depth, view.depth[k, 0].numpy() * 1000, atol=0.501)
+        with Image.open(scenes / row["segmentation"]) as segments:
+            assert segments.mode == "P"
+            np.testing.assert_array_equal(np.asarray(segments), view.segmentation[k].numpy())
+
+
+def test_rendering_leaves_what_it_describes_and_a_sheet(scenes: Path) -> None:
+    rows = json.loads((scenes / "scenes.json").read_text())["scenes"]
+    files = {row[key] for row in rows for key in ("file", "depth", "segmentation")}
+    assert len(files) == 3 * 18
+    assert {p.name for p in scenes.iterdir()} == files | {"scenes.json", "sheet.png"}
+
+
+def test_rendering_again_gives_the_same_bytes(ppap_here: Call, scenes: Path) -> None:
+    ppap_here("shapes", "render", "--out", "again", "-n", "18", "--seed", "5", "--size", "48")
+    for path in scenes.iterdir():
+        assert (scenes.parent / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_scene_does_not_depend_on_how_many_there_are(ppap_here: Call, scenes: Path) -> None:
+    ppap_here("shapes", "render", "--out", "few", "-n", "2", "--seed", "5", "--size", "48")
+    few = scenes.parent / "few"
+    for name in ("00001.png", "00001-depth.png", "00001-segmentation.png"):
+        assert (few / name).read_bytes() == (scenes / name).read_bytes()
+
+
+def test_rendering_overwrites_nothing(ppap_here: Call, scenes: Path) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in scenes.iterdir()}
+    refused(ppap_here("shapes", "render", "--out", "s", "-n", "1"), "already holds scenes", "--out")
+    assert {p.name: p.stat().st_mtime_ns for p in scenes.iterdir()} == before
+
+
+def test_rendering_into_a_file(ppap_here: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(ppap_here("shapes", "render", "--out", "file", "-n", "1"), "--out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--num 0", "--size 8", "--size 9999", "--seed -1"])
+def test_rendering_out_of_range(ppap_here: Call, tmp_path: Path, option: str) -> None:
+    outcome = ppap_here("shapes", "render", "--out", "s", *option.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert option.split()[0] in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_error_of_the_host_has_a_code_that_is_no_success() -> None:
+    assert all(kind.exit_code == 2 for kind in (PpapError, *PpapError.__subclasses__()))

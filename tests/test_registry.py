@@ -1,0 +1,312 @@
+"""Plugins of every kind of misfortune, each a real distribution in a real environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from environments import Environment, build_wheel
+from processes import Outcome
+
+from ppap_host.errors import PluginError, UnknownNameError
+from ppap_host.registry import Registry
+
+
+def guide(name: str, factory: str, before: str = "", interface: str = "ppap_interface = 1") -> str:
+    return f"""\
+{before}
+from ppap_host.hookspecs import Entry, hookimpl
+
+{interface}
+
+@hookimpl
+def ppap_guides():
+    return [Entry("{name}", "{factory}", "the guide {name}")]
+"""
+
+
+PLUGINS: dict[str, str] = {
+    "goodx": guide("goodx", "ppap_x_goodx:ppap_guides"),
+    "brokenx": guide("brokenx", "a:b", 'raise ImportError("needs moonlib\\nwhich is not here")'),
+    "syntaxx": "def :\n",
+    "exitsx": "import sys\nsys.exit(3)\n",
+    "futurex": guide("futurex", "a:b", interface="ppap_interface = 99"),
+    "silentx": guide("silentx", "a:b", interface=""),
+    "misspeltx": guide("misspeltx", "a:b") + "\n\n@hookimpl\ndef ppap_guidez():\n    return []\n",
+    "stringsx": guide("stringsx", "a:b").replace("return [", "return ['goodx'] or ["),
+    "raisesx": guide("raisesx", "a:b").replace("return", "raise KeyError('oh'); return"),
+    "slowx": guide("slowx", "ppap_x_slowx:ppap_guides", "import time; time.sleep(1)"),
+    "hollowx": guide("hollowx", "ppap_x_hollowx_missing:Guide"),
+    "emptyx": guide("emptyx", "ppap_x_emptyx:Missing"),
+    "leavesx": guide("leavesx", "antigravity_x:Guide"),
+    "twin-a": guide("depthx", "ppap_x_twin_a:ppap_guides"),
+    "twin-b": guide("depthx", "ppap_x_twin_b:ppap_guides"),
+}
+BROKEN = {
+    "brokenx": "cannot be imported: ImportError: needs moonlib which is not here",
+    "syntaxx": "cannot be imported: SyntaxError: invalid syntax",
+    "exitsx": "cannot be imported: SystemExit: 3",
+    "futurex": "written for another interface version: this host has 1, it is for 99",
+    "silentx": "this host has 1, it declares no ppap_interface",
+    "misspeltx": "implements unknown hooks ppap_guidez; known: ppap_backbones",
+    "stringsx": "ppap_guides must return a list of Entry, not of str",
+    "raisesx": "fails in a hook: KeyError: 'oh'",
+}
+COMMANDS = """\
+import sys
+from pathlib import Path
+
+import typer
+from ppap_host.errors import OptionError
+
+app = typer.Typer(rich_markup_mode=None)
+
+@app.command()
+def greet(name: str, loud: bool = False) -> None:
+    "Greets somebody."
+    if name == "nobody":
+        raise OptionError("Nobody is there.", remedy="Name somebody.")
+    print(f"Hello {name}{'!' if loud else ''}")
+"""
+
+
+def distribution(key: str) -> str:
+    return f"ppap-x-{key}"
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with all of them at once."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    environment = Environment.make(tmp_path_factory.mktemp("zoo") / "env")
+    for key, source in PLUGINS.items():
+        name = distribution(key)
+        module = name.replace("-", "_")
+        modules = {f"{module}.py": source}
+        if key == "leavesx":
+            modules["antigravity_x.py"] = "raise SystemExit(0)\n"
+        environment.install(build_wheel(wheels, name, modules, {"ppap": {key: module}}))
+    commands = {"greet": "ppap_x_commands:app", "wreck": "ppap_x_wreck:app"}
+    environment.install(
+        build_wheel(
+            wheels,
+            "ppap-x-commands",
+            {"ppap_x_commands.py": COMMANDS, "ppap_x_wreck.py": "import moonlib\n"},
+            {"ppap.commands": commands},
+        )
+    )
+    return environment
+
+
+@pytest.fixture(scope="session")
+def listed(zoo: Environment) -> dict[str, list[dict[str, Any]]]:
+    """What ``ppap list --json`` says there."""
+    outcome = zoo.ppap("list", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    return json.loads(outcome.out)
+
+
+@pytest.fixture(scope="session")
+def refusals(zoo: Environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What ``ppap run --guide <name>`` says of each."""
+    names = [*BROKEN, "hollowx", "emptyx", "leavesx", "godx"]
+    out = str(tmp_path_factory.mktemp("refused") / "out")
+    calls = [("run", "--guide", name, "--target", "x", "--out", out) for name in names]
+    outcomes = dict(zip(names, zoo.ppap_in_turn(*calls), strict=True))
+    assert not Path(out).exists()
+    return outcomes
+
+
+def row(listed: dict[str, list[dict[str, Any]]], key: str) -> dict[str, Any]:
+    (found,) = [p for p in listed["plugin"] if p["distribution"] == distribution(key)]
+    return found
+
+
+def test_the_environment_is_a_real_one(zoo: Environment) -> None:
+    printed = zoo.evaluate("import sys, ppap_x_goodx as x; print(sys.prefix); print(x.__file__)")
+    prefix, file = printed.split("\n")[:2]
+    assert Path(prefix).samefile(zoo.folder)
+    assert zoo.packages.resolve() in Path(file).resolve().parents
+
+
+def test_a_good_plugin_among_bad_ones_works(listed: dict[str, Any]) -> None:
+    found = row(listed, "goodx")
+    assert (found["status"], found["reason"], found["version"]) == ("ok", "", "1.0")
+    (entry,) = [g for g in listed["guide"] if g["name"] == "goodx"]
+    assert entry == {"name": "goodx", "summary": "the guide goodx", "from": ["ppap-x-goodx 1.0"]}
+    assert "shapes" in [b["name"] for b in listed["backbone"]]
+
+
+@pytest.mark.parametrize("key", BROKEN)
+def test_a_broken_plugin_is_listed_with_its_reason(listed: dict[str, Any], key: str) -> None:
+    found = row(listed, key)
+    assert found["status"] == "broken"
+    assert BROKEN[key] in found["reason"]
+    assert "\n" not in found["reason"]
+    assert key not in [g["name"] for g in listed["guide"]]
+
+
+@pytest.mark.parametrize("key", BROKEN)
+def test_asking_for_a_broken_plugin_says_why(refusals: dict[str, Outcome], key: str) -> None:
+    outcome = refusals[key]
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert f"ppap-x-{key} 1.0" in outcome.err
+    assert BROKEN[key] in outcome.err
+    assert "ppap doctor" in outcome.err
+
+
+def test_a_name_with_two_owners_is_listed_as_unusable(listed: dict[str, Any]) -> None:
+    (entry,) = [g for g in listed["guide"] if g["name"] == "depthx"]
+    assert entry["from"] == ["ppap-x-twin-a 1.0", "ppap-x-twin-b 1.0"]
+    assert "unusable" in entry["summary"]
+
+
+def test_a_name_with_two_owners_is_refused_and_both_are_named(zoo: Environment) -> None:
+    outcome = zoo.ppap("run", "--guide", "depthx", "--target", "x")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        "Error: The guide 'depthx' is claimed by ppap-x-twin-a 1.0 and ppap-x-twin-b 1.0. "
+        "Uninstall one of them: `pip uninstall ppap-x-twin-a` or `pip uninstall ppap-x-twin-b`.\n"
+    )
+
+
+def test_uninstalling_one_owner_mends_it(tmp_path: Path) -> None:
+    environment = Environment.make(tmp_path / "env")
+    source = PLUGINS["twin-a"]
+    environment.install(
+        build_wheel(
+            tmp_path,
+            "ppap-x-twin-a",
+            {"ppap_x_twin_a.py": source},
+            {"ppap": {"a": "ppap_x_twin_a"}},
+        )
+    )
+    rows = json.loads(environment.ppap("list", "--json").out)["guide"]
+    (entry,) = [g for g in rows if g["name"] == "depthx"]
+    assert entry["from"] == ["ppap-x-twin-a 1.0"]
+
+
+def test_a_slow_plugin_works_and_is_flagged(listed: dict[str, Any]) -> None:
+    found = row(listed, "slowx")
+    assert found["status"] == "slow"
+    assert found["reason"].startswith("slow: its import takes 1.")
+    assert "slowx" in [g["name"] for g in listed["guide"]]
+
+
+def test_help_imports_no_plugin(zoo: Environment) -> None:
+    outcome = zoo.evaluate(
+        """
+        import contextlib, io, sys
+        sys.argv = ["ppap", "--help"]
+        from ppap_host.cli import main
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            main()
+        assert "Usage: ppap" in text.getvalue()
+        print(sorted(name for name in sys.modules if name.startswith("ppap_x")))
+        """
+    )
+    assert outcome.strip() == "[]"
+
+
+def test_listing_loads_plugins_but_nothing_that_they_name(zoo: Environment) -> None:
+    outcome = zoo.evaluate(
+        """
+        import sys
+        from ppap_host.registry import registry
+        registry()
+        print("ppap_x_goodx" in sys.modules, "torch" in sys.modules)
+        """
+    )
+    assert outcome.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("hollowx", "ModuleNotFoundError: No module named 'ppap_x_hollowx_missing'"),
+        ("emptyx", "AttributeError: module 'ppap_x_emptyx' has no attribute 'Missing'"),
+        ("leavesx", "SystemExit: 0"),
+    ],
+)
+def test_a_factory_that_cannot_be_imported(
+    listed: dict[str, Any], refusals: dict[str, Outcome], key: str, said: str
+) -> None:
+    assert row(listed, key)["status"] == "ok"
+    outcome = refusals[key]
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert f"The guide '{key}' of ppap-x-{key} 1.0 cannot be loaded: {said}" in outcome.err
+
+
+def test_a_mistyped_name_finds_the_plugin(refusals: dict[str, Outcome]) -> None:
+    assert refusals["godx"].code == 2
+    assert "Did you mean 'goodx'" in refusals["godx"].err
+
+
+def test_a_command_of_a_plugin(zoo: Environment) -> None:
+    assert "From the plugin ppap-x-commands" in zoo.ppap("--help").out
+    assert zoo.ppap("greet", "you", "--loud") == Outcome(0, "Hello you!\n", "")
+
+
+def test_the_command_of_a_plugin_speaks_as_the_host_does(zoo: Environment) -> None:
+    shown, mistaken, refused, wreck = zoo.ppap_in_turn(
+        ("greet", "--help"), ("greet", "--quiet"), ("greet", "nobody"), ("wreck",)
+    )
+    assert shown.code == 0
+    assert "Usage: ppap greet [OPTIONS] NAME" in shown.out
+    assert (mistaken.code, mistaken.out) == (2, "")
+    assert "--quiet" in mistaken.err
+    assert refused == Outcome(2, "", "Error: Nobody is there. Name somebody.\n")
+    assert (wreck.code, wreck.out, wreck.err.count("\n")) == (2, "", 1)
+    assert "The command 'wreck' cannot be loaded: No module named 'moonlib'" in wreck.err
+
+
+@pytest.mark.slow
+def test_doctor_reports_every_plugin(zoo: Environment) -> None:
+    outcome = zoo.ppap("doctor", "--json")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    findings = {f["topic"]: f for f in json.loads(outcome.out)}
+    for key, reason in BROKEN.items():
+        assert findings[f"plugin {key}"]["status"] == "problem"
+        assert reason in findings[f"plugin {key}"]["detail"]
+        assert f"ppap-x-{key}" in findings[f"plugin {key}"]["remedy"]
+    assert findings["plugin goodx"]["status"] == "ok"
+    assert findings["plugin slowx"]["status"] == "warning"
+    assert findings["guide depthx"]["status"] == "problem"
+    assert "ppap-x-twin-a 1.0 and ppap-x-twin-b 1.0" in findings["guide depthx"]["detail"]
+
+
+# The registry alone
+
+
+def test_the_host_registers_its_things_as_a_plugin_does() -> None:
+    host, *others = Registry([]).plugins
+    assert (host.distribution, host.problem, others) == ("ppap-host", None, [])
+    assert [e.name for e in host.offers["recipe"]][:2] == ["naive", "x0"]
+
+
+def test_a_guide_of_the_project_that_is_not_installed_comes_with_its_command() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        Registry([]).entry("guide", "depth")
+    assert caught.value.remedy.startswith("Install it with `pip install ppap-plugin-depth`.")
+    with pytest.raises(UnknownNameError) as caught:
+        Registry([]).entry("guide", "dpeth")
+    assert "Did you mean 'depth'?" in caught.value.remedy
+    assert "`pip install ppap-plugin-depth`" in caught.value.remedy
+
+
+def test_kinds_do_not_share_names() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown backbone 'x0'"):
+        Registry([]).entry("backbone", "x0")
+
+
+def test_what_cannot_be_loaded_keeps_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry([])
+    (_, entry), *_ = registry.names("recipe")["x0"]
+    monkeypatch.setattr(type(entry), "load", lambda self: 1 / 0)
+    with pytest.raises(PluginError, match="ZeroDivisionError") as caught:
+        registry.load("recipe", "x0")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
