@@ -225,7 +225,7 @@ def plugins(registry: Registry) -> Iterator[Finding]:
 def write_access(out: Path) -> Iterator[Finding]:
     """Whether results can be written, and how much space there is."""
     folder = out
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):

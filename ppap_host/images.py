@@ -40,7 +40,8 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
             f"The target {str(path)!r} is an address.",
             remedy="Download the image first and give its path.",
         )
-    if not path.exists():
+    # os.path, because Path.exists raises for names that are too long.
+    if not os.path.exists(path):
         raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path of --target.")
     if path.is_dir():
         raise TargetError(
@@ -185,11 +186,15 @@ def read_map(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[n
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path of --target.")
     try:
         # Not numpy.load: that also opens archives and pickles.
         array = np.lib.format.open_memmap(path, mode="r")
+    except PermissionError:
+        raise TargetError(
+            f"The file {str(path)!r} may not be read.", remedy="Give yourself read permission."
+        ) from None
     except Exception as error:  # damaged headers raise anything, tokenize.TokenError included
         raise TargetError(
             f"The file {str(path)!r} is not a readable .npy array ({error}).",

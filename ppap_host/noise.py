@@ -213,12 +213,12 @@ class DiscreteSchedule:
 def uniform_ranges(schedule: DiscreteSchedule, count: int) -> list[NoiseRange]:
     """PPAP's split (section 4.1): ``count`` equal parts of the T steps, from clean to noisy.
 
-    Range i serves steps [i T / count, (i + 1) T / count); the outermost bounds are infinite, so
-    that every level of any schedule is served by exactly one.
+    Range i serves steps floor(i T / count) up to floor((i + 1) T / count); the outermost bounds are
+    infinite, so that every level of any schedule is served by exactly one.
     """
     total = len(schedule)
-    edges = [schedule.level(round(i * total / count) - 1) for i in range(1, count)]
-    after = [schedule.level(round(i * total / count)) for i in range(1, count)]
+    edges = [schedule.level(i * total // count - 1) for i in range(1, count)]
+    after = [schedule.level(i * total // count) for i in range(1, count)]
     cuts = [(a.log_snr + b.log_snr) / 2 for a, b in zip(edges, after, strict=True)]
     bounds = (math.inf, *cuts, -math.inf)
     return [NoiseRange(low=low, high=high) for high, low in pairwise(bounds)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -62,9 +63,9 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         RecordError: there is no readable record.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "run.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise RecordError(
             f"There is no file {str(path)!r}.",
             remedy="Give a run.json, the folder of a run, or an image that `ppap run` wrote.",

@@ -16,6 +16,7 @@ from processes import Outcome, run_process
 import ppap_host
 from ppap_host.errors import PpapError
 from ppap_host.images import from_tensor, read_rgb
+from ppap_host.registry import Registry
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
 
@@ -155,14 +156,19 @@ def test_importing_the_host_imports_nothing_heavy(tmp_path: Path) -> None:
 # Errors
 
 
-def test_an_unknown_guide_is_answered_with_the_nearest_and_how_to_install_it(
-    ppap_here: Call,
+def test_an_unknown_guide_is_answered_with_the_nearest(ppap_here: Call) -> None:
+    outcome = ppap_here("run", "--guide", "dpeth", "--target", "x.png")
+    refused(outcome, "Unknown guide 'dpeth'.", "Did you mean 'depth'?")
+
+
+def test_a_guide_that_is_not_installed_is_answered_with_its_command(
+    ppap_here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(
-        ppap_here("run", "--guide", "segmentatoin", "--target", "x.png"),
-        "Unknown guide 'segmentatoin'.",
-        "Did you mean 'segmentation'?",
-    )
+    bare = Registry([])
+    monkeypatch.setattr("ppap_host.run.registry", lambda: bare)
+    said = "Install it with `pip install ppap-plugin-depth`."
+    refused(ppap_here("run", "-g", "depth", "-t", "x.png"), "Unknown guide 'depth'.", said)
+    refused(ppap_here("run", "-g", "dpeth", "-t", "x.png"), "`pip install ppap-plugin-depth`")
 
 
 @pytest.mark.parametrize(
@@ -196,16 +202,14 @@ def test_an_unknown_recipe_of_a_guide(ppap_here: Call) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "arguments", ["--nmu 3", "--num many", "--scale strong", "surplus", "--guide"]
-)
+@pytest.mark.parametrize("mistake", ["--nmu 3", "--num many", "--scale strong", "more", "--guide"])
 def test_malformed_commands_exit_with_2_and_nothing_on_standard_output(
-    ppap_here: Call, arguments: str
+    ppap_here: Call, mistake: str
 ) -> None:
-    outcome = ppap_here("run", *arguments.split())
+    outcome = ppap_here("run", *mistake.split())
     assert (outcome.code, outcome.out) == (2, "")
     assert "Traceback" not in outcome.err
-    assert "ppap run --help" in outcome.err
+    assert mistake.split()[0] in outcome.err.splitlines()[-1]
 
 
 def test_an_unknown_command(ppap_here: Call) -> None:
@@ -283,6 +287,7 @@ def test_a_picture_without_a_record(ppap_here: Call, tmp_path: Path) -> None:
 
 def test_no_record_at_all(ppap_here: Call) -> None:
     refused(ppap_here("rerun", "none.png"), "There is no file 'none.png'")
+    refused(ppap_here("rerun", "x" * 300), "There is no file")
     refused(ppap_here("rerun", "."), "There is no file 'run.json'")
 
 
@@ -356,6 +361,7 @@ def test_rendering_into_a_file(ppap_here: Call, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(ppap_here("shapes", "render", "--out", "file", "-n", "1"), "--out")
     assert (tmp_path / "file").read_text() == "mine"
+    refused(ppap_here("shapes", "render", "--out", "x" * 300, "-n", "1"), "Cannot write")
 
 
 @pytest.mark.parametrize("option", ["--num 0", "--size 8", "--size 9999", "--seed -1"])

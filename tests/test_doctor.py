@@ -79,6 +79,11 @@ def test_a_file_in_the_way_is_a_problem(tmp_path: Path) -> None:
     assert "--out" in finding.remedy
 
 
+def test_a_path_that_cannot_be_is_judged_by_its_parent(tmp_path: Path) -> None:
+    (finding,) = write_access(tmp_path / ("x" * 300))
+    assert finding.status == "ok"
+
+
 @pytest.mark.usefixtures("as_user")
 def test_a_read_only_folder_is_a_problem(tmp_path: Path) -> None:
     folder = tmp_path / "locked"

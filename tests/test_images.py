@@ -246,6 +246,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert "There is no file" in refused(tmp_path / "none.npy", read_map).message
 
 
+@pytest.mark.parametrize("read", [read_rgb, read_map, is_map])
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y", "a red cube\nand a cone"])
+def test_text_that_can_be_no_file(name: str, read: Callable[..., object]) -> None:
+    with pytest.raises(TargetError, match="There is no file"):
+        read(name)
+
+
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     assert "is a folder" in refused(tmp_path / "folder.png").message
@@ -308,7 +315,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(encoded(quarters(), "PNG"))
     path.chmod(0)
-    refused(path, read_map)
+    assert "may not be read" in refused(path, read_map).message
 
 
 @several

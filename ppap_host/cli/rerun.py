@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ def rerun(
 
     before = read_record(file)
     settings = RunConfig.from_dict(before["config"], str(file))
-    sources = _find_targets(before, file if file.is_dir() else file.parent)
+    sources = _find_targets(before, file if os.path.isdir(file) else file.parent)
     with tempfile.TemporaryDirectory(prefix="ppap-rerun-") as scratch:
         folder = out if out is not None else Path(scratch) / "run"
         result = execute(settings, folder, sources)
@@ -75,7 +76,7 @@ def _find_targets(record: dict[str, Any], folder: Path) -> dict[int, str]:
     found = {}
     for target in record["targets"]:
         for path in (folder / target["copy"], Path(target["given"])):
-            if path.is_file():
+            if os.path.isfile(path):
                 found[target["guide"]] = str(path)
                 break
         else:

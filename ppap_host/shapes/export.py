@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def render_scenes(
     Raises:
         OutputError: the folder already holds scenes, or cannot be written.
     """
-    if (out / "scenes.json").exists():
+    if os.path.exists(out / "scenes.json"):
         raise OutputError(
             f"The folder {str(out)!r} already holds scenes.", remedy="Give another with --out."
         )

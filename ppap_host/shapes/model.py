@@ -84,9 +84,14 @@ class CaptionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes int64 [b, MAX_WORDS] into states [b, MAX_WORDS, width] and pooled [b, width]."""
+        """Encodes int64 [b, MAX_WORDS] into states [b, MAX_WORDS, width] and pooled [b, width].
+
+        Pooled is the mean over the words; over the padding where there is no word.
+        """
         states = self.norm(self.blocks(self.token(tokens) + self.position))
-        return states, states.mean(dim=1)
+        empty = (tokens == 0).all(dim=1, keepdim=True)
+        counts = ((tokens != 0) | empty).to(states.dtype).unsqueeze(-1)
+        return states, (states * counts).sum(dim=1) / counts.sum(dim=1)
 
 
 def build_unet(channels: tuple[int, ...] = (48, 80, 128, 192)) -> UNet2DConditionModel:

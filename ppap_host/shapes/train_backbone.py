@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=400, help="steps")
-    parser.add_argument("--ema", type=float, default=0.9993)
+    parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     parser.add_argument("--sheet-every", type=int, default=1000, help="steps between sample sheets")
     parser.add_argument("--device", default="cpu")
