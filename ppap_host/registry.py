@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
 from ppap_host import hookspecs
-from ppap_host.errors import PluginError, UnknownNameError, unknown_name
+from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
 from ppap_host.hookspecs import INTERFACE, Entry
+from ppap_host.names import SAMPLER_SUMMARIES
+
+if TYPE_CHECKING:
+    from ppap_host.config import RunConfig
+
+T = TypeVar("T")
 
 ENTRY_POINTS = "ppap"
 SLOW_IMPORT = 0.5
@@ -187,6 +193,47 @@ class Registry:
                     remedy="Mend or reinstall it; `ppap list` and `ppap doctor` say more.",
                 )
         raise self._unknown(kind, name)
+
+    def check(self, config: RunConfig) -> None:
+        """Whether everything a configuration names exists; imports none of it.
+
+        Raises:
+            PluginError, UnknownNameError: as :meth:`entry`.
+        """
+        if config.sampler not in SAMPLER_SUMMARIES:
+            raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
+        self.entry("backbone", config.backbone)
+        for recipe in (config.recipe, *(g.recipe for g in config.guides if g.recipe)):
+            self.entry("recipe", recipe)
+        for guide in config.guides:
+            self.entry("guide", guide.name)
+
+    def make(self, kind: Kind, name: str, wanted: type[T], **options: str | None) -> T:
+        """What the factory of this kind and name returns for ``options``.
+
+        Raises:
+            PluginError: the factory fails in a way that is not the user's fault, or returns
+                something else than a ``wanted``; or as :meth:`load`.
+            PpapError: what the factory itself says about the options.
+        """
+        factory = self.load(kind, name)
+        (plugin, _), *_ = self._claims[kind][name]
+        try:
+            made = factory(**options)
+        except PpapError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"The {kind} {name!r} of {plugin.label} cannot be made: {_in_a_line(error)}.",
+                remedy="This is a fault of the plugin; tell its authors (--debug shows where).",
+            ) from error
+        if not isinstance(made, wanted):
+            raise PluginError(
+                f"The {kind} {name!r} of {plugin.label} makes a {type(made).__name__}, "
+                f"not a {wanted.__name__}.",
+                remedy="This is a fault of the plugin; tell its authors.",
+            )
+        return made
 
     def load(self, kind: Kind, name: str) -> Any:
         """What the entry of this kind and name stands for, imported now.

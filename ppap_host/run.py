@@ -21,7 +21,7 @@ from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree
 from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
-from ppap_host.errors import OptionError, OutputError, PpapError, unknown_name
+from ppap_host.errors import OptionError, OutputError, PpapError
 from ppap_host.guide import Guide, Target
 from ppap_host.noise import Walk
 from ppap_host.recipes import Recipe
@@ -33,7 +33,6 @@ from ppap_host.record import (
 )
 from ppap_host.registry import Kind, Registry, registry
 from ppap_host.sampling import (
-    SAMPLERS,
     Guidance,
     Health,
     ImageNoise,
@@ -120,18 +119,15 @@ def set_up(
         PpapError: anything the user can mend; see :mod:`ppap_host.errors`.
     """
     found = registry() if found is None else found
-    if config.sampler not in SAMPLERS:
-        raise unknown_name("sampler", config.sampler, SAMPLERS)
-    found.entry("recipe", config.recipe)  # a wrong name is an error even if no guide uses it
-    recipes = [found.load("recipe", g.recipe or config.recipe) for g in config.guides]
-    factories = [found.load("guide", g.name) for g in config.guides]
-    make_backbone = found.load("backbone", config.backbone)
+    found.check(config)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
+    recipes = [found.load("recipe", g.recipe or config.recipe) for g in config.guides]
     used: list[tuple[Kind, str]] = [("backbone", config.backbone)]
     used += [("guide", g.name) for g in config.guides]
     plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
-    backbone: Backbone = make_backbone(checkpoint=config.checkpoint)
+    # mypy takes an abstract class for no type.
+    backbone = found.make("backbone", config.backbone, Backbone, checkpoint=config.checkpoint)  # type: ignore[type-abstract]
     walk = backbone.walk(config.steps)
     solver = make_solver(config.sampler, config.eta, backbone)
     if not config.prompt and config.cfg not in (None, 1.0):
@@ -144,8 +140,8 @@ def set_up(
     cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if config.prompt else 1.0
     guides = []
     sources = target_files or {}
-    for i, (g, factory, recipe) in enumerate(zip(config.guides, factories, recipes, strict=True)):
-        guide: Guide = factory(model=g.model)
+    for i, (g, recipe) in enumerate(zip(config.guides, recipes, strict=True)):
+        guide = found.make("guide", g.name, Guide, model=g.model)  # type: ignore[type-abstract]
         guide.to(device, dtype)
         guide.network().requires_grad_(False)
         target = guide.read_target(sources.get(i, g.target), backbone.state_shape[1:])
@@ -208,7 +204,7 @@ def run(
     """
     watch = watch or (lambda what, done, total: None)
     clock = Stopwatch()
-    check_writable(out)
+    created = check_writable(out)
     record = new_record(config)
     result = RunResult(record, out)
     _write_record(result, clock)
@@ -248,7 +244,7 @@ def run(
     except PpapError:
         record["status"] = "failed"
         if not result.images:
-            _forget(out)
+            _forget(out, created)
         raise
     except BaseException:
         record["status"] = "failed"
@@ -261,31 +257,35 @@ def run(
     return result
 
 
-def _forget(out: Path) -> None:
+def _forget(out: Path, created: bool) -> None:
     """Removes what a run left that failed before its first image, and nothing else."""
     (out / "run.json").unlink(missing_ok=True)
     shutil.rmtree(out / "targets", ignore_errors=True)
-    with suppress(OSError):
-        out.rmdir()
+    if created:
+        with suppress(OSError):
+            out.rmdir()
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path) -> bool:
     """Fails early when results could not be written to ``out``; creates it if it is not there.
+
+    Returns:
+        Whether it was created.
 
     Raises:
         OutputError: it is a file, may not be written, or holds another run.
     """
-    if out.exists() and not out.is_dir():
+    # os.path, because Path.exists raises for names that are too long.
+    if os.path.exists(out) and not os.path.isdir(out):
         raise OutputError(f"{str(out)!r} is a file.", remedy="Give a folder with --out.")
-    if (out / "run.json").exists():
+    if os.path.exists(out / "run.json"):
         raise OutputError(
             f"The folder {str(out)!r} already holds a run.",
             remedy="Give another folder with --out; nothing is overwritten.",
         )
+    created = not os.path.isdir(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
@@ -293,6 +293,7 @@ def check_writable(out: Path) -> None:
             f"Cannot write to the folder {str(out)!r}: {error.strerror}.",
             remedy="Choose another folder with --out.",
         ) from None
+    return created
 
 
 def _describe(setup: Setup, out: Path) -> dict[str, Any]:

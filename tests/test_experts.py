@@ -167,9 +167,8 @@ def two_experts(guide: QuadraticGuide | ScaledGuide) -> ExpertSet:
         patch.direct["bias"] = torch.full_like(patch.direct["bias"], float(i + 1))
         patches.append(patch)
     ranges = uniform_ranges(GaussianBackbone().schedule, 2)
-    return ExpertSet(
-        ranges, patches, {"guide": guide.name, "network_sha256": network_hash(network)}
-    )
+    metadata = {"guide": guide.name, "network_sha256": network_hash(network)}
+    return ExpertSet(ranges, patches, metadata)
 
 
 class ScaledGuide(QuadraticGuide):

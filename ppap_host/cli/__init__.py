@@ -27,10 +27,11 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         print(f"ppap-host {metadata.version('ppap-host')}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -80,7 +81,8 @@ def main() -> None:
     """Entry point of the command ``ppap``: errors become one line and an exit code."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        # Before or behind the command: nobody remembers where a global option goes.
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except PpapError as error:
         if debug:
             raise

@@ -102,7 +102,9 @@ def run(
 
     values: dict[str, Any] = read_toml(config) if config else {}
     configured = values.pop("out", None)
-    if out is None and isinstance(configured, str):
+    if configured is not None and not isinstance(configured, str):
+        raise OptionError(f"'out' in {config} is {configured!r}.", remedy="It must be a folder.")
+    if out is None and configured is not None:
         out = Path(configured)
     given = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
@@ -166,8 +168,10 @@ def execute(
 ) -> RunResult:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
     from ppap_host.config import new_record
+    from ppap_host.registry import registry
 
     console = stderr()
+    registry().check(settings)  # a slip of the pen is answered before torch is imported
     with progress_bar() as watch:
         try:
             from ppap_host.run import run as run_settings

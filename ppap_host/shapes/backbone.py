@@ -27,8 +27,8 @@ would depend on the batch they are made in."""
 class ShapesBackbone(Backbone):
     """Rooms with coloured solids, 64 x 64 RGB, from a caption.
 
-    Predicts noise and learned variance on the cosine schedule of Nichol and Dhariwal (2021) with
-    1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder``, ``scheduler``.
+    Predicts noise (as velocity) and learned variance on the cosine schedule of Nichol and Dhariwal
+    (2021) with 1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder``, ``scheduler``.
 
     Args:
         checkpoint: folder of another training of the same architecture; None takes the shipped one.
@@ -97,10 +97,11 @@ class ShapesBackbone(Backbone):
     ) -> Prediction:
         """Noise and variance coefficient; ``x`` on the variance-preserving line."""
         time = torch.full((len(x),), level.time, device=x.device)
-        eps, v = apply_unet(
+        velocity, v = apply_unet(
             self.unet, x.to(self._dtype), time, condition["states"], condition["pooled"]
         )
-        return Prediction(eps.to(x.dtype), v.to(x.dtype))
+        eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
+        return Prediction(eps, v.to(x.dtype))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
         """Moves U-Net and caption encoder."""
@@ -125,7 +126,7 @@ def save_backbone(unet: UNet2DConditionModel, text: CaptionEncoder, folder: Path
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": _TRAIN_STEPS,
         "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction",
         "variance_type": "learned_range",
         "clip_sample": True,
     }

@@ -2,8 +2,8 @@
 
 The U-Net is diffusers' :class:`~diffusers.UNet2DConditionModel` in the shape of GLIDE (Nichol et
 al., 2021, section 4.1): text tokens enter the attention's keys and values beside the image's, the
-pooled caption is added to the time embedding, and the output holds the predicted noise and the
-learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches folded into
+pooled caption is added to the time embedding, and the output holds the predicted noise, as velocity,
+and the learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches folded into
 channels, which on a CPU buys twice the network for the same time.
 """
 
@@ -119,11 +119,14 @@ def build_unet(channels: tuple[int, ...] = (48, 80, 128, 192)) -> UNet2DConditio
 def apply_unet(
     unet: UNet2DConditionModel, x: Tensor, timestep: Tensor, states: Tensor, pooled: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Predicted noise and variance fraction v, each [b, 3, h, w], of ``x`` [b, 3, h, w] at step t.
+    """What the U-Net says of ``x`` [b, 3, h, w] at step t: velocity and variance fraction.
 
-    v is the interpolation coefficient of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1].
+    Returns:
+        alpha * eps - sigma * x_0 (Salimans and Ho, 2022, section 4), [b, 3, h, w], from which the
+        predicted noise follows as sigma * x + alpha * velocity; and the interpolation coefficient
+        of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1], [b, 3, h, w].
     """
     patches = nn.functional.pixel_unshuffle(x, PATCH)
     out = unet(patches, timestep, encoder_hidden_states=states, class_labels=pooled).sample
-    eps, v = nn.functional.pixel_shuffle(out, PATCH).chunk(2, dim=1)
-    return eps, v
+    velocity, v = nn.functional.pixel_shuffle(out, PATCH).chunk(2, dim=1)
+    return velocity, v

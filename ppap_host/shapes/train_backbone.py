@@ -1,13 +1,13 @@
 """Trains the built-in backbone: ``python -m ppap_host.shapes.train_backbone --work training``.
 
-The hybrid objective of Nichol and Dhariwal (2021), eq. 16: the error of the predicted noise plus
-the variational bound for the learned variance with the mean held constant. The error is weighted
-like v-prediction (Salimans and Ho, 2022), (snr + 1) / snr, with the cap of min-SNR (Hang et al.,
-2023, gamma = 5): what a caption says is decided in high noise, where the plain error of the noise
-hardly notices, and with it the network learned to ignore captions. The learning rate is constant
-after a warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be
-prolonged from any constant part. State is written every ``--save-every`` steps and when the process
-is asked to stop; a stopped run goes on from there with the same random numbers.
+The hybrid objective of Nichol and Dhariwal (2021), eq. 16: an error of the predicted noise plus the
+variational bound for the learned variance with the mean held constant. The noise is predicted as
+velocity (Salimans and Ho, 2022) and its error has the cap of min-SNR (Hang et al., 2023, gamma =
+5). A first attempt with plain noise prediction learned to ignore captions: their content is decided
+in high noise, where the error of the noise hardly notices it. The learning rate is constant after a
+warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
+from any constant part. State is written every ``--save-every`` steps and when the process is asked
+to stop; a stopped run goes on from there with the same random numbers.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from ppap_host.shapes.scenes import VOCABULARY, caption_variant
 
 CAPTION_DROPOUT = 0.15
 MIN_SNR_GAMMA = 5.0
-LOWEST_SNR = 0.01
-"""Below it the weight no longer grows: there is next to nothing of the image left to tell."""
 STATE = "backbone-state.pt"
 
 
@@ -49,7 +47,7 @@ class TrainedNetworks(nn.Module):
 
 
 class HybridLoss:
-    """Weighted noise error plus the variational bound in bits per dimension."""
+    """Weighted error of the noise, as velocity, plus the variational bound in bits per dimension."""
 
     def __init__(self, schedule: DiscreteSchedule) -> None:
         abar = torch.from_numpy(schedule.alphas_cumprod)
@@ -61,20 +59,23 @@ class HybridLoss:
         self.log_lower = torch.cat([posterior[1:2], posterior[1:]]).log().float()
         self.noise_to_mean = (beta / ((1 - beta).sqrt() * (1 - abar).sqrt())).float()
         snr = abar / (1 - abar)
-        self.weight = ((snr + 1).clamp(max=MIN_SNR_GAMMA) / snr.clamp_min(LOWEST_SNR)).float()
+        self.weight = ((snr + 1).clamp(max=MIN_SNR_GAMMA) * (1 - abar)).float()
         self.steps = len(abar)
 
-    def __call__(self, eps: Tensor, v: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Both parts, scalar, from predictions and true noise [b, 3, h, w] at steps t [b]."""
+    def __call__(
+        self, velocity: Tensor, v: Tensor, x0: Tensor, noise: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both parts, scalar, from predictions, image and noise [b, 3, h, w] at steps t [b]."""
 
         def at(table: Tensor) -> Tensor:
             return table[t].view(-1, 1, 1, 1)
 
-        error = (at(self.weight) * (eps - noise).square()).mean()
+        gap = velocity - (at(self.alpha) * noise - at(self.sigma) * x0)
+        error = (at(self.weight) * gap.square()).mean()
         fraction = (v + 1) / 2
         log_variance = fraction * at(self.log_upper) + (1 - fraction) * at(self.log_lower)
         # Means of posterior and model differ by their noises alone (x_t is shared).
-        mean_gap = at(self.noise_to_mean) * (eps.detach() - noise)
+        mean_gap = at(self.noise_to_mean) * at(self.alpha) * gap.detach()
         kl = 0.5 * (
             log_variance - at(self.log_lower) - 1
             + (at(self.log_lower) - log_variance).exp()
@@ -188,8 +189,8 @@ def main() -> None:
         alpha, sigma = loss_of.alpha[t].view(-1, 1, 1, 1), loss_of.sigma[t].view(-1, 1, 1, 1)
         states, pooled = model.text(tokenizer(captions).to(args.device))
         xt = alpha.to(args.device) * x0 + sigma.to(args.device) * noise
-        eps, v = apply_unet(model.unet, xt, t.to(args.device), states, pooled)
-        error, bound = loss_of(eps.cpu(), v.cpu(), noise.cpu(), t)
+        velocity, v = apply_unet(model.unet, xt, t.to(args.device), states, pooled)
+        error, bound = loss_of(velocity.cpu(), v.cpu(), x0.cpu(), noise.cpu(), t)
 
         left = (args.images - seen) / args.cooldown if args.cooldown else 1.0
         lr = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.0))

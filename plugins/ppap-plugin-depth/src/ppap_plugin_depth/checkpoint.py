@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,16 +118,17 @@ def load_checkpoint(name: str) -> Checkpoint:
     """
     looks_local = name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
     folder = Path(name).expanduser()
-    if looks_local and not folder.is_dir():
+    local = os.path.isdir(folder)  # Path.is_dir raises for names that are too long
+    if looks_local and not local:
         raise CheckpointError(f"There is no model folder {name!r}.", remedy=_REMEDY)
-    source = str(folder) if folder.is_dir() else name
+    source = str(folder) if local else name
 
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
     from transformers.utils import cached_file
 
     try:
         config = AutoConfig.from_pretrained(source)
-        with _quiet(folder.is_dir()):
+        with _quiet(local):
             model, report = AutoModelForDepthEstimation.from_pretrained(
                 source, config=config, use_safetensors=True, dtype=torch.float32,
                 output_loading_info=True,
