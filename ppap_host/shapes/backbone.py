@@ -28,7 +28,8 @@ class ShapesBackbone(Backbone):
     """Rooms with coloured solids, 64 x 64 RGB, from a caption.
 
     Predicts noise (as velocity) and learned variance on the cosine schedule of Nichol and Dhariwal
-    (2021) with 1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder``, ``scheduler``.
+    (2021) with 1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder`` and
+    ``scheduler``.
 
     Args:
         checkpoint: folder of another training of the same architecture; None takes the shipped one.

@@ -2,9 +2,9 @@
 
 The U-Net is diffusers' :class:`~diffusers.UNet2DConditionModel` in the shape of GLIDE (Nichol et
 al., 2021, section 4.1): text tokens enter the attention's keys and values beside the image's, the
-pooled caption is added to the time embedding, and the output holds the predicted noise, as velocity,
-and the learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches folded into
-channels, which on a CPU buys twice the network for the same time.
+pooled caption is added to the time embedding, and the output holds the predicted noise, as
+velocity, and the learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches
+folded into channels, which on a CPU buys twice the network for the same time.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class TrainedNetworks(nn.Module):
 
 
 class HybridLoss:
-    """Weighted error of the noise, as velocity, plus the variational bound in bits per dimension."""
+    """Weighted error of the velocity, plus the variational bound in bits per dimension."""
 
     def __init__(self, schedule: DiscreteSchedule) -> None:
         abar = torch.from_numpy(schedule.alphas_cumprod)
