@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
@@ -130,7 +131,7 @@ def _torchvision_operators() -> Iterator[Finding]:
     if _version_of("torchvision") is None:
         return
     try:
-        import torchvision  # type: ignore[import-untyped]  # noqa: F401
+        importlib.import_module("torchvision")
     except Exception as error:
         yield Finding(
             "torchvision operators",
