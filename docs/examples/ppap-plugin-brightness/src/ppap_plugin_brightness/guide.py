@@ -34,9 +34,8 @@ class BrightnessGuide(Guide):
     """
 
     name = "brightness"
-    # "x0" and "x0-through" normalise the gradient, so their scale is a step in pixel values.
-    # "naive" gets the bare gradient of a mean over all pixels, which is tiny.
-    default_scale: ClassVar[Mapping[str, float]] = {"": 0.2, "naive": 1000.0}
+    # "x0" and "x0-through" undo the mean over pixels; "naive" gets the bare, tiny gradient.
+    default_scale: ClassVar[Mapping[str, float]] = {"": 2.0, "naive": 1000.0}
 
     def __init__(self, model: str | None = None) -> None:
         if model is not None:
