@@ -273,7 +273,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["first image", "start"])
 def test_ctrl_c_leaves_finished_images_and_a_valid_record(
-    tmp_path: Path, target: Path, when: str
+    tmp_path: Path, target: Path, when: str, request: pytest.FixtureRequest
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -284,7 +284,10 @@ def test_ctrl_c_leaves_finished_images_and_a_valid_record(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background has SIGINT ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    request.addfinalizer(process.kill)
     deadline = time.monotonic() + 240
     sign = out / ("00001.png" if when == "first image" else "run.json")
     while not sign.exists():
