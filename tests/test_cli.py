@@ -113,8 +113,10 @@ def test_people_get_a_table(ppap_here: Call, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(ppap_here: Call, shell: str) -> None:
-    outcome = ppap_here("--show-completion", shell)
+def test_completion_scripts(ppap_here: Call, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The shell is found among the parent processes, where a test may have none.
+    monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, f"/bin/{shell}"))
+    outcome = ppap_here("--show-completion")
     assert outcome.code == 0
     assert "_PPAP_COMPLETE" in outcome.out
 
@@ -165,7 +167,7 @@ def test_a_guide_that_is_not_installed_is_answered_with_its_command(
     ppap_here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = Registry([])
-    monkeypatch.setattr("ppap_host.run.registry", lambda: bare)
+    monkeypatch.setattr("ppap_host.registry.registry", lambda: bare)
     said = "Install it with `pip install ppap-plugin-depth`."
     refused(ppap_here("run", "-g", "depth", "-t", "x.png"), "Unknown guide 'depth'.", said)
     refused(ppap_here("run", "-g", "dpeth", "-t", "x.png"), "`pip install ppap-plugin-depth`")
