@@ -82,7 +82,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         # Before or behind the command: nobody remembers where a global option goes.
-        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+        arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+        app(args=arguments, prog_name="ppap")
     except PpapError as error:
         if debug:
             raise
