@@ -65,7 +65,7 @@ class StubBackbone(Backbone):
 
     def __init__(self, schedule: DiscreteSchedule, clip: bool) -> None:
         self.schedule, self.clip = schedule, (-1.0, 1.0) if clip else None
-        self.answer = Prediction(torch.zeros(1))
+        self.answer = Prediction(torch.zeros(1, 1, 1, 1))
 
     def walk(self, steps: int | str) -> Walk:
         return self.schedule.walk(steps)
