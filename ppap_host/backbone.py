@@ -118,13 +118,8 @@ class ClassifierFree:
         n = len(x)
         if self.scale == 1 or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
-        both = {
-            key: torch.cat([
-                self.condition[key].expand(n, *self.condition[key].shape[1:]),
-                self.unconditional[key].expand(n, *self.unconditional[key].shape[1:]),
-            ])
-            for key in self.condition
-        }  # fmt: skip
+        branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
+        both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
         prediction = self.backbone.predict(torch.cat([x, x]), level, both)
         conditional, unconditional = prediction.eps.chunk(2)
         eps = unconditional + self.scale * (conditional - unconditional)

@@ -74,6 +74,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
     """
     import torch
 
+    from ppap_host.backbone import repeat_condition
     from ppap_host.config import GuideConfig, RunConfig
     from ppap_host.run import set_up
     from ppap_host.sampling import Evaluator, Guidance, Health
@@ -81,10 +82,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
     config = RunConfig(guides=(GuideConfig("depth", str(target)),), num=batch, batch=batch)
     setup = set_up(config)
     active = setup.guides[0]
-    condition = {
-        key: rows.expand(batch, *rows.shape[1:])
-        for key, rows in setup.backbone.encode_prompts([""]).items()
-    }
+    condition = repeat_condition(setup.backbone.encode_prompts([""]), batch)
     middle = len(setup.walk) // 2
     level = setup.walk.levels[middle]
     x = torch.randn(batch, *setup.backbone.state_shape)

@@ -113,15 +113,12 @@ class Evaluator:
         return guided
 
     def _read(self, x: Tensor, level: NoiseLevel) -> Estimate:
+        """The estimate with the network's own eps: views may differentiate through it."""
         prediction = self.denoise(x, level)
-        eps = prediction.eps
-        x0 = (x - level.sigma * eps) / level.alpha
-        if self.backbone.clip is None:
-            return Estimate(level, x, x0, eps, prediction.v)
-        clipped = x0.clamp(*self.backbone.clip)
-        if not x.requires_grad:
-            eps = (x - level.alpha * clipped) / level.sigma
-        return Estimate(level, x, clipped, eps, prediction.v)
+        x0 = (x - level.sigma * prediction.eps) / level.alpha
+        if self.backbone.clip is not None:
+            x0 = x0.clamp(*self.backbone.clip)
+        return Estimate(level, x, x0, prediction.eps, prediction.v)
 
     def _gradient(self, g: Guidance, estimate: Estimate, last: bool) -> Tensor:
         view = g.recipe.view
