@@ -60,6 +60,14 @@ class Backbone(ABC):
         """The noise levels for a sampling process of ``steps`` steps (a count or a spacing)."""
 
     @abstractmethod
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """The noise levels it was trained on, cleanest first, evenly spread in its own time.
+
+        Experts for this backbone are tuned on draws from them; continuous schedules give a grid of
+        about a thousand.
+        """
+
+    @abstractmethod
     def predict(
         self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
     ) -> Prediction:
@@ -81,6 +89,11 @@ class Backbone(ABC):
     def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""
         return x0
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images it makes."""
+        return self.state_shape[1:]
 
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:

@@ -29,6 +29,11 @@ def ppap_recipes() -> list[Entry]:
             "gradient at x_t, as it is; an off-the-shelf guide fails here, an expert does not",
         ),
         Entry(
+            "ppap",
+            "ppap_host.recipes:PPAP",
+            "gradient at x_t by the expert for its noise level (PPAP); needs an expert set",
+        ),
+        Entry(
             "x0",
             "ppap_host.recipes:X0",
             "gradient at the predicted x_0, held constant; no training, one guide call a step",

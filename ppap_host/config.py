@@ -25,6 +25,8 @@ class GuideConfig:
         scale: guidance strength; None takes the guide's own default for the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe; None takes the run's.
+        experts: an expert set by name or path, or "none"; None takes a registered set that fits.
+        interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
     """
 
     name: str
@@ -32,6 +34,8 @@ class GuideConfig:
     scale: float | None = None
     model: str | None = None
     recipe: str | None = None
+    experts: str | None = None
+    interval: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class RunConfig:
         checkpoint: its weights, for backbones that do not ship them.
         prompt: text for text-conditional backbones, "" for none.
         cfg: classifier-free guidance scale; None takes the backbone's default.
-        recipe: guidance method of guides that name none.
+        recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
+            and "x0" for the others.
+        balance: how several guides make room for each other: project or sum.
         steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10".
         sampler: name of the solver.
         eta: stochasticity of DDIM, in [0, 1].
@@ -60,7 +66,8 @@ class RunConfig:
     checkpoint: str | None = None
     prompt: str = ""
     cfg: float | None = None
-    recipe: str = "x0"
+    recipe: str | None = None
+    balance: str = "project"
     steps: int | str = 50
     sampler: str = "ddim"
     eta: float = 0.0

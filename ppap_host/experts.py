@@ -2,27 +2,27 @@
 
 PPAP (Go et al., 2023, section 4.2): the off-the-shelf network stays frozen, and each expert holds
 low-rank factors of its convolutions and linear layers, its own biases, and its own normalisation
-parameters. A patch is laid over any :class:`torch.nn.Module` with
-:func:`torch.func.functional_call`, so no adapter class is written for an architecture; merged once
-for a noise range, a guided step costs what the plain network costs.
+parameters. A patch is laid over any :class:`torch.nn.Module` (:class:`Patched`), so no adapter
+class is written for an architecture; merged once for a noise range, a guided step costs what the
+plain network costs.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ppap_host.errors import CheckpointError
 from ppap_host.guide import Guide, PatchPlan, Target
@@ -31,6 +31,7 @@ from ppap_host.noise import NoiseLevel, NoiseRange
 
 FORMAT = 1
 _LOW_RANK = (".lora_A", ".lora_B")
+_STATISTICS = ("running_mean", "running_var")
 
 
 def factor_shapes(weight: Sequence[int], rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -38,7 +39,8 @@ def factor_shapes(weight: Sequence[int], rank: int) -> tuple[tuple[int, int], tu
 
     Linear, (out, in): A (r, in), B (out, r). Convolution, (out, in / groups, ..., k): the kernel's
     sides are spread over both factors, A (r k, in k) and B (out m, r k), where k is the last side
-    and m the product of the others.
+    and m the product of the others. A transposed convolution, (in, out / groups, ..., k), has the
+    two swapped, which changes neither the rank nor the count.
     """
     out, inner, *kernel = weight
     last = kernel[-1] if kernel else 1
@@ -57,7 +59,9 @@ class Patch:
 
     Attributes:
         low_rank: weight name -> (A, B); the weight becomes W + scaling * B A.
-        direct: parameter or buffer name -> its own value, in place of the network's.
+        direct: parameter or buffer name -> its own value, in place of the network's. Running
+            statistics of normalisation layers are among them; :func:`estimate_statistics` says
+            which rule they follow.
         scaling: alpha / r.
     """
 
@@ -72,32 +76,56 @@ class Patch:
         """A patch that changes nothing yet: B is zero, A uniform in +-1 / sqrt(its columns).
 
         A weight for which the factors would hold as many numbers as the weight itself is trained
-        directly. Running statistics of normalisation layers, where the network has them, belong to
-        the patch: noised images have other statistics than clean ones.
+        directly. A parameter with several names is changed once, under its first. Tensors are
+        float32 at least, so that a network in half precision can be tuned.
+
+        Raises:
+            CheckpointError: the plan names a parameter that the network lacks.
         """
         generator = torch.Generator().manual_seed(seed)
-        values = dict(network.named_parameters())
-        low_rank, direct = {}, {}
-        for name in plan.low_rank:
-            weight = values[name]
+        values, first = _named(network), _first_names(network)
+        low_rank: dict[str, tuple[Tensor, Tensor]] = {}
+        direct: dict[str, Tensor] = {}
+        for name in (*plan.low_rank, *plan.direct):
+            if name not in values:
+                raise CheckpointError(
+                    f"The patch plan names {name!r}, but the network lacks it.",
+                    remedy="This is a fault of the guide's patch plan; tell the plugin's authors.",
+                )
+        for name in dict.fromkeys(first[n] for n in plan.low_rank):
+            weight = values[name].detach()
             shape_a, shape_b = factor_shapes(weight.shape, plan.rank)
             if math.prod(shape_a) + math.prod(shape_b) >= weight.numel():
-                direct[name] = weight.detach().clone()
+                direct[name] = _at_least_float32(weight).clone()
                 continue
             bound = shape_a[1] ** -0.5
             a = (2 * torch.rand(shape_a, generator=generator) - 1) * bound
-            low_rank[name] = (a.to(weight), torch.zeros(shape_b).to(weight))
-        for name in plan.direct:
-            direct[name] = values[name].detach().clone()
-        for name, buffer in network.named_buffers():
-            if name.rsplit(".", 1)[-1] in ("running_mean", "running_var"):
-                direct[name] = buffer.detach().clone()
-        return cls(low_rank, direct, scaling)
+            like = _at_least_float32(weight[:0])
+            low_rank[name] = (a.to(like), torch.zeros(shape_b).to(like))
+        for name in dict.fromkeys(first[n] for n in plan.direct):
+            if name not in low_rank and name not in direct:
+                direct[name] = _at_least_float32(values[name].detach()).clone()
+        return cls(low_rank, direct | _statistics(network), scaling)
+
+    @classmethod
+    def full(cls, network: nn.Module) -> Patch:
+        """Every parameter trained directly: a fully fine-tuned expert, the costly baseline."""
+        direct = {n: _at_least_float32(p.detach()).clone() for n, p in network.named_parameters()}
+        return cls({}, direct | _statistics(network))
 
     def trainable(self) -> list[Tensor]:
         """The tensors an optimiser moves: factors and direct parameters, not running statistics."""
         factors = [tensor for pair in self.low_rank.values() for tensor in pair]
-        return factors + [v for name, v in self.direct.items() if ".running_" not in f".{name}"]
+        return factors + [v for name, v in self.direct.items() if not _is_statistic(name)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names they are stored under: a weight's factors end in .lora_A, _B."""
+        factors = {
+            f"{name}{suffix}": tensor
+            for name, pair in self.low_rank.items()
+            for suffix, tensor in zip(_LOW_RANK, pair, strict=True)
+        }
+        return factors | self.direct
 
     def count(self) -> int:
         """How many numbers are trainable."""
@@ -106,11 +134,15 @@ class Patch:
     def merged(self, network: nn.Module) -> dict[str, Tensor]:
         """Parameters and buffers to lay over ``network``, differentiable in the patch.
 
+        They have the network's device and precision; sums are made in float32 at least. Persistent
+        buffers that the patch leaves alone come as copies, so that a forward that writes to its
+        buffers leaves the frozen network as it is.
+
         Raises:
             CheckpointError: the network lacks a name, or has it in another shape.
         """
-        values = dict(network.named_parameters()) | dict(network.named_buffers())
-        laid = {}
+        values = _named(network)
+        laid = {name: buffer.clone() for name, buffer in _persistent_buffers(network)}
         for name, tensor in self.direct.items():
             known = values.get(name)
             if known is None or known.shape != tensor.shape:
@@ -118,11 +150,101 @@ class Patch:
             laid[name] = tensor.to(known)
         for name, (a, b) in self.low_rank.items():
             known = values.get(name)
-            if known is None or known.numel() != len(b) * a.shape[1]:
-                raise _mismatch(name, (len(b), a.shape[1]), known)
+            if known is None or not _fit(a, b, known):
+                raise _mismatch(name, (len(b), a.shape[-1]), known)
+            work = torch.promote_types(torch.promote_types(a.dtype, known.dtype), torch.float32)
+            a, b = a.to(known.device, work), b.to(known.device, work)
             delta = low_rank_delta(a, b, known.shape)
-            laid[name] = (known.detach().to(delta.dtype) + self.scaling * delta).to(known)
+            laid[name] = (known.detach().to(work) + self.scaling * delta).to(known)
         return laid
+
+    def over(self, network: nn.Module) -> Patched:
+        """The network with this patch, callable as the network is; see :meth:`merged`."""
+        return Patched(network, self.merged(network))
+
+
+class Patched:
+    """A network called with other parameters and buffers, itself unchanged afterwards.
+
+    As :func:`torch.func.functional_call`, which would do but for two things: it costs about a
+    millisecond a call on a transformer, because it looks every name up again, and it leaves a
+    network that uses one submodule in two places with the other parameters for good. Where they go
+    is found out once, here; a parameter with several names is replaced under all of them.
+
+    Not to be called from two threads at once on the same network.
+
+    Args:
+        network: any module of one input.
+        tensors: by name; names that the network lacks are left out.
+    """
+
+    def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.network = network
+        named = _named(network)
+        wanted = {id(named[name]): tensor for name, tensor in tensors.items() if name in named}
+        self._slots: list[tuple[dict[str, Any], str, Tensor]] = [
+            (own, key, wanted[id(value)])
+            for module in network.modules()
+            for own in (module._parameters, module._buffers)
+            for key, value in own.items()
+            if id(value) in wanted
+        ]
+
+    def __call__(self, prepared: Tensor) -> Tensor:
+        """The network's output for prepared inputs, differentiable in the tensors laid over it."""
+        before = [own[key] for own, key, _ in self._slots]
+        try:
+            for own, key, tensor in self._slots:
+                own[key] = tensor
+            output: Tensor = self.network(prepared)
+            return output
+        finally:
+            for (own, key, _), tensor in zip(self._slots, before, strict=True):
+                own[key] = tensor
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return parameters | dict(network.named_buffers(remove_duplicate=False))
+
+
+def _first_names(network: nn.Module) -> dict[str, str]:
+    """For every name of a parameter the first name of the same parameter."""
+    first = {id(p): name for name, p in network.named_parameters()}
+    return {name: first[id(p)] for name, p in network.named_parameters(remove_duplicate=False)}
+
+
+def _persistent_buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to the network's state, once each; the others are caches."""
+    seen = set()
+    for prefix, module in network.named_modules():
+        for key, buffer in module._buffers.items():
+            kept = buffer is not None and key not in module._non_persistent_buffers_set
+            if kept and buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield (f"{prefix}.{key}" if prefix else key), buffer
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in _STATISTICS
+
+
+def _statistics(network: nn.Module) -> dict[str, Tensor]:
+    return {n: b.detach().clone() for n, b in network.named_buffers() if _is_statistic(n)}
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _fit(a: Tensor, b: Tensor, weight: Tensor) -> bool:
+    """Whether these are factors of that weight, of any rank."""
+    if weight.ndim < 2 or a.ndim != 2 or b.ndim != 2:
+        return False
+    last = weight.shape[-1] if weight.ndim > 2 else 1
+    rank = len(a) // last
+    return factor_shapes(weight.shape, rank) == (tuple(a.shape), tuple(b.shape))
 
 
 def _mismatch(name: str, shape: Sequence[int], known: Tensor | None) -> CheckpointError:
@@ -134,13 +256,144 @@ def _mismatch(name: str, shape: Sequence[int], known: Tensor | None) -> Checkpoi
     )
 
 
+def estimate_statistics(network: nn.Module, patch: Patch, batches: Iterable[Tensor]) -> None:
+    """Sets the patch's running statistics to those of the given inputs.
+
+    The rule: running statistics (batch normalisation's mean and variance) belong to the patch,
+    since noised images have other statistics than clean ones. They are estimated anew for each
+    noise range, from noised images, before training; then they are fixed, and the network stays in
+    evaluation mode throughout training and guidance.
+
+    The estimate is what Wu and Johnson (2021, "Rethinking 'Batch' in BatchNorm", section 3) call
+    precise: not a moving average but all inputs with equal weight. The mean is the mean of the
+    batches' means; batch normalisation's variance is the mean of their (unbiased) variances plus
+    the variance of their means. Only the layers that track statistics are in training mode
+    meanwhile, and nothing is left of it afterwards: the network's own buffers and modes are as
+    before, also when an exception is raised. Networks without such layers return at once, and the
+    batches are not touched; without any batch the statistics stay as they are.
+
+    Args:
+        network: the frozen network.
+        patch: changed in place: ``direct["....running_mean"]`` and ``direct["....running_var"]``.
+        batches: prepared inputs of the network, [b, ...] each, best with all levels of the range
+            mixed in every batch; b of at least 2 where a layer sees one value a channel and image.
+    """
+    layers = {
+        f"{prefix}." if prefix else "": module
+        for prefix, module in network.named_modules()
+        # A layer that only reads statistics, such as a frozen batch normalisation, has no momentum.
+        if isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(module, "momentum")
+    }
+    if not layers:
+        return
+    names = [prefix + key for prefix in layers for key in _STATISTICS if _has(layers[prefix], key)]
+    laid = patch.merged(network)
+    laid.update({name: laid[name].clone() for name in names})
+    patched = Patched(network, laid)
+    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    sums = {name: torch.zeros_like(laid[name], dtype=torch.float64) for name in names}
+    squares = {name: torch.zeros_like(total) for name, total in sums.items()}
+    images = 0
+    with torch.no_grad(), _measuring(network, layers.values()):
+        for batch in batches:
+            patched(batch.to(dtype))
+            images += len(batch)
+            for name in names:
+                value = laid[name].double()
+                sums[name] += len(batch) * value
+                squares[name] += len(batch) * value.square()
+    if not images:
+        return
+    for prefix, module in layers.items():
+        means, variances = (prefix + key for key in _STATISTICS)
+        if variances in sums and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Of images, not of batches: what the batches' means differ by is variance, too.
+            between = squares[means] / images - (sums[means] / images).square()
+            sums[variances] += images * between.clamp_min(0)
+    for name in names:
+        like = patch.direct.get(name, laid[name])
+        patch.direct[name] = (sums[name] / images).to(like)
+
+
+def _has(module: nn.Module, key: str) -> bool:
+    return isinstance(getattr(module, key, None), Tensor)
+
+
+@contextmanager
+def _measuring(network: nn.Module, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Evaluation mode but for ``layers``, which report the statistics of the last batch alone."""
+    modes = {module: module.training for module in network.modules()}
+    momenta: dict[Any, Any] = {layer: layer.momentum for layer in layers}
+    try:
+        network.eval()
+        for layer in momenta:
+            layer.training, layer.momentum = True, 1.0
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
 def network_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's parameter and buffer names, shapes and float32 values."""
+    """SHA-256 of a network's parameter and buffer names, shapes and float32 values.
+
+    A network that was moved to half precision has another hash than before.
+    """
     digest = sha256()
     for name, value in sorted(network.state_dict().items()):
+        if not isinstance(value, Tensor):  # a module's extra state may be anything
+            continue
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class Metadata(TypedDict, total=False):
+    """What an expert set says of itself, as JSON values.
+
+    Attributes:
+        guide: name of the guide.
+        model: its --model as it was given, None for the one it ships.
+        network_sha256: :func:`network_hash` of its network in float32.
+        image_size: [height, width] in pixels of the images it was tuned on.
+        backbone: what made these images: {"name": ..., "files": {name: SHA-256}}.
+        method: how the experts were tuned, e.g. "low-rank" or "full".
+        rank: of the factors, None for full fine-tuning.
+        tuning: the settings of the tuning.
+        harvest: where the images came from: settings, count, hashes.
+        quality: one table of measures a range, in the order of the ranges; measures may be grouped
+            by whose they are, {"expert": {"distance": ...}, "off_the_shelf": {...}}.
+        licence: of the set, as an SPDX expression, and what it inherits.
+        versions: of the packages that made it.
+        trainable: how many numbers: {"per_expert": of the largest, "total": of all experts,
+            "network": of the network itself}.
+        merged_from: the sets that this one was joined from.
+    """
+
+    guide: str
+    model: str | None
+    network_sha256: str
+    image_size: list[int]
+    backbone: dict[str, Any]
+    method: str
+    rank: int | None
+    tuning: dict[str, Any]
+    harvest: dict[str, Any] | None
+    quality: list[dict[str, Any]]
+    licence: str | None
+    versions: dict[str, str]
+    trainable: dict[str, int]
+    merged_from: list[dict[str, Any]]
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "guide": str, "model": (str, type(None)), "network_sha256": str, "image_size": list,
+    "backbone": dict, "method": str, "rank": (int, type(None)), "tuning": dict,
+    "harvest": (dict, type(None)), "quality": list, "licence": (str, type(None)),
+    "versions": dict, "trainable": dict, "merged_from": list,
+}  # fmt: skip
 
 
 @dataclass
@@ -148,14 +401,28 @@ class ExpertSet:
     """The N experts of one guide.
 
     Attributes:
-        ranges: the noise range each expert serves, as log-SNR; they do not overlap.
+        ranges: the noise range each expert serves, as log-SNR, in any order; they do not overlap.
         patches: one for each range.
-        metadata: provenance as JSON values: at least ``guide``, ``network_sha256``, ``image_size``.
+        metadata: provenance as JSON values, with the keys of :class:`Metadata`: at least ``guide``,
+            ``network_sha256``, ``image_size``. Other keys are kept.
+
+    Raises:
+        CheckpointError: ranges are empty, overlap, or are not as many as the patches.
     """
 
     ranges: list[NoiseRange]
     patches: list[Patch]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.ranges) != len(self.patches):
+            raise _unsound(f"has {len(self.ranges)} ranges for {len(self.patches)} experts")
+        for part in self.ranges:
+            if not part.low < part.high:
+                raise _unsound(f"has the empty range {_shown(part)}")
+        clash = overlap(self.ranges, self.ranges)
+        if clash is not None:
+            raise _unsound(f"has overlapping ranges {_shown(clash[0])} and {_shown(clash[1])}")
 
     def serving(self, level: NoiseLevel) -> int:
         """Index of the expert that serves a noise level.
@@ -166,66 +433,305 @@ class ExpertSet:
         for i, part in enumerate(self.ranges):
             if level.log_snr in part:
                 return i
-        covered = ", ".join(f"[{p.low:.2f}, {p.high:.2f})" for p in self.ranges)
+        covered = ", ".join(_shown(part) for part in self.ranges) or "nothing"
         raise CheckpointError(
             f"No expert serves log-SNR {level.log_snr:.2f}; the set covers {covered}.",
             remedy="Use a set that covers the backbone's schedule, or --experts none.",
         )
 
-    def save(self, path: Path) -> None:
+    def covers(self, levels: Iterable[NoiseLevel]) -> bool:
+        """Whether every one of these noise levels has its expert."""
+        return all(any(level.log_snr in part for part in self.ranges) for level in levels)
+
+    def check(
+        self, network: nn.Module, guide_name: str, image_size: tuple[int, int] | None = None
+    ) -> None:
+        """Whether the set is for this guide, its network and images of this size.
+
+        Args:
+            network: the guide's, in the precision it was loaded in.
+            guide_name: the guide's name.
+            image_size: (height, width) in pixels of the images to be guided; None: any.
+
+        Raises:
+            CheckpointError: it is for another one; names both.
+        """
+        guide = self.metadata.get("guide")
+        if guide is not None and guide != guide_name:
+            raise CheckpointError(
+                f"These experts were tuned for the guide {guide!r}, not for {guide_name!r}.",
+                remedy=f"Use them with --guide {guide}, or --experts none.",
+            )
+        size = self.metadata.get("image_size")
+        if size is not None and image_size is not None and tuple(size) != tuple(image_size):
+            raise CheckpointError(
+                f"These experts were tuned for {_size(size)}, this backbone makes "
+                f"{_size(image_size)}.",
+                remedy="Tune a set on this backbone (`ppap tune`), or use --experts none.",
+            )
+        tuned_on = self.metadata.get("network_sha256")
+        if tuned_on is None:
+            return
+        found = network_hash(network)
+        if tuned_on != found:
+            model = self.metadata.get("model")
+            named = f" (--model {model})" if model else ""
+            raise CheckpointError(
+                f"These experts were tuned on the network {tuned_on[:12]}...{named}, "
+                f"the guide {guide_name!r} has {found[:12]}....",
+                remedy="Give the --model they were tuned on, or --experts none.",
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """All there is to say of the set, as JSON values.
+
+        ``experts`` has one entry a range, from clean to noisy: ``log_snr`` [low, high] with None
+        for no bound, ``trainable`` numbers, their ``share`` of the network's where that is known,
+        and ``quality``. The rest is the metadata.
+        """
+        network = (self.metadata.get("trainable") or {}).get("network")
+        quality = self.metadata.get("quality") or [{} for _ in self.ranges]
+        counts = [patch.count() for patch in self.patches]
+
+        def share(count: int) -> float | None:
+            return count / network if network else None
+
+        order = sorted(range(len(self.ranges)), key=lambda i: -self.ranges[i].low)
+        experts = [
+            {
+                "log_snr": [
+                    bound if math.isfinite(bound) else None
+                    for bound in (self.ranges[i].low, self.ranges[i].high)
+                ],
+                "trainable": counts[i],
+                "share": share(counts[i]),
+                "quality": quality[i],
+            }
+            for i in order
+        ]
+        total = sum(counts)
+        trainable = {"total": total, "network": network, "share": share(total)}
+        rest = {k: v for k, v in self.metadata.items() if k not in ("quality", "trainable")}
+        return {"experts": experts, "trainable": trainable, **rest}
+
+    def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """Writes one safetensors file; its metadata is readable with any safetensors tool.
+
+        Args:
+            dtype: store in this precision, e.g. ``torch.float16`` to ship half the bytes. Running
+                statistics and whatever would overflow are kept as they are.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        tensors: dict[str, Tensor] = {}
-        for i, patch in enumerate(self.patches):
-            for name, pair in patch.low_rank.items():
-                for suffix, tensor in zip(_LOW_RANK, pair, strict=True):
-                    tensors[f"expert.{i}.{name}{suffix}"] = tensor.detach().cpu().contiguous()
-            for name, tensor in patch.direct.items():
-                tensors[f"expert.{i}.{name}"] = tensor.detach().cpu().contiguous()
+        tensors = {
+            f"expert.{i}.{name}": _stored(name, tensor.detach().cpu(), dtype)
+            for i, patch in enumerate(self.patches)
+            for name, tensor in patch.tensors().items()
+        }
         described = {
+            **self.metadata,
             "format": FORMAT,
             "ranges": [[str(p.low), str(p.high)] for p in self.ranges],
             "scalings": [p.scaling for p in self.patches],
-            **self.metadata,
         }
         write_file(path, save(tensors, {"ppap": json.dumps(described, sort_keys=True)}))
 
+    @staticmethod
+    def read_metadata(path: Path) -> dict[str, Any]:
+        """What a set says of itself (:class:`Metadata`), without reading its tensors.
+
+        Raises:
+            CheckpointError: as :meth:`load`, as far as that can be told.
+        """
+        described = _read(path)
+        for key in ("format", "ranges", "scalings"):
+            described.pop(key, None)
+        _check_types(described, None, path)
+        return described
+
     @classmethod
     def load(cls, path: Path) -> ExpertSet:
-        """Reads a set.
+        """Reads a set; tensors in half precision become float32.
 
         Raises:
             CheckpointError: the file is missing, damaged, or no expert set.
         """
+        tensors: dict[str, Tensor] = {}
+        described = _read(path, tensors)
         try:
-            with safe_open(path, framework="pt") as file:
-                described = json.loads((file.metadata() or {})["ppap"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{str(path)!r} is no readable expert set ({type(error).__name__}: {error}).",
-                remedy="Give the safetensors file that `ExpertSet.save` wrote.",
-            ) from None
-        if described.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{str(path)!r} has format {described.get('format')!r}, not {FORMAT}.",
-                remedy="Use the version of ppap-host that wrote it.",
-            )
-        ranges = [NoiseRange(float(low), float(high)) for low, high in described.pop("ranges")]
-        patches = [Patch({}, {}, scaling) for scaling in described.pop("scalings")]
+            ranges = [NoiseRange(float(low), float(high)) for low, high in described.pop("ranges")]
+            scalings = [float(scaling) for scaling in described.pop("scalings")]
+            if not all(map(math.isfinite, scalings)):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise _unsound("has no valid ranges and scalings", path) from None
         described.pop("format")
-        for key, tensor in tensors.items():
-            _, index, name = key.split(".", 2)
-            patch = patches[int(index)]
-            if name.endswith(_LOW_RANK[0]):
-                plain = name.removesuffix(_LOW_RANK[0])
-                patch.low_rank[plain] = (tensor, tensors[f"expert.{index}.{plain}{_LOW_RANK[1]}"])
-            elif not name.endswith(_LOW_RANK[1]):
-                patch.direct[name] = tensor
-        return cls(ranges, patches, described)
+        _check_types(described, len(ranges), path)
+        patches = _sorted_out(tensors, scalings, path)
+        try:
+            return cls(ranges, patches, described)
+        except CheckpointError as error:
+            raise CheckpointError(f"{str(path)!r}: {error.message}", remedy=error.remedy) from None
+
+
+def overlap(
+    some: Sequence[NoiseRange], others: Sequence[NoiseRange]
+) -> tuple[NoiseRange, NoiseRange] | None:
+    """The first two different entries that share a noise level, or None.
+
+    Given the same list twice, no range is compared with itself.
+    """
+    for i, a in enumerate(some):
+        for k, b in enumerate(others):
+            if (some is not others or i < k) and max(a.low, b.low) < min(a.high, b.high):
+                return a, b
+    return None
+
+
+def joined(sets: Mapping[str, ExpertSet]) -> ExpertSet:
+    """One set of the experts of several, from clean to noisy.
+
+    Metadata that all sets share is kept; quality and trainable numbers are those of all experts.
+
+    Args:
+        sets: by what people call them, such as their paths.
+
+    Raises:
+        CheckpointError: two sets are of different guides, networks or image sizes, or serve the
+            same noise levels; names both.
+    """
+    names = list(sets)
+    if not names:
+        raise CheckpointError("There are no expert sets to join.", remedy="Name at least one.")
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            a, b = sets[other], sets[name]
+            for key in ("guide", "network_sha256", "image_size"):
+                values = [str(s.metadata.get(key)) for s in (a, b)]
+                if values[0] != values[1]:
+                    raise CheckpointError(
+                        f"{other!r} and {name!r} differ in {key}: {values[0]} and {values[1]}.",
+                        remedy="Join only sets of the same guide, network and image size.",
+                    )
+            clash = overlap(a.ranges, b.ranges)
+            if clash is not None:
+                raise CheckpointError(
+                    f"{other!r} serves {_shown(clash[0])} and {name!r} serves {_shown(clash[1])}: "
+                    "they overlap.",
+                    remedy="Join only sets whose ranges of log-SNR are disjoint.",
+                )
+    metadata = {
+        key: value
+        for key, value in sets[names[0]].metadata.items()
+        if key not in ("quality", "trainable", "merged_from")
+        and all(key in s.metadata and s.metadata[key] == value for s in sets.values())
+    }
+    parts = [
+        (part, patch, quality)
+        for s in sets.values()
+        for part, patch, quality in zip(
+            s.ranges, s.patches, s.metadata.get("quality") or [{} for _ in s.ranges], strict=True
+        )
+    ]
+    parts.sort(key=lambda p: -p[0].low)
+    if any(quality for *_, quality in parts):
+        metadata["quality"] = [quality for *_, quality in parts]
+    totals = {(s.metadata.get("trainable") or {}).get("network") for s in sets.values()}
+    counts = [patch.count() for _, patch, _ in parts]
+    metadata["trainable"] = {"per_expert": max(counts), "total": sum(counts)}
+    if len(totals) == 1 and None not in totals:
+        metadata["trainable"]["network"] = totals.pop()
+    return ExpertSet([part for part, *_ in parts], [patch for _, patch, _ in parts], metadata)
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or not tensor.is_floating_point() or _is_statistic(name):
+        return tensor.contiguous()
+    narrow = tensor.to(dtype)
+    fits = bool((narrow.isfinite() == tensor.isfinite()).all())
+    return (narrow if fits else tensor).contiguous()
+
+
+def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """The header of a set's file; its tensors are put into ``tensors``."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})["ppap"])
+            if tensors is not None:
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is no readable expert set ({type(error).__name__}: {error}).",
+            remedy="Give the safetensors file that `ExpertSet.save` wrote.",
+        ) from None
+    if not isinstance(described, dict):
+        raise _unsound("has no metadata", path)
+    if described.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} has format {described.get('format')!r}, not {FORMAT}.",
+            remedy="Use the version of ppap-host that wrote it.",
+        )
+    return described
+
+
+def _check_types(described: Mapping[str, Any], count: int | None, path: Path) -> None:
+    """Whether the metadata's values are of their types, for ``count`` ranges if that is known."""
+    for key, wanted in _TYPES.items():
+        if key in described and (
+            not isinstance(described[key], wanted) or isinstance(described[key], bool)
+        ):
+            raise _unsound(f"has no valid {key!r} in its metadata", path)
+    size = described.get("image_size", [1, 1])
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise _unsound("has no valid 'image_size' in its metadata: [height, width]", path)
+    quality = described.get("quality")
+    if quality is not None and (
+        len(quality) != (len(quality) if count is None else count)
+        or not all(isinstance(part, dict) for part in quality)
+    ):
+        raise _unsound("has no valid 'quality' in its metadata: one table a range", path)
+
+
+def _sorted_out(
+    tensors: Mapping[str, Tensor], scalings: Sequence[float], path: Path
+) -> list[Patch]:
+    """Patches from the tensors of a file, by their names ``expert.<index>.<name>``."""
+    patches = [Patch({}, {}, scaling) for scaling in scalings]
+    halves: list[dict[str, list[Tensor | None]]] = [{} for _ in scalings]
+    for key, tensor in tensors.items():
+        word, _, rest = key.partition(".")
+        index, _, name = rest.partition(".")
+        if word != "expert" or not name or not index.isdecimal() or int(index) >= len(patches):
+            raise _unsound(f"holds {key!r}, which belongs to none of its experts", path)
+        tensor = _at_least_float32(tensor) if tensor.is_floating_point() else tensor
+        if name.endswith(_LOW_RANK):
+            pair = halves[int(index)].setdefault(name[: -len(_LOW_RANK[0])], [None, None])
+            pair[_LOW_RANK.index(name[-len(_LOW_RANK[0]) :])] = tensor
+        else:
+            patches[int(index)].direct[name] = tensor
+    for i, pairs in enumerate(halves):
+        for name, (a, b) in pairs.items():
+            if a is None or b is None:
+                missing = _LOW_RANK[0 if a is None else 1]
+                raise _unsound(f"lacks the factor {f'expert.{i}.{name}{missing}'!r}", path)
+            patches[i].low_rank[name] = (a, b)
+    return patches
+
+
+def _unsound(what: str, path: Path | None = None) -> CheckpointError:
+    subject = "The expert set" if path is None else repr(str(path))
+    return CheckpointError(
+        f"{subject} {what}.", remedy="It is damaged or was made by hand; get another copy."
+    )
+
+
+def _shown(part: NoiseRange) -> str:
+    return f"[{part.low:.2f}, {part.high:.2f})"
+
+
+def _size(size: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in size)
 
 
 class WithExperts(Guide):
@@ -233,22 +739,23 @@ class WithExperts(Guide):
 
     Weights are merged once for each noise range and kept until another range is asked for.
 
+    Args:
+        guide: before it is moved to half precision.
+        experts: what :meth:`ExpertSet.check` finds to fit it.
+        image_size: (height, width) in pixels of the images to be guided; None: any.
+
     Raises:
-        CheckpointError: the set was tuned on another network; names both.
+        CheckpointError: the set is for another guide, network or image size; names both.
     """
 
-    def __init__(self, guide: Guide, experts: ExpertSet) -> None:
+    def __init__(
+        self, guide: Guide, experts: ExpertSet, image_size: tuple[int, int] | None = None
+    ) -> None:
+        experts.check(guide.network(), guide.name, image_size)
         self.guide, self.experts = guide, experts
         self.name, self.default_scale = guide.name, guide.default_scale
-        self._active: tuple[int, dict[str, Tensor]] | None = None
-        tuned_on = experts.metadata.get("network_sha256")
-        found = network_hash(guide.network())
-        if tuned_on is not None and tuned_on != found:
-            raise CheckpointError(
-                f"These experts were tuned on the network {tuned_on[:12]}..., "
-                f"the guide {guide.name!r} has {found[:12]}....",
-                remedy="Give the --model they were tuned on, or --experts none.",
-            )
+        self.averages_pixels = guide.averages_pixels
+        self._active: tuple[int, Patched] | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Through the expert that serves ``level``; through the plain network if it is None."""
@@ -257,11 +764,10 @@ class WithExperts(Guide):
         network, index = self.network(), self.experts.serving(level)
         if self._active is None or self._active[0] != index:
             with torch.no_grad():
-                self._active = (index, self.experts.patches[index].merged(network))
+                self._active = (index, self.experts.patches[index].over(network))
         prepared = self.prepare(x)
         own = next((p.dtype for p in network.parameters()), prepared.dtype)
-        output: Tensor = functional_call(network, self._active[1], (prepared.to(own),))
-        return output.to(x.dtype)
+        return self._active[1](prepared.to(own)).to(x.dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""
@@ -296,6 +802,14 @@ class WithExperts(Guide):
     def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
         """As the guide."""
         return self.guide.measure(output, target)
+
+    def as_target(self, output: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.as_target(output)
+
+    def from_labels(self, labels: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.from_labels(labels)
 
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """As the guide."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ppap_host.errors import OptionError
 from ppap_host.noise import NoiseLevel
 
 
@@ -74,10 +75,14 @@ class Guide(ABC):
         name: what the user calls it.
         default_scale: guidance strength used when the user names none, per recipe name; the entry
             ``""`` serves every recipe without one of its own.
+        averages_pixels: whether :meth:`loss` is a mean over pixels. Its gradient shrinks as their
+            number grows; the host undoes that by the number of the state's entries, so that one
+            scale serves every resolution and is of the order of one.
     """
 
     name: str
     default_scale: Mapping[str, float] = {"": 1.0}
+    averages_pixels: bool = False
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -107,6 +112,30 @@ class Guide(ABC):
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Float[Tensor, " b"]:
         """Distillation loss of each image between two outputs of the network (PPAP, eq. 8)."""
+
+    def as_target(self, output: Tensor) -> Tensor:
+        """A target's value that asks for what the network sees: from its output for images.
+
+        The default is for guides whose targets are outputs of the network.
+        """
+        return output
+
+    def from_labels(self, labels: Tensor) -> Tensor:
+        """Ground truth as an output of the network, to learn from instead of a teacher.
+
+        Only the supervised baselines of a benchmark need it.
+
+        Args:
+            labels: what the guide is about: class indices [b], depth in metres [b, h, w], or class
+                indices of pixels [b, h, w].
+
+        Raises:
+            OptionError: the guide has no such form.
+        """
+        raise OptionError(
+            f"The guide {self.name!r} cannot learn from labels.",
+            remedy="Use a harvest: the network itself is the teacher.",
+        )
 
     @abstractmethod
     def picture(self, output: Tensor) -> list[Image]:

@@ -8,3 +8,8 @@ SAMPLER_SUMMARIES: dict[str, str] = {
     "dpm++": "Lu et al. 2022; DPM-Solver++(2M)",
     "heun": "Karras et al. 2022; two evaluations a step",
 }
+
+BALANCE_SUMMARIES: dict[str, str] = {
+    "project": "Yu et al. 2020; a guide loses what points against another one's gradient",
+    "sum": "the gradients are added as they are",
+}

@@ -204,21 +204,33 @@ class DiscreteSchedule:
         abar = float(self.alphas_cumprod[step])
         return NoiseLevel(alpha=math.sqrt(abar), sigma=math.sqrt(1 - abar), time=float(step))
 
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """All T levels, cleanest first."""
+        return tuple(self.level(step) for step in range(len(self)))
+
     def walk(self, spacing: int | str) -> Walk:
         """The levels of a process respaced to ``spacing`` (see :func:`respace`)."""
         steps = respace(len(self), spacing)
         return Walk((*(self.level(t) for t in reversed(steps)), CLEAN))
 
 
-def uniform_ranges(schedule: DiscreteSchedule, count: int) -> list[NoiseRange]:
-    """PPAP's split (section 4.1): ``count`` equal parts of the T steps, from clean to noisy.
+def uniform_ranges(levels: Sequence[NoiseLevel], count: int) -> list[NoiseRange]:
+    """PPAP's split (section 4.1): ``count`` equal parts of the T levels, from clean to noisy.
 
-    Range i serves steps floor(i T / count) up to floor((i + 1) T / count); the outermost bounds are
+    With the levels of a T-step schedule, cleanest first, range i serves steps floor(i T / count) up to floor((i + 1) T / count); the outermost bounds are
     infinite, so that every level of any schedule is served by exactly one.
+
+    Raises:
+        OptionError: ``count`` is not in 1..T.
     """
-    total = len(schedule)
-    edges = [schedule.level(i * total // count - 1) for i in range(1, count)]
-    after = [schedule.level(i * total // count) for i in range(1, count)]
+    total = len(levels)
+    if not 1 <= count <= total:
+        raise OptionError(
+            f"Cannot split {total} noise levels into {count} ranges.",
+            remedy=f"Give a number of experts from 1 to {total}.",
+        )
+    edges = [levels[i * total // count - 1] for i in range(1, count)]
+    after = [levels[i * total // count] for i in range(1, count)]
     cuts = [(a.log_snr + b.log_snr) / 2 for a, b in zip(edges, after, strict=True)]
     bounds = (math.inf, *cuts, -math.inf)
     return [NoiseRange(low=low, high=high) for high, low in pairwise(bounds)]

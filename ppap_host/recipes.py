@@ -6,7 +6,9 @@ A recipe says what the guide is shown (:class:`View`), what is done to its gradi
 same for all of them.
 
 Sign and units: ``gradient`` is the gradient of *minus* the guide's loss, that is of a log
-likelihood up to scale, per image; it is multiplied by the user's scale and the recipe's strength.
+likelihood up to scale, per image, a mean over pixels undone
+(:attr:`ppap_host.guide.Guide.averages_pixels`); it is multiplied by the user's scale and the
+recipe's strength.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ class View(Protocol):
     def through_backbone(self) -> bool:
         """Whether the gradient flows through the backbone, which then keeps its graph in memory."""
 
+    @property
+    def sees_noise(self) -> bool:
+        """Whether the guide is shown noised images, so that experts are of use."""
+
     def variable(self, estimate: Estimate) -> Tensor:
         """The tensor to differentiate with respect to, requiring gradients."""
 
@@ -68,6 +74,7 @@ class Noisy:
     """
 
     through_backbone: bool = False
+    sees_noise: bool = True
 
     def variable(self, estimate: Estimate) -> Tensor:
         """x_t, detached from any graph."""
@@ -86,6 +93,7 @@ class Predicted:
     """
 
     through_backbone: bool = False
+    sees_noise: bool = False
 
     def variable(self, estimate: Estimate) -> Tensor:
         """The predicted x_0, detached."""
@@ -105,6 +113,7 @@ class PredictedThrough:
     """
 
     through_backbone: bool = True
+    sees_noise: bool = False
 
     def variable(self, estimate: Estimate) -> Tensor:
         """x_t with the backbone's graph attached."""
@@ -144,19 +153,6 @@ class Clipped:
         """gradient * min(1, largest / rms(gradient))."""
         rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         return gradient * (self.largest / rms.clamp_min(1e-30)).clamp(max=1.0)
-
-
-@dataclass(frozen=True)
-class PerPixel:
-    """The gradient times the number of the state's entries.
-
-    A loss that averages over pixels has a gradient that shrinks with their number; this undoes it,
-    so that one strength serves every resolution.
-    """
-
-    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
-        """gradient * (c h w)."""
-        return gradient * gradient[0].numel()
 
 
 @runtime_checkable
@@ -250,6 +246,7 @@ class Recipe:
         name: what the user calls it.
         view, gradient, place, strength: its parts.
         interval: noise levels outside which the guide is not called at all.
+        needs_experts: whether it makes no sense with the plain network.
     """
 
     name: str
@@ -258,6 +255,7 @@ class Recipe:
     strength: Strength = Constant()
     gradient: tuple[GradientPart, ...] = ()
     interval: NoiseRange = EVERYWHERE
+    needs_experts: bool = False
 
 
 NAIVE = Recipe(
@@ -265,18 +263,22 @@ NAIVE = Recipe(
     view=Noisy(),
     place=MeanOrScore(),
 )
+PPAP = Recipe(
+    name="ppap",
+    view=Noisy(),
+    place=MeanOrScore(),
+    needs_experts=True,
+)
 # The factor makes 1 a good scale for losses of order one, such as 1 - correlation.
 X0 = Recipe(
     name="x0",
     view=Predicted(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(PerPixel(),),
 )
 X0_THROUGH = Recipe(
     name="x0-through",
     view=PredictedThrough(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(PerPixel(),),
 )

@@ -15,7 +15,7 @@ import pluggy
 from ppap_host import hookspecs
 from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
 from ppap_host.hookspecs import INTERFACE, Entry
-from ppap_host.names import SAMPLER_SUMMARIES
+from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
 
 if TYPE_CHECKING:
     from ppap_host.config import RunConfig
@@ -35,7 +35,13 @@ HOOKS: dict[Kind, str] = {
 }
 
 # What the project itself publishes, so that an unknown name can be answered with a command.
-KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {"guide": {"depth": "ppap-plugin-depth"}}
+KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
+    "guide": {
+        "classifier": "ppap-plugin-classifier",
+        "depth": "ppap-plugin-depth",
+        "segmentation": "ppap-plugin-segmentation",
+    }
+}
 
 
 @dataclass
@@ -203,8 +209,11 @@ class Registry:
         if config.sampler not in SAMPLER_SUMMARIES:
             raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
         self.entry("backbone", config.backbone)
-        for recipe in (config.recipe, *(g.recipe for g in config.guides if g.recipe)):
-            self.entry("recipe", recipe)
+        if config.balance not in BALANCE_SUMMARIES:
+            raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
+        for recipe in (config.recipe, *(g.recipe for g in config.guides)):
+            if recipe is not None:
+                self.entry("recipe", recipe)
         for guide in config.guides:
             self.entry("guide", guide.name)
 

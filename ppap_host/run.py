@@ -19,9 +19,11 @@ from PIL import Image
 
 from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.balance import BALANCES
 from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import OptionError, OutputError, PpapError
+from ppap_host.expert_choice import choose
 from ppap_host.guide import Guide, Target
 from ppap_host.noise import Walk
 from ppap_host.recipes import Recipe
@@ -55,6 +57,8 @@ class ActiveGuide:
     target: Target
     recipe: Recipe
     scale: float
+    experts: str | None = None
+    expert_files: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -122,7 +126,6 @@ def set_up(
     found.check(config)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    recipes = [found.load("recipe", g.recipe or config.recipe) for g in config.guides]
     used: list[tuple[Kind, str]] = [("backbone", config.backbone)]
     used += [("guide", g.name) for g in config.guides]
     plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
@@ -140,15 +143,17 @@ def set_up(
     cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if config.prompt else 1.0
     guides = []
     sources = target_files or {}
-    for i, (g, recipe) in enumerate(zip(config.guides, recipes, strict=True)):
+    for i, g in enumerate(config.guides):
         guide = found.make("guide", g.name, Guide, model=g.model)  # type: ignore[type-abstract]
-        guide.to(device, dtype)
         guide.network().requires_grad_(False)
-        target = guide.read_target(sources.get(i, g.target), backbone.state_shape[1:])
+        choice = choose(g, g.recipe or config.recipe, guide, backbone, walk, found)
+        guide, recipe = choice.guide, choice.recipe
+        guide.to(device, dtype)
+        target = guide.read_target(sources.get(i, g.target), backbone.image_size)
         target = replace(target, value=target.value.to(device))
         defaults = guide.default_scale
         scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
-        guides.append(ActiveGuide(g, guide, target, recipe, scale))
+        guides.append(ActiveGuide(g, guide, target, recipe, scale, choice.experts, choice.files))
     return Setup(config, backbone, guides, walk, solver, device, cfg, plugins)
 
 
@@ -177,6 +182,7 @@ def generate(
         device=setup.device,
         watch=watch,
         health=health,
+        balance=BALANCES[config.balance],
     )
     with torch.no_grad():
         return backbone.decode(state)
@@ -302,6 +308,7 @@ def _describe(setup: Setup, out: Path) -> dict[str, Any]:
     targets = []
     for i, g in enumerate(setup.guides):
         model_files |= file_hashes(g.guide.files(), g.config.name)
+        model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
         for j, path in enumerate(g.target.files):
             copy = out / "targets" / f"{i}-{j}{path.suffix.lower()}"
             try:
@@ -326,7 +333,12 @@ def _describe(setup: Setup, out: Path) -> dict[str, Any]:
             "cfg": setup.cfg,
             "steps": len(setup.walk),
             "guides": [
-                {"name": g.config.name, "recipe": g.recipe.name, "scale": g.scale}
+                {
+                    "name": g.config.name,
+                    "recipe": g.recipe.name,
+                    "scale": g.scale,
+                    "experts": g.experts,
+                }
                 for g in setup.guides
             ],
         },

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbone import Backbone, FixedVariance, Prediction
+from ppap_host.balance import Balance, without_conflict
 from ppap_host.errors import OptionError
 from ppap_host.guide import Guide
 from ppap_host.noise import NoiseLevel, Walk
@@ -86,6 +87,7 @@ class Evaluator:
         backbone: for its clipping and its decoder.
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
+        balance: how several guides make room for each other.
     """
 
     def __init__(
@@ -96,9 +98,10 @@ class Evaluator:
         *,
         ancestral: bool,
         health: Health,
+        balance: Balance = without_conflict,
     ) -> None:
         self.backbone, self.denoise, self.guidance = backbone, denoise, guidance
-        self.ancestral, self.health = ancestral, health
+        self.ancestral, self.health, self.balance = ancestral, health, balance
 
     def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Estimate:
         """The guided estimate at ``x`` and ``level``; carries no graph."""
@@ -107,6 +110,7 @@ class Evaluator:
         with torch.set_grad_enabled(through):
             estimate = self._read(x.detach().requires_grad_(through), level)
         gradients = [self._gradient(g, estimate, last=g is active[-1]) for g in active]
+        gradients = self.balance(gradients)
         guided = _detached(estimate)
         for g, gradient in zip(active, gradients, strict=True):
             guided = g.recipe.place(guided, gradient, self.ancestral)
@@ -128,6 +132,8 @@ class Evaluator:
             loss = g.guide.loss(g.guide.see(self.backbone.decode(state), level), g.target)
             keep = view.through_backbone and not last
             (gradient,) = torch.autograd.grad(-loss.sum(), variable, retain_graph=keep)
+        if g.guide.averages_pixels:
+            gradient = gradient * gradient[0].numel()
         for part in g.recipe.gradient:
             gradient = part(gradient, estimate)
         gradient = gradient * (g.scale * g.recipe.strength(estimate.level))
@@ -325,6 +331,7 @@ def sample(
     watch: Callable[[StepReport], None] | None = None,
     start: Tensor | None = None,
     health: Health | None = None,
+    balance: Balance = without_conflict,
 ) -> Float[Tensor, "b c h w"]:
     """Runs the reverse process for one batch.
 
@@ -338,12 +345,15 @@ def sample(
         watch: called after every step.
         start: the initial state instead of a first draw, in the schedule's own scale.
         health: counts what went wrong without stopping.
+        balance: how several guides make room for each other (:mod:`ppap_host.balance`).
 
     Returns:
         The clean states, float32; RGB in about [-1, 1] for pixel models.
     """
     health = Health() if health is None else health
-    evaluator = Evaluator(backbone, denoise, guidance, ancestral=solver.ancestral, health=health)
+    evaluator = Evaluator(
+        backbone, denoise, guidance, ancestral=solver.ancestral, health=health, balance=balance
+    )
 
     def evaluate(x: Tensor, i: int) -> Estimate:
         return evaluator(x, walk.levels[i])

@@ -25,6 +25,8 @@ guide_configs = st.builds(
     scale=st.none() | number,
     model=st.none() | text,
     recipe=st.none() | text,
+    experts=st.none() | text,
+    interval=st.none() | text,
 )
 run_configs = st.builds(
     RunConfig,
@@ -33,7 +35,8 @@ run_configs = st.builds(
     checkpoint=st.none() | text,
     prompt=text,
     cfg=st.none() | number,
-    recipe=text,
+    recipe=st.none() | text,
+    balance=text,
     steps=count | text,
     sampler=text,
     eta=number,
@@ -154,12 +157,13 @@ def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
 
 
 def test_options_pair_with_guides_in_order() -> None:
-    assert pair_guides(["a", "b"], ["x", "y"], [1.0, 2.0], ["m", "n"]) == [
+    both = {"target": ["x", "y"], "scale": [1.0, 2.0], "model": ["m", "n"], "experts": []}
+    assert pair_guides(["a", "b"], both) == [
         {"name": "a", "target": "x", "scale": 1.0, "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0, "model": "n"},
     ]
-    assert pair_guides(["a"], ["x"], [], []) == [{"name": "a", "target": "x"}]
-    assert pair_guides([], [], [], []) == []
+    assert pair_guides(["a"], {"target": ["x"]}) == [{"name": "a", "target": "x"}]
+    assert pair_guides([], {"target": []}) == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_a_mismatch_shows_what_was_understood(
     guides: list[str], targets: list[str], scales: list[float], models: list[str], said: str
 ) -> None:
     with pytest.raises(OptionError) as caught:
-        pair_guides(guides, targets, scales, models)
+        pair_guides(guides, {"target": targets, "scale": scales, "model": models})
     assert said in caught.value.message
     assert "same order" in caught.value.remedy
 

@@ -85,7 +85,7 @@ def test_the_posterior_is_bayes_rule() -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 10])
 def test_ranges_split_the_steps_evenly_and_cover_every_level(count: int) -> None:
     schedule = SCHEDULES["cosine"]
-    ranges = uniform_ranges(schedule, count)
+    ranges = uniform_ranges(schedule.levels(), count)
     served = [
         [i for i, part in enumerate(ranges) if schedule.level(t).log_snr in part]
         for t in range(1000)

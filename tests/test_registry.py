@@ -294,7 +294,7 @@ def test_doctor_reports_every_plugin(zoo: Environment) -> None:
 def test_the_host_registers_its_things_as_a_plugin_does() -> None:
     host, *others = Registry([]).plugins
     assert (host.distribution, host.problem, others) == ("ppap-host", None, [])
-    assert [e.name for e in host.offers["recipe"]][:2] == ["naive", "x0"]
+    assert [e.name for e in host.offers["recipe"]][:3] == ["naive", "ppap", "x0"]
 
 
 def test_a_guide_of_the_project_that_is_not_installed_comes_with_its_command() -> None:

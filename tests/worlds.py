@@ -29,6 +29,9 @@ class GaussianBackbone(Backbone):
     def walk(self, steps: int | str) -> Walk:
         return self.schedule.walk(steps)
 
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        return self.schedule.levels()
+
     def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
         self.evaluations += 1
         variance = level.alpha**2 * self.spread**2 + level.sigma**2
@@ -97,3 +100,55 @@ class QuadraticGuide(Guide):
 
     def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
         return {"error": (output - target).abs().mean(dim=(1, 2, 3)).tolist()}
+
+
+class ColourGuide(Guide):
+    """Mean colour by a small network with convolution, batch normalisation and linear layer."""
+
+    name = "colour"
+
+    def __init__(self, model: str | None = None) -> None:
+        generator = torch.Generator().manual_seed(int(model or 0))
+        self._network = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ).eval()
+        with torch.no_grad():
+            # Not what the global generator makes of it: two processes must agree.
+            for parameter in self._network.parameters():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        self._network.requires_grad_(False)
+
+    def network(self) -> nn.Module:
+        return self._network
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        return Target(text, torch.full((1, 3), float(text)))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().sum(dim=1)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().sum(dim=1)
+
+    def from_labels(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def picture(self, output: Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (4, 4)) for _ in output]
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        return {"error": (output - target).abs().mean(dim=1).tolist()}
+
+
+def small_gaussian(checkpoint: str | None = None) -> GaussianBackbone:
+    """A Gaussian world of 8 x 8 pixels; ``checkpoint`` is its mean."""
+    return GaussianBackbone(mean=float(checkpoint or 0.1), shape=(3, 8, 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +50,26 @@ def run(
         float | None, typer.Option("--cfg", help="Classifier-free guidance scale of the prompt.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Guidance method. [default: x0]")
+        list[str] | None,
+        typer.Option(
+            "--recipe", "-r",
+            help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
+        ),
+    ] = None,
+    experts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--experts", "-e",
+            help="Expert set of each guide: a name, file or folder; none. [default: one that fits]",
+        ),
+    ] = None,
+    interval: Annotated[
+        list[str] | None,
+        typer.Option("--interval", help="Noise levels of each guide: LOW:HIGH in log-SNR."),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option("--balance", help="Of several guides: project or sum. [default: project]"),
     ] = None,
     steps: Annotated[
         str | None,
@@ -94,7 +113,8 @@ def run(
 ) -> None:
     """Generate images steered by guides.
 
-    Each --target, --scale and --model belongs to the --guide in the same place:
+    Each --target, --scale, --model, --experts and --interval belongs to the --guide in the same
+    place:
 
     ppap run --guide depth --target room.png --scale 1.5
     """
@@ -108,12 +128,21 @@ def run(
         out = Path(configured)
     given = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
-        "recipe": recipe, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
+        "balance": balance, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype,
         "steps": int(steps) if steps is not None and steps.isdecimal() else steps,
     }  # fmt: skip
     values |= {key: value for key, value in given.items() if value is not None}
-    guides = pair_guides(guide or [], target or [], scale or [], model or [])
+    recipes = recipe or []
+    if len(recipes) == 1:
+        values["recipe"], recipes = recipes[0], []
+    guides = pair_guides(
+        guide or [],
+        {
+            "target": target or [], "scale": scale or [], "model": model or [], "recipe": recipes,
+            "experts": experts or [], "interval": interval or [],
+        },
+    )  # fmt: skip
     if guides:
         values["guide"] = guides
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
@@ -123,34 +152,30 @@ def run(
     finish(execute(settings, out or next_folder(DEFAULT_OUT)), as_json)
 
 
-def pair_guides(
-    guides: list[str], targets: list[str], scales: list[float], models: list[str]
-) -> list[dict[str, Any]]:
+def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """One table a guide, its options matched in order.
+
+    Args:
+        options: by the names of :class:`~ppap_host.config.GuideConfig`; "target" is not optional.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
     """
-    for name, options, optional in (
-        ("--target", targets, False),
-        ("--scale", scales, True),
-        ("--model", models, True),
-    ):
-        if len(options) != len(guides) and not (optional and not options):
+    for name, given in options.items():
+        optional = name != "target"
+        if len(given) != len(guides) and not (optional and not given):
             pairs = [
                 f"--guide {guides[i] if i < len(guides) else '???'} "
-                f"{name} {options[i] if i < len(options) else '???'}"
-                for i in range(max(len(guides), len(options)))
+                f"--{name} {given[i] if i < len(given) else '???'}"
+                for i in range(max(len(guides), len(given)))
             ]
             raise OptionError(
-                f"{len(guides)} --guide but {len(options)} {name}: {' | '.join(pairs)}.",
-                remedy=f"Give one {name} for each --guide, in the same order"
+                f"{len(guides)} --guide but {len(given)} --{name}: {' | '.join(pairs)}.",
+                remedy=f"Give one --{name} for each --guide, in the same order"
                 + (", or none at all." if optional else "."),
             )
     return [
-        {"name": name, "target": targets[i]}
-        | ({"scale": scales[i]} if scales else {})
-        | ({"model": models[i]} if models else {})
+        {"name": name} | {key: given[i] for key, given in options.items() if given}
         for i, name in enumerate(guides)
     ]
 
@@ -186,6 +211,9 @@ def execute(
             kept = len(list(out.glob("[0-9]*.png")))
             console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
             raise typer.Exit(130) from None
+    for used in result.record["used"]["guides"]:
+        if used["experts"]:
+            console.print(f"{used['name']}: guided by the experts {used['experts']}", style="dim")
     for name, count in result.record["skipped_guidance"].items():
         console.print(
             f"Warning: the gradient of {name!r} was not finite {count} times (images x steps); "
@@ -196,8 +224,8 @@ def execute(
 
 
 @contextmanager
-def progress_bar() -> Iterator[Watch]:
-    """A progress bar on standard error; silent when that is not a terminal."""
+def progress_bar(*, disable: bool = False) -> Iterator[Watch]:
+    """A progress bar on standard error; silent when that is not a terminal, or ``disable``."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -211,7 +239,7 @@ def progress_bar() -> Iterator[Watch]:
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=disable or not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
 
         def watch(what: str, done: int, total: int) -> None:

@@ -87,6 +87,10 @@ class ShapesBackbone(Backbone):
         """The cosine schedule up to step 979, respaced; see :func:`ppap_host.noise.respace`."""
         return DiscreteSchedule(self._schedule.alphas_cumprod[:_WALKED_STEPS]).walk(steps)
 
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """All 1000 steps of the cosine schedule, those that sampling leaves out included."""
+        return self._schedule.levels()
+
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Token states [b, 16, 128] and pooled captions [b, 128]."""
         with torch.no_grad():

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree, Condition
+from ppap_host.evaluation import frechet_distance
 from ppap_host.guide import Guide
 from ppap_host.recipes import Recipe
 from ppap_host.sampling import Guidance, Health, ImageNoise, Solver, StepReport, sample
@@ -109,18 +110,6 @@ def prompt_accuracy(
     }
 
 
-class _JudgeFeatures(nn.Module):
-    """The classifier judge's features, for torchmetrics, from uint8 RGB."""
-
-    def __init__(self, judges: Judges) -> None:
-        super().__init__()
-        self.judges = judges
-        self.num_features = int(judges.features(torch.zeros(1, 3, 64, 64)).shape[1])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.judges.features(pixels.float() / 127.5 - 1)
-
-
 def frechet(
     backbone: Backbone, solver: Solver, settings: Settings, count: int, watch: Watch
 ) -> dict[str, Any]:
@@ -129,8 +118,6 @@ def frechet(
     Heusel et al. (2017), eq. 6, with another network than Inception: comparable within this world
     only. ``between_renders`` is the distance of two sets of renders of the same size, the floor.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     sets = [sample_scenes(FRESH_SEED + i, 0, count) for i in range(2)]
     captions = sets[0].captions()
     made = _generate(
@@ -144,24 +131,14 @@ def frechet(
     )
     judges = Judges.load()
 
-    def pixels(x: Tensor) -> Tensor:
-        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def features(x: Tensor) -> Tensor:
+        pixels = ((x + 1) * 127.5).round().clamp(0, 255)
+        return torch.cat([judges.features(part / 127.5 - 1) for part in pixels.split(256)])
 
-    renders = [pixels(render(scenes).rgb) for scenes in sets]
-
-    def distance(real: Tensor, other: Tensor) -> float:
-        metric = FrechetInceptionDistance(feature=_JudgeFeatures(judges))
-        metric.set_dtype(torch.float64)
-        with torch.no_grad():
-            for part in real.split(256):
-                metric.update(part, real=True)
-            for part in other.split(256):
-                metric.update(part, real=False)
-        return float(metric.compute())
-
+    of_renders = [features(render(scenes).rgb) for scenes in sets]
     return {
-        "frechet": distance(renders[1], pixels(made)),
-        "between_renders": distance(renders[1], renders[0]),
+        "frechet": frechet_distance(of_renders[1], features(made)),
+        "between_renders": frechet_distance(of_renders[1], of_renders[0]),
         "images": count,
     }
 

@@ -70,6 +70,9 @@ class StubBackbone(Backbone):
     def walk(self, steps: int | str) -> Walk:
         return self.schedule.walk(steps)
 
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        return self.schedule.levels()
+
     def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
         return self.answer
 

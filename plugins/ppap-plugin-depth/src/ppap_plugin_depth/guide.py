@@ -47,6 +47,7 @@ class DepthGuide(Guide):
 
     name = "depth"
     default_scale: Mapping[str, float] = {"": 1.0}
+    averages_pixels = True
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
@@ -115,6 +116,10 @@ class DepthGuide(Guide):
     ) -> Float[Tensor, " b"]:
         """As :meth:`loss`: an expert is as good as the guidance it gives."""
         return self.loss(student, teacher)
+
+    def from_labels(self, labels: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+        """The network's kind of map from depth in metres: inverse for relative models."""
+        return labels if self.metric else 1 / labels.clamp_min(1e-3)
 
     def picture(self, output: Float[Tensor, "b h w"]) -> list[Image]:
         """Depth in colours: near is warm and bright, far is dark."""

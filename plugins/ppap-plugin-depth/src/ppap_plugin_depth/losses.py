@@ -98,6 +98,19 @@ def smooth_invariant(prediction: Maps, target: Maps, smallest_scale: float = 1e-
     return 1 - (standard[0] * standard[1]).mean(dim=(1, 2))
 
 
+def squared_error(student: Maps, teacher: Maps) -> PerImage:
+    """PPAP's published distillation loss for depth: mean squared difference of the two maps.
+
+    Go et al. (2023, section 4.3), and the code published with it: maps are compared as they come
+    out of the network, without alignment, so the unit of the network sets the size of the loss.
+
+    Args:
+        student, teacher: two outputs of one network; half precision is compared in single.
+    """
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    return (student.to(dtype) - teacher.to(dtype)).square().mean(dim=(1, 2))
+
+
 def metric_loss(prediction: Maps, target: Maps) -> PerImage:
     """Mean absolute difference of log depth (Eigen et al., 2014, without the scale invariance).
 

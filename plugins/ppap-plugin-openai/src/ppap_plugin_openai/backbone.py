@@ -49,6 +49,10 @@ class ADMBackbone(Backbone):
         """The respaced process; "ddim25", "250" and "10,10,10" as guided-diffusion has them."""
         return self._schedule.walk(steps)
 
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """All steps of its training."""
+        return self._schedule.levels()
+
     def encode_classes(self, labels: Int[Tensor, " b"]) -> Condition:
         """The condition of a class-conditional U-Net, ImageNet indices 0..999."""
         return {"labels": labels}

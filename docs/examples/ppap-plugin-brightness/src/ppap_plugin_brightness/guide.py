@@ -34,8 +34,9 @@ class BrightnessGuide(Guide):
     """
 
     name = "brightness"
-    # "x0" and "x0-through" undo the mean over pixels; "naive" gets the bare, tiny gradient.
-    default_scale: ClassVar[Mapping[str, float]] = {"": 2.0, "naive": 1000.0}
+    default_scale: ClassVar[Mapping[str, float]] = {"": 2.0}
+    # The mean over pixels makes the gradient tiny; the host undoes that.
+    averages_pixels = True
 
     def __init__(self, model: str | None = None) -> None:
         if model is not None:

@@ -1,0 +1,356 @@
+"""Arms of a benchmark, and the runner that gives each its strength and judges what it makes.
+
+Every arm gets the same targets, the same noise, and the same small search for its strength on other
+targets and other noise. Nothing here knows a world: what is asked for and who judges it comes as a
+:class:`Task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.benchmarks.cells import Cell, Cells
+from ppap_host.evaluation import (
+    Measure,
+    Search,
+    Trial,
+    frechet_distance,
+    precision_and_recall,
+    search_strength,
+)
+from ppap_host.experts import ExpertSet, WithExperts, network_hash
+from ppap_host.guide import Guide
+from ppap_host.recipes import Recipe
+from ppap_host.record import file_hashes, package_versions
+from ppap_host.sampling import Guidance, Health, ImageNoise, StepReport, make_solver, sample
+
+Watch = Callable[[str, int, int], None]
+"""Told of progress: (what is being done, done so far, in all)."""
+
+NEIGHBOURS = 3
+"""k of precision and recall, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method.
+
+    Attributes:
+        name: short, for files and options.
+        label: for people.
+        recipe: how the guide steers; None leaves the images unguided.
+        experts: makes or loads the arm's expert set; None for the plain network.
+    """
+
+    name: str
+    label: str
+    recipe: Recipe | None = None
+    experts: Callable[[], ExpertSet] | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which images are to be made, and how they are judged.
+
+    Attributes:
+        targets: what the guide's loss compares with, one row an image, [n, ...].
+        seed: of the images' noise; image k depends on it and on k alone.
+        judge: from images in [-1, 1], [n, 3, h, w], to measures by name.
+        identity: JSON values that tell these targets from others.
+        captions: what the judge makes of each image, in a word or two.
+    """
+
+    targets: Tensor
+    seed: int
+    judge: Callable[[Tensor], dict[str, Measure]]
+    identity: Mapping[str, Any]
+    captions: Callable[[Tensor], list[str]] = lambda images: [""] * len(images)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all arms of a guide are asked to do.
+
+    Attributes:
+        name: of the guide.
+        title: for people.
+        test, validation: where arms are judged, and where they choose their strength.
+        objective: the measure that the search looks at, and the first in tables.
+        higher_is_better: of the objective.
+        floors: measures of the targets themselves: what no arm can be expected to surpass.
+        pictures: rows of a contact sheet to show above the arms' images, one picture a target.
+    """
+
+    name: str
+    title: str
+    guide: Guide
+    test: Assignment
+    validation: Assignment
+    objective: str
+    higher_is_better: bool
+    floors: Mapping[str, Measure] = field(default_factory=dict)
+    pictures: Sequence[tuple[str, Sequence[tuple[str, Image]]]] = ()
+
+
+@dataclass
+class ArmResult:
+    """What came of an arm.
+
+    Attributes:
+        scale: the strength that was chosen, None without guidance.
+        trials: all strengths that were tried, on the validation set.
+        measures: on the test set: the judge's, ``frechet``, ``precision`` and ``recall``.
+        seconds_per_image: median over batches, guidance included.
+        trainable: numbers that were trained for it, all experts together.
+        share: the same as a share of the network's parameters.
+        skipped: image-steps without guidance because a gradient was not finite.
+        images: uint8 [n, 3, h, w].
+        captions: the judge's word on each image.
+    """
+
+    name: str
+    label: str
+    recipe: str | None
+    scale: float | None
+    trials: list[Trial]
+    measures: dict[str, Measure]
+    seconds_per_image: float
+    trainable: int
+    share: float
+    skipped: int
+    images: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are made.
+
+    Attributes:
+        steps: a count or a spacing.
+        sampler: a name of :data:`ppap_host.names.SAMPLER_SUMMARIES`.
+        batch: images at a time; the outcome does not depend on it but for rounding.
+    """
+
+    steps: int | str = 25
+    sampler: str = "ddim"
+    batch: int = 16
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """RGB in [-1, 1], float32, from uint8."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """uint8 from RGB in [-1, 1]: clipped and rounded as a PNG would hold it; NaN becomes grey."""
+    return ((x.nan_to_num(0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def tensor_hash(*tensors: Tensor) -> str:
+    """SHA-256 of tensors' types, shapes and values, hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def experts_hash(experts: ExpertSet) -> str:
+    """SHA-256 of what an expert set does: its ranges and its patches."""
+    digest = hashlib.sha256(repr(experts.ranges).encode())
+    for patch in experts.patches:
+        digest.update(repr(patch.scaling).encode())
+        for name, pair in sorted(patch.low_rank.items()):
+            digest.update(f"{name} {tensor_hash(*pair)} ".encode())
+        for name, value in sorted(patch.direct.items()):
+            digest.update(f"{name} {tensor_hash(value)} ".encode())
+    return digest.hexdigest()
+
+
+class Bench:
+    """Runs arms on tasks, cell by cell.
+
+    Args:
+        backbone: the diffusion model, on the CPU; it is not given any condition.
+        features: a judge's features [n, d] of images in [-1, 1].
+        reference: features of real images, for distances of image sets.
+        search: for every arm's strength.
+        watch: told of progress.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sampling: Sampling,
+        search: Search,
+        features: Callable[[Tensor], Tensor],
+        reference: Tensor,
+        cells: Cells,
+        watch: Watch,
+    ) -> None:
+        self.backbone, self.sampling, self.search = backbone, sampling, search
+        self.features, self.reference = features, reference
+        self.cells, self.watch = cells, watch
+        versions = package_versions()
+        self._identity = {
+            "backbone": backbone.name,
+            "backbone_files": file_hashes(backbone.files(), backbone.name),
+            "steps": sampling.steps,
+            "sampler": sampling.sampler,
+            "versions": {name: versions[name] for name in ("ppap-host", "torch")},
+        }
+
+    def run(self, task: Task, arm: Arm) -> ArmResult:
+        """Chooses the arm's strength on the validation set, then judges it on the test set."""
+        if arm.recipe is None:
+            return self._judged(task, arm, None, [], (), (0, 0.0))
+        plain, experts = task.guide, None if arm.experts is None else arm.experts()
+        guide = plain if experts is None else WithExperts(plain, experts)
+        recipe = arm.recipe
+        who = {
+            "guide": plain.name,
+            "network": network_hash(plain.network()),
+            "experts": None if experts is None else experts_hash(experts),
+            "recipe": repr(recipe),
+        }
+
+        def attempt(scale: float) -> Trial:
+            what = f"{task.name}, {arm.label}: trying strength {scale:.3g}"
+            name = f"{task.name}-{arm.name}-trial-{scale:.6g}"
+            guided = [(Guidance(guide, task.validation.targets, recipe, scale), who)]
+            cell = self.generate(name, what, task.validation, guided)
+            images = to_unit(cell.tensors["images"])
+            score = task.validation.judge(images)[task.objective].value
+            return Trial(scale, score, tie=frechet_distance(self.reference, self.features(images)))
+
+        start = plain.default_scale.get(recipe.name, plain.default_scale[""])
+        best, trials = search_strength(
+            attempt, start, self.search, higher_is_better=task.higher_is_better
+        )
+        guided = [(Guidance(guide, task.test.targets, recipe, best.scale), who)]
+        return self._judged(task, arm, best.scale, trials, guided, _cost(plain, experts))
+
+    def _judged(
+        self,
+        task: Task,
+        arm: Arm,
+        scale: float | None,
+        trials: list[Trial],
+        guided: Sequence[tuple[Guidance, Mapping[str, Any]]],
+        cost: tuple[int, float],
+    ) -> ArmResult:
+        what = f"{task.name}, {arm.label}: images"
+        cell = self.generate(f"{task.name}-{arm.name}", what, task.test, guided)
+        pixels = cell.tensors["images"]
+        images = to_unit(pixels)
+        return ArmResult(
+            name=arm.name,
+            label=arm.label,
+            recipe=None if arm.recipe is None else arm.recipe.name,
+            scale=scale,
+            trials=trials,
+            measures=task.test.judge(images) | self.distances(images),
+            seconds_per_image=cell.values["seconds_per_image"],
+            trainable=cost[0],
+            share=cost[1],
+            skipped=cell.values["skipped"],
+            images=pixels,
+            captions=task.test.captions(images),
+        )
+
+    def distances(self, images: Tensor) -> dict[str, Measure]:
+        """Frechet distance, precision and recall of images against the reference."""
+        made = self.features(images)
+        found = {"frechet": Measure(frechet_distance(self.reference, made))}
+        precision = recall = math.nan
+        if min(len(made), len(self.reference)) > NEIGHBOURS:
+            precision, recall = precision_and_recall(self.reference, made, NEIGHBOURS)
+        return found | {"precision": Measure(precision), "recall": Measure(recall)}
+
+    def generate(
+        self,
+        name: str,
+        what: str,
+        assignment: Assignment,
+        guided: Sequence[tuple[Guidance, Mapping[str, Any]]],
+    ) -> Cell:
+        """The cell of the images of an assignment.
+
+        Args:
+            guided: each guidance, with targets for all images, and what tells it from others.
+
+        Returns:
+            ``images`` (uint8) and the values ``seconds_per_image`` and ``skipped``.
+        """
+        settings = {
+            **self._identity,
+            "assignment": dict(assignment.identity),
+            "count": len(assignment),
+            "seed": assignment.seed,
+            "guidance": [
+                {**who, "scale": g.scale, "targets": tensor_hash(g.target)} for g, who in guided
+            ],
+        }
+        return self.cells.get(
+            name, settings, lambda: self._sample(what, assignment, [g for g, _ in guided])
+        )
+
+    def _sample(self, what: str, assignment: Assignment, guided: Sequence[Guidance]) -> Cell:
+        backbone, count = self.backbone, len(assignment)
+        walk = backbone.walk(self.sampling.steps)
+        solver = make_solver(self.sampling.sampler, 0.0, backbone)
+        empty = backbone.encode_prompts([""])
+        denoise = ClassifierFree(backbone, empty, empty)
+        health, done, seconds = Health(), [], []
+        self.watch(what, 0, count * len(walk))
+        for first in range(0, count, self.sampling.batch):
+            rows = range(first, min(first + self.sampling.batch, count))
+
+            def step(report: StepReport, rows: range = rows) -> None:
+                reached = rows.start * report.steps + len(rows) * (report.step + 1)
+                self.watch(what, reached, count * report.steps)
+
+            began = time.perf_counter()
+            x = sample(
+                backbone,
+                denoise,
+                walk,
+                solver,
+                ImageNoise(assignment.seed, rows, backbone.state_shape),
+                [
+                    Guidance(g.guide, g.target[rows.start : rows.stop], g.recipe, g.scale)
+                    for g in guided
+                ],
+                watch=step,
+                health=health,
+            )
+            with torch.no_grad():
+                done.append(to_pixels(backbone.decode(x)))
+            seconds.append((time.perf_counter() - began) / len(rows))
+        values = {
+            "seconds_per_image": round(float(torch.tensor(seconds).median()), 4),
+            "skipped": sum(health.skipped.values()),
+        }
+        return Cell(values, {"images": torch.cat(done)})
+
+
+def _cost(guide: Guide, experts: ExpertSet | None) -> tuple[int, float]:
+    """Trained numbers of a set, and their share of the network's parameters."""
+    if experts is None:
+        return 0, 0.0
+    trained = sum(patch.count() for patch in experts.patches)
+    return trained, trained / sum(p.numel() for p in guide.network().parameters())

@@ -1,0 +1,93 @@
+"""``ppap harvest``: images from a backbone alone, to teach experts with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppap_host.cli.output import for_people, print_json, stderr
+
+
+def harvest(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
+    backbone: Annotated[str, typer.Option("--backbone", "-b", help="Diffusion model.")] = "shapes",
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
+    ] = None,
+    num: Annotated[int, typer.Option("--num", "-n", help="Images to make.")] = 2000,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Text file, one prompt a line; default: unconditional."),
+    ] = None,
+    cfg: Annotated[
+        float | None, typer.Option("--cfg", help="Classifier-free guidance scale of the prompts.")
+    ] = None,
+    steps: Annotated[str, typer.Option("--steps", help="Denoising steps, or a spacing.")] = "25",
+    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
+    eta: Annotated[float, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Image k depends on seed and k.")] = 0,
+    shard: Annotated[int, typer.Option("--shard", help="Images a file.")] = 100,
+    batch: Annotated[int, typer.Option("--batch", help="Images at a time.")] = 20,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, float16.")
+    ] = "float32",
+) -> None:
+    """Let a backbone make the images that experts are taught with; no data set is needed.
+
+    Give the same command again after an interruption: it goes on where it stopped, and the files
+    are those of a run that was never stopped. Several processes share the work:
+
+    accelerate launch --num_processes 2 -m ppap_host harvest --out harvest
+    """
+    from ppap_host.cli.run import progress_bar
+    from ppap_host.harvest import HarvestConfig
+    from ppap_host.harvest import harvest as make
+    from ppap_host.processes import join, own_device
+
+    processes = join(device)
+    config = HarvestConfig(
+        backbone=backbone, checkpoint=checkpoint, num=num, prompts=_read_prompts(prompts), cfg=cfg,
+        steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, eta=eta, seed=seed,
+        shard=shard, batch=batch, device=own_device(device, processes), dtype=dtype,
+    )  # fmt: skip
+    with progress_bar() as watch:
+        try:
+            made = make(
+                config, out, watch,
+                process=processes.index, processes=processes.count, wait=processes.wait,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if processes.first:
+                kept = len(list(out.glob("images-*.safetensors")))
+                stderr().print(
+                    f"Interrupted: {kept} finished shards in {out}; the same command goes on.",
+                    style="yellow",
+                )
+            raise typer.Exit(130) from None
+    if not processes.first:
+        return
+    if for_people(False):
+        stderr().print(f"{len(made)} images in {out}; look at {out / 'sheet.png'}")
+    else:
+        print_json({"folder": str(out), "images": len(made), "identity": made.identity()})
+
+
+def _read_prompts(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    from ppap_host.errors import OptionError
+
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"Cannot read the prompts {str(path)!r}: {error}.",
+            remedy="Give a text file with one prompt a line.",
+        ) from None
+    prompts = tuple(line for line in lines if line)
+    if not prompts:
+        raise OptionError(f"There is no prompt in {str(path)!r}.", remedy="Write one a line.")
+    return prompts

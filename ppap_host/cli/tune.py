@@ -1,0 +1,222 @@
+"""``ppap tune``: experts for a guide, from a harvest."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.errors import CheckpointError, OptionError, OutputError, unknown_name
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from ppap_host.tuning import Progress
+
+
+def tune(
+    guide: Annotated[str, typer.Argument(help="The guide, as in `ppap list`.")],
+    harvest: Annotated[Path, typer.Option("--harvest", help="Folder of `ppap harvest`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Network of the guide.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", help="Default: the harvest's own.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
+    ] = None,
+    experts: Annotated[int, typer.Option("--experts", "-n", help="Noise ranges, N.")] = 5,
+    method: Annotated[
+        str, typer.Option("--method", help="patch, or full: every parameter (a baseline).")
+    ] = "patch",
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Of the low-rank factors; default: the guide's.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of each expert.")] = 800,
+    batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 32,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    held_out: Annotated[
+        float, typer.Option("--held-out", help="Share of the harvest to stop early by.")
+    ] = 0.1,
+    patience: Annotated[
+        int, typer.Option("--patience", help="Measurements without progress before stopping.")
+    ] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Decides every random draw.")] = 0,
+    licence: Annotated[
+        str, typer.Option("--licence", help="Of the expert set, kept in its metadata.")
+    ] = "",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Teach a guide's experts what noise is; no data set and no labels are needed.
+
+    Give the same command again after an interruption: it goes on where it stopped. Several
+    processes share each batch: accelerate launch --num_processes 2 -m ppap_host tune ...
+    """
+    from ppap_host.registry import registry
+    from ppap_host.tuning import TuningConfig
+
+    found = registry()
+    found.entry("guide", guide)
+    if method not in ("patch", "full"):
+        raise unknown_name("method", method, ("patch", "full"))
+    config = TuningConfig(
+        experts=experts, method="full" if method == "full" else "patch", rank=rank, steps=steps,
+        batch=batch, lr=lr, seed=seed, held_out=held_out, patience=patience,
+    )  # fmt: skip
+    target = out / "experts.safetensors"
+    if target.exists():
+        raise OutputError(
+            f"{str(out)!r} already holds an expert set.",
+            remedy="Give another folder with --out; nothing is overwritten.",
+        )
+    record = _tune(
+        guide, model, backbone, checkpoint, harvest, target, config, licence, device
+    )  # fmt: skip
+    if record is None:
+        return
+    if for_people(False):
+        stderr().print(f"Look at {out / 'tuning.png'}; use it with --experts {out}")
+    else:
+        print_json(record)
+
+
+def _tune(
+    name: str,
+    model: str | None,
+    backbone: str | None,
+    checkpoint: str | None,
+    folder: Path,
+    target: Path,
+    config: Any,
+    licence: str,
+    device_name: str,
+) -> dict[str, Any] | None:
+    """Tunes and writes; the record, or None in processes that are not the first."""
+    from ppap_host.backbone import Backbone
+    from ppap_host.cli.run import progress_bar
+    from ppap_host.devices import pick_device, pick_dtype
+    from ppap_host.guide import Guide
+    from ppap_host.harvest import Harvest
+    from ppap_host.images import write_file
+    from ppap_host.plots import plot_tuning
+    from ppap_host.processes import join, own_device
+    from ppap_host.record import package_versions
+    from ppap_host.registry import registry
+    from ppap_host.tuning import tune as run_tuning
+
+    found = registry()
+    processes = join(device_name)
+    device = pick_device(own_device(device_name, processes))
+    made = Harvest.open(folder)
+    harvested = made.description["config"]
+    if backbone is not None and backbone != harvested["backbone"]:
+        raise OptionError(
+            f"The harvest {str(folder)!r} was made by the backbone {harvested['backbone']!r}, "
+            f"not by {backbone!r}.",
+            remedy="Leave out --backbone, or give a harvest of that backbone.",
+        )
+    # mypy takes an abstract class for no type.
+    diffusion = found.make(  # type: ignore[type-abstract]
+        "backbone", harvested["backbone"], Backbone, checkpoint=checkpoint or harvested["checkpoint"]
+    )
+    levels, size = diffusion.levels(), diffusion.image_size
+    del diffusion
+    guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
+    guide.to(device, pick_dtype("float32", device))
+    guide.network().requires_grad_(False)
+    table = _LiveTable() if processes.first and stderr().is_terminal else None
+    plugins = [p.distribution for p, _ in found.names("guide")[name]]
+    progress: list[Progress] = []
+
+    def report(now: Progress) -> None:
+        progress[:] = [now]
+        if table is not None:
+            table.show(now)
+
+    quiet: AbstractContextManager[Any] = table if table is not None else nullcontext()
+    with quiet, progress_bar(disable=table is not None) as bar:
+        lesson = made.lesson(
+            guide, bar, process=processes.index, processes=processes.count, wait=processes.wait
+        )
+        if tuple(lesson.pixels.shape[-2:]) != size:
+            raise CheckpointError(
+                f"The harvest's images are {tuple(lesson.pixels.shape[-2:])}, the backbone makes "
+                f"{size}.",
+                remedy="Give the --checkpoint the harvest was made with.",
+            )
+        try:
+            experts = run_tuning(
+                guide, lesson, levels, config, target.parent, bar,
+                report=report, accelerator=processes.accelerator,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if processes.first:
+                stderr().print("Interrupted: the same command goes on from here.", style="yellow")
+            raise typer.Exit(130) from None
+    if not processes.first:
+        return None
+    experts.metadata |= {
+        "model": model,
+        "licence": licence,
+        "versions": package_versions(plugins),
+        "backbone": {
+            "name": harvested["backbone"],
+            "files": made.description["model_files"],
+        },
+    }
+    record = {"experts": str(target), **experts.metadata, "history": progress[0].history}
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_file(target.parent / "tuning.json", text.encode())
+    plot_tuning(experts, progress[0], target.parent / "tuning.png")
+    experts.save(target)
+    return record
+
+
+class _LiveTable:
+    """The loss of every range, redrawn after each measurement."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._live: Live = Live(console=stderr(), refresh_per_second=2)
+
+    def __enter__(self) -> _LiveTable:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *stopped: Any) -> None:
+        self._live.__exit__(*stopped)
+
+    def show(self, now: Progress) -> None:
+        """Draws the table for this progress."""
+        self._live.update(_table(now))
+
+
+def _table(now: Progress) -> Table:
+    from rich.table import Table
+
+    left = now.seconds * (now.steps - now.step) / max(now.step, 1)
+    table = Table(
+        title=f"step {now.step} of {now.steps}, {now.seconds:.0f} s, about {left:.0f} s left",
+        title_justify="left",
+    )
+    for column in ("log-SNR", "training", "held out", "off the shelf", ""):
+        table.add_column(column, justify="right")
+    for i, part in enumerate(now.ranges):
+        table.add_row(
+            f"{part.low:.1f} to {part.high:.1f}",
+            f"{now.losses[i]:.4f}",
+            f"{now.held_out[i]:.4f}",
+            f"{now.off_the_shelf[i]:.4f}",
+            "finished" if now.finished[i] else "",
+        )
+    return table
+
+

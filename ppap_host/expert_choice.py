@@ -1,0 +1,175 @@
+"""Which recipe and which experts a guide of a run is given."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppap_host.backbone import Backbone
+from ppap_host.config import GuideConfig
+from ppap_host.errors import OptionError
+from ppap_host.experts import ExpertSet, WithExperts, network_hash
+from ppap_host.guide import Guide
+from ppap_host.noise import NoiseRange, Walk
+from ppap_host.recipes import Recipe
+from ppap_host.registry import Registry
+
+SET_FILE = "experts.safetensors"
+"""The expert set in a folder that ``ppap tune`` wrote."""
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        guide: the guide, with its experts if it has any.
+        experts: name or path of the set, None without one.
+        files: what was read of it.
+    """
+
+    guide: Guide
+    recipe: Recipe
+    experts: str | None = None
+    files: tuple[Path, ...] = ()
+
+
+def expert_set_path(text: str, found: Registry) -> Path:
+    """The file of an expert set given as a path, a folder of ``ppap tune``, or a registered name.
+
+    Raises:
+        UnknownNameError: it is none of them.
+    """
+    if os.path.isdir(text):
+        return Path(text) / SET_FILE
+    if os.path.exists(text) or os.sep in text or text.endswith(".safetensors"):
+        return Path(text)
+    path: Path = found.load("expert set", text)()
+    return path
+
+
+def fitting_set(guide: Guide, backbone: Backbone, found: Registry) -> tuple[str, ExpertSet, Path] | None:
+    """The first registered set made for this guide, its network, and this backbone.
+
+    Plugins register the set they recommend first.
+    """
+    network = None
+    entries = [entry for plugin in found.plugins for entry in plugin.offers.get("expert set", [])]
+    for entry in entries:
+        path: Path = found.load("expert set", entry.name)()
+        metadata = ExpertSet.read_metadata(path)
+        if metadata.get("guide") != guide.name:
+            continue
+        network = network or network_hash(guide.network())
+        fits = (
+            metadata.get("network_sha256") == network
+            and tuple(metadata.get("image_size", ())) == backbone.image_size
+            and metadata.get("harvest", {}).get("backbone") == backbone.name
+        )
+        if fits:
+            return entry.name, ExpertSet.load(path), path
+    return None
+
+
+def choose(
+    config: GuideConfig,
+    recipe_name: str | None,
+    guide: Guide,
+    backbone: Backbone,
+    walk: Walk,
+    found: Registry,
+) -> Choice:
+    """Recipe and experts of one guide.
+
+    With neither named, a registered expert set that fits is used with the recipe ``ppap``, and
+    ``x0`` where there is none. A named set is never replaced by another one, or by none.
+
+    Args:
+        recipe_name: the guide's own or the run's; None leaves the choice to this function.
+
+    Raises:
+        CheckpointError: the set was made for another guide, network or resolution, or leaves
+            levels of the walk without an expert.
+        OptionError: the recipe and the experts exclude each other.
+    """
+    recipe = None if recipe_name is None else found.load("recipe", recipe_name)
+    wanted = config.experts
+    if wanted == NONE:
+        if recipe is not None and recipe.needs_experts:
+            raise OptionError(
+                f"The recipe {recipe.name!r} needs experts, and --experts is none.",
+                remedy="Leave out --experts none, or use --recipe x0.",
+            )
+        return Choice(guide, _within(recipe or found.load("recipe", "x0"), config))
+    if wanted is not None:
+        recipe = recipe or found.load("recipe", "ppap")
+        if not recipe.view.sees_noise:
+            raise OptionError(
+                f"The recipe {recipe.name!r} shows the guide {guide.name!r} clean images, so its "
+                f"experts {wanted!r} would never be asked.",
+                remedy="Use --recipe ppap, or leave out --experts.",
+            )
+        path = expert_set_path(wanted, found)
+        return _with_set(config, guide, recipe, ExpertSet.load(path), wanted, path, backbone, walk)
+    if recipe is not None and not recipe.needs_experts:
+        return Choice(guide, _within(recipe, config))
+    fitting = fitting_set(guide, backbone, found)
+    if fitting is not None:
+        name, experts, path = fitting
+        recipe = recipe or found.load("recipe", "ppap")
+        return _with_set(config, guide, recipe, experts, name, path, backbone, walk)
+    if recipe is not None:
+        raise OptionError(
+            f"No expert set is installed for the guide {guide.name!r} with this network on the "
+            f"backbone {backbone.name!r}, and the recipe {recipe.name!r} needs one.",
+            remedy=f"Make one with `ppap harvest` and `ppap tune {guide.name}` and give it with "
+            "--experts, or use --recipe x0, which needs none.",
+        )
+    return Choice(guide, _within(found.load("recipe", "x0"), config))
+
+
+def _with_set(
+    config: GuideConfig,
+    guide: Guide,
+    recipe: Recipe,
+    experts: ExpertSet,
+    name: str,
+    path: Path,
+    backbone: Backbone,
+    walk: Walk,
+) -> Choice:
+    recipe = _within(recipe, config)
+    wrapped = WithExperts(guide, experts, image_size=backbone.image_size)
+    for level in walk.levels[:-1]:
+        if level.log_snr in recipe.interval:
+            experts.serving(level)
+    return Choice(wrapped, recipe, name, (path,))
+
+
+def _within(recipe: Recipe, config: GuideConfig) -> Recipe:
+    """The recipe with the guide's own interval."""
+    if config.interval is None:
+        return recipe
+    return replace(recipe, interval=read_interval(config.interval))
+
+
+def read_interval(text: str) -> NoiseRange:
+    """Noise levels from "low:high" in log-SNR; an empty side is open.
+
+    Raises:
+        OptionError: it is no such interval.
+    """
+    low, colon, high = text.partition(":")
+    try:
+        bounds = NoiseRange(float(low or "-inf"), float(high or "inf"))
+        if colon and bounds.low < bounds.high:
+            return bounds
+    except ValueError:
+        pass
+    raise OptionError(
+        f"{text!r} is no interval of noise levels.",
+        remedy="Give LOW:HIGH in log-SNR, such as -4:6; pure noise is about -10, a clean image +10."
+        " Either side may be left out.",
+    )

@@ -1,0 +1,58 @@
+"""Several processes at one task, through accelerate (``accelerate launch`` or torchrun)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its fellows.
+
+    Attributes:
+        index, count: 0-based number of this process, and how many there are.
+        wait: returns once every process has called it.
+        accelerator: accelerate's own object, None for a process that is alone.
+    """
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+    accelerator: Accelerator | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether it is this process that talks to people."""
+        return self.index == 0
+
+
+def join(device: str) -> Processes:
+    """The processes that were launched together; one that was started alone imports nothing.
+
+    Args:
+        device: the --device option; "cpu" keeps accelerate off the graphics cards.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device == "cpu")
+    return Processes(
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.wait_for_everyone,
+        accelerator,
+    )
+
+
+def own_device(name: str, processes: Processes) -> str:
+    """The device of this process: each takes one of its own where "auto" leaves the choice."""
+    if processes.accelerator is None or name != "auto":
+        return name
+    return str(processes.accelerator.device)

@@ -1,0 +1,423 @@
+"""Benchmarks go on where they were stopped, treat all arms alike, and leave complete reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from worlds import GaussianBackbone
+
+from ppap_host.benchmarks import ppap as benchmark
+from ppap_host.benchmarks.arms import Assignment, Sampling, to_pixels, to_unit
+from ppap_host.benchmarks.cells import Cell, Cells
+from ppap_host.benchmarks.ppap import Outcome, Settings, run
+from ppap_host.benchmarks.report import shown, write_report
+from ppap_host.cli.bench import app
+from ppap_host.errors import UnknownNameError
+from ppap_host.evaluation import Measure, Search, mean_measure
+from ppap_host.experts import ExpertSet, Patch
+from ppap_host.guide import Guide, Target
+from ppap_host.harvest import Lesson
+from ppap_host.images import from_tensor
+from ppap_host.noise import NoiseLevel, uniform_ranges
+
+TINY = Settings(
+    sampling=Sampling(steps=3, batch=5),
+    search=Search(reach=1, refinements=0),
+    per_class=1,
+    targets=6,
+    validation=4,
+    references=12,
+    harvest=8,
+    tuning_steps=2,
+    curve_images=5,
+    curve_levels=3,
+)
+
+
+class ColourGuide(Guide):
+    """Wants every pixel to have one colour."""
+
+    default_scale: Mapping[str, float] = {"": 1.0}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._network = nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            self._network.weight.copy_(torch.eye(3)[:, :, None, None])
+            self._network.bias.zero_()  # type: ignore[union-attr]
+
+    def network(self) -> nn.Module:
+        return self._network
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        return Target(text, torch.full((1, 3, *size), float(text)))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return 0.1 * (output - target).square().sum(dim=(1, 2, 3))
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.loss(student, teacher)
+
+    def from_labels(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def picture(self, output: Tensor) -> list[Image]:
+        return from_tensor(output)
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        return {"error": (output - target).abs().mean(dim=(1, 2, 3)).tolist()}
+
+
+class ColourWorld:
+    """Gaussian pixels, judged by their distance to the colour that was asked for."""
+
+    objectives = {  # noqa: RUF012
+        "classifier": ("Class", "closeness", True),
+        "depth": ("Depth", "depth_error", False),
+    }
+
+    def __init__(self) -> None:
+        self.backbone = GaussianBackbone(shape=(3, 8, 8), mean=0.0, spread=0.2)
+
+    def guide(self, name: str) -> Guide:
+        torch.manual_seed(0)
+        return ColourGuide(name)
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+    def real(self, seed: int, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return to_pixels(0.2 * torch.randn(count, 3, 8, 8, generator=generator))
+
+    def labelled(self, guide: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        pixels = self.real(seed, count)
+        return pixels, to_unit(pixels)
+
+    def assignment(
+        self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
+    ) -> Assignment:
+        colours = torch.linspace(-0.4, 0.4, 24)[:count]
+        rows = [guide.read_target(f"{colour:.4f}", (8, 8)).value for colour in colours]
+        targets = torch.cat(rows)
+
+        def judge(x: Tensor) -> dict[str, Measure]:
+            error = (x - targets).abs().mean(dim=(1, 2, 3))
+            if guide.name == "depth":
+                return {"depth_error": mean_measure(error)}
+            return {"closeness": mean_measure(1 - error)}
+
+        return Assignment(targets, seed, judge, {"validation": validation})
+
+    def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
+        return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
+
+    def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
+        return [("target", [("", p) for p in from_tensor(to_unit(self.real(1, count)))])]
+
+
+class Harvested:
+    """Stands for a harvest."""
+
+    def __init__(self, count: int) -> None:
+        self.pixels = ColourWorld().real(77, count)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def lesson(self, guide: Guide, watch: object) -> Lesson:
+        return Lesson(self.pixels, to_unit(self.pixels), {"kind": "harvest"})
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "harvest"}
+
+
+class Tuner:
+    """Makes experts that change nothing, and counts them."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, str]] = []
+
+    def __call__(
+        self,
+        guide: Guide,
+        lesson: Lesson,
+        levels: Sequence[NoiseLevel],
+        experts: int,
+        method: str,
+        steps: int,
+        seed: int,
+        work: Path,
+        watch: benchmark.Watch,
+    ) -> ExpertSet:
+        self.asked.append((guide.name, experts, method))
+        network = guide.network()
+        patches = [Patch.fresh(network, guide.patch_plan(network)) for _ in range(experts)]
+        return ExpertSet(uniform_ranges(levels, experts), patches, {"guide": guide.name})
+
+
+@pytest.fixture(autouse=True)
+def _no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
+    monkeypatch.setattr(benchmark, "shipped_set", lambda guide, count, backbone: None)
+
+
+def bench(out: Path, **options: Any) -> tuple[Outcome, ColourWorld, Tuner]:
+    world, tuner = ColourWorld(), Tuner()
+    settings = options.pop("settings", TINY)
+    guides = options.pop("guides", ("classifier", "depth"))
+    outcome = run(out, world, settings, guides=guides, tune=tuner, **options)
+    return outcome, world, tuner
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+# Cells
+
+
+def test_a_cell_is_made_once(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> Cell:
+        made.append(1)
+        return Cell({"a": 1.5}, {"x": torch.arange(6, dtype=torch.uint8).view(2, 3)})
+
+    for _ in range(2):
+        cell = Cells(tmp_path).get("depth-x0-trial-0.5", {"scale": 0.5}, make)
+        assert cell.values == {"a": 1.5}
+        assert cell.tensors["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert len(made) == 1
+
+
+def test_a_cell_of_other_settings_is_made_anew(tmp_path: Path) -> None:
+    cells = Cells(tmp_path)
+    for scale in (0.5, 0.7, 0.7):
+        cell = cells.get("one", {"scale": scale}, lambda scale=scale: Cell({"scale": scale}))
+        assert cell.values == {"scale": scale}
+    assert (len(cells.made), len(cells.reused)) == (2, 1)
+
+
+@pytest.mark.parametrize("file", ["one.json", "one.safetensors"])
+def test_a_damaged_cell_is_made_anew(tmp_path: Path, file: str) -> None:
+    def make() -> Cell:
+        return Cell({}, {"x": torch.ones(3)})
+
+    Cells(tmp_path).get("one", {}, make)
+    whole = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(whole[:-9])
+    cells = Cells(tmp_path)
+    assert cells.get("one", {}, make).tensors["x"].tolist() == [1, 1, 1]
+    assert cells.made == ["one"]
+    assert (tmp_path / file).read_bytes() == whole
+
+
+def test_an_interrupted_cell_leaves_nothing(tmp_path: Path) -> None:
+    def make() -> Cell:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Cells(tmp_path).get("one", {}, make)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The benchmark
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, Tuner]:
+    out = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
+        patch.setattr(benchmark, "shipped_set", lambda guide, count, backbone: None)
+        outcome, _, tuner = bench(out, command="ppap bench ppap --out here")
+        write_report(outcome, out)
+    return out, outcome, tuner
+
+
+Finished = tuple[Path, Outcome, Tuner]
+
+
+def test_which_arms_there_are(finished: Finished) -> None:
+    _, outcome, tuner = finished
+    names = [[arm.name for arm in result.arms] for result in outcome.tasks]
+    assert names[0] == [
+        "unguided", "naive", "x0", "single", "supervised-5", "ppap-1", "ppap-2", "ppap-5",
+        "ppap-10",
+    ]  # fmt: skip
+    assert names[1] == ["unguided", "naive", "x0", "single", "ppap-5"]
+    assert tuner.asked == [
+        ("classifier", 1, "full"), ("classifier", 5, "full"), ("classifier", 1, "patch"),
+        ("classifier", 2, "patch"), ("classifier", 5, "patch"), ("classifier", 10, "patch"),
+        ("depth", 1, "full"), ("depth", 5, "patch"),
+    ]  # fmt: skip
+
+
+def test_every_guided_arm_gets_the_same_search(finished: Finished) -> None:
+    for result in finished[1].tasks:
+        for arm in result.arms:
+            if arm.name == "unguided":
+                assert (arm.scale, arm.trials) == (None, [])
+                continue
+            assert [t.scale for t in arm.trials] == [0.25, 1, 4]
+            worth = [t.score if result.task.higher_is_better else -t.score for t in arm.trials]
+            assert max(worth) == worth[[t.scale for t in arm.trials].index(arm.scale or 0)]
+
+
+def test_guided_images_meet_their_targets_better(finished: Finished) -> None:
+    for result in finished[1].tasks:
+        value = {arm.name: arm.measures[result.task.objective].value for arm in result.arms}
+        sign = 1 if result.task.higher_is_better else -1
+        assert sign * value["x0"] > sign * value["unguided"]
+        # Experts that change nothing are the naive arm.
+        assert value["ppap-5"] == pytest.approx(value["naive"], abs=1e-3)
+
+
+def test_arms_share_their_noise(finished: Finished) -> None:
+    classes, depths = finished[1].tasks
+    assert torch.equal(classes.arms[0].images[:6], depths.arms[0].images)
+
+
+def test_what_arms_cost(finished: Finished) -> None:
+    classes = finished[1].tasks[0]
+    trainable = {arm.name: arm.trainable for arm in classes.arms}
+    assert trainable["naive"] == trainable["x0"] == 0
+    assert trainable["ppap-10"] == 10 * trainable["ppap-1"] > 0
+    assert all(arm.seconds_per_image > 0 for arm in classes.arms)
+
+
+def test_curves_cover_plain_single_and_each_expert(finished: Finished) -> None:
+    curves = finished[1].tasks[0].curves
+    groups = [curve.group for curve in curves]
+    assert groups == ["plain", "single", *["supervised-5"] * 5, *["ppap-5"] * 5]
+    for curve in curves:
+        errors = [point.measures["error"].value for point in curve.points]
+        assert len(errors) == 3
+        assert errors == sorted(errors)  # cleanest first
+
+
+def test_two_guides_at_once(finished: Finished) -> None:
+    pair = finished[1].pair
+    assert pair is not None
+    assert pair.count == 6
+    assert list(pair.measures) == ["unguided", "class alone", "depth alone", "class and depth"]
+    assert pair.scales == {
+        r.task.name: next(arm.scale for arm in r.arms if arm.name == "ppap-5")
+        for r in finished[1].tasks
+    }
+    for name, alone in (("closeness", "class alone"), ("depth_error", "depth alone")):
+        together = pair.measures["class and depth"][name].value
+        assert pair.ratios[name] == pytest.approx(together / pair.measures[alone][name].value)
+    good = pair.ratios["closeness"] >= 0.8 and pair.ratios["depth_error"] <= 1.2
+    assert pair.within_a_fifth == good
+
+
+def test_the_report_is_complete(finished: Finished) -> None:
+    out, outcome, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    assert results["command"] == "ppap bench ppap --out here"
+    assert results["settings"]["sampling"]["steps"] == 3
+    assert "torch" in results["versions"]
+    for task in results["tasks"]:
+        for arm in task["arms"]:
+            assert {"frechet", "precision", "recall"} < set(arm["measures"])
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert len(rows) == 9 + 5
+    assert {row["guide"] for row in rows} == {"classifier", "depth"}
+    table = (out / "table.md").read_text()
+    for arm in outcome.tasks[0].arms:
+        assert f"| {arm.label} |" in table
+    page = (out / "index.html").read_text()
+    for tag in page.split('<img src="')[1:]:
+        assert (out / tag.split('"')[0]).exists()
+    assert page.count("<details>") == 9 + 5
+    assert "nan" not in page
+
+
+def test_a_second_run_makes_nothing_anew(finished: Finished) -> None:
+    out, outcome, _ = finished
+    before = stored(out / "cells")
+    again, world, tuner = bench(out)
+    assert again.record["cells_made"] == 0
+    assert (world.backbone.evaluations, tuner.asked) == (0, [])
+    assert stored(out / "cells") == before
+    for one, other in zip(outcome.tasks, again.tasks, strict=True):
+        for arm, same in zip(one.arms, other.arms, strict=True):
+            assert (arm.scale, arm.measures) == (same.scale, same.measures)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(finished: Finished, tmp_path: Path) -> None:
+    stops = [0]
+
+    def watch(what: str, done: int, total: int) -> None:
+        stops[0] += 1
+        if stops[0] in (40, 160, 300):
+            raise KeyboardInterrupt
+
+    interrupted = 0
+    for _ in range(10):
+        try:
+            outcome, _, _ = bench(tmp_path, watch=watch)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+    assert interrupted == 3
+    for one, other in zip(finished[1].tasks, outcome.tasks, strict=True):
+        for arm, same in zip(one.arms, other.arms, strict=True):
+            assert torch.equal(arm.images, same.images)
+            assert (arm.scale, arm.measures) == (same.scale, same.measures)
+    settings = {n: json.loads(d)["settings"] for n, d in stored(tmp_path / "cells").items()
+                if n.endswith(".json")}  # fmt: skip
+    assert settings == {
+        n: json.loads(d)["settings"] for n, d in stored(finished[0] / "cells").items()
+        if n.endswith(".json")
+    }  # fmt: skip
+
+
+def test_other_settings_make_other_images(finished: Finished, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    first, _, _ = bench(tmp_path, guides=("depth",))
+    other, _, _ = bench(tmp_path, guides=("depth",), settings=replace(TINY, seed=1))
+    assert not torch.equal(first.tasks[0].arms[0].images, other.tasks[0].arms[0].images)
+    assert first.pair is None
+
+
+def test_a_lost_expert_set_is_tuned_again(tmp_path: Path) -> None:
+    bench(tmp_path, guides=("depth",))
+    (tmp_path / "experts" / "depth-ppap-5.safetensors").unlink()
+    _, _, tuner = bench(tmp_path, guides=("depth",))
+    assert tuner.asked == [("depth", 5, "patch")]
+
+
+# Presentation
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "text"),
+    [
+        ("accuracy", Measure(0.671, 0.034), "67.1 ± 3.4%"),
+        ("depth_error", Measure(0.0321, 0.002), "0.032 ± 0.002"),
+        ("frechet", Measure(12.345), "12.35"),
+        ("recall", Measure(float("nan")), "–"),
+    ],
+)
+def test_how_measures_are_shown(name: str, measure: Measure, text: str) -> None:
+    assert shown(name, measure) == text
+
+
+def test_a_guide_without_a_judge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="classifier"):
+        app(["ppap", "--out", str(tmp_path), "--guide", "classifer"], standalone_mode=False)

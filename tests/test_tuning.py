@@ -1,0 +1,210 @@
+"""Experts learn from the frozen network alone, and a tuning is the same in any number of pieces."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import plain_environment, run_process
+from teaching import world
+from worlds import ColourGuide, small_gaussian
+
+from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.experts import ExpertSet, WithExperts, network_hash
+from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
+from ppap_host.tuning import STATE, Progress, Tuning, TuningConfig, tune
+
+PROGRAM = Path(__file__).with_name("teaching.py")
+LEVELS = small_gaussian().levels()
+CONFIG = TuningConfig(experts=2, rank=1, steps=30, batch=8, check_every=10, held_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Harvest:
+    config = HarvestConfig("gaussian", num=60, shard=20, steps=5, device="cpu")
+    return harvest(config, tmp_path_factory.mktemp("harvest") / "h", found=world())
+
+
+@pytest.fixture(scope="module")
+def lesson(made: Harvest) -> Lesson:
+    return made.lesson(ColourGuide())
+
+
+def tensors(experts: ExpertSet) -> list[torch.Tensor]:
+    named = (patch.tensors() for patch in experts.patches)
+    return [values[name] for values in named for name in sorted(values)]
+
+
+def test_experts_come_nearer_to_the_teacher_in_every_range_and_the_network_stays(
+    lesson: Lesson,
+) -> None:
+    guide = ColourGuide()
+    before = network_hash(guide.network())
+    told: list[Progress] = []
+    config = replace(CONFIG, experts=3, rank=2, steps=150, check_every=50, lr=0.02)
+    experts = tune(guide, lesson, LEVELS, config, report=told.append)
+    assert network_hash(guide.network()) == before
+    assert len(experts.ranges) == 3
+    for row in experts.metadata["quality"]:
+        assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]
+        assert row["expert"]["error"] < row["off_the_shelf"]["error"]
+    assert [p.step for p in told] == [0, 50, 100, 150]
+    assert experts.metadata["trainable"]["per_expert"] == experts.patches[0].count()
+    WithExperts(guide, experts, image_size=(8, 8))
+
+
+def test_the_same_seed_gives_the_same_experts_and_another_one_others(lesson: Lesson) -> None:
+    first, again, other = (
+        tensors(tune(ColourGuide(), lesson, LEVELS, replace(CONFIG, seed=seed)))
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_ctrl_c_keeps_everything_and_the_tuning_goes_on_to_the_same_experts(
+    lesson: Lesson, tmp_path: Path
+) -> None:
+    whole = tune(ColourGuide(), lesson, LEVELS, CONFIG)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, stop)
+    assert (tmp_path / STATE).exists()
+    steps = []
+    resumed = tune(
+        ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, lambda what, done, total: steps.append(done)
+    )
+    assert steps[0] == 18
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
+    assert not (tmp_path / STATE).exists()
+
+
+def test_a_killed_tuning_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Path) -> None:
+    environment = plain_environment()
+    command = [sys.executable, str(PROGRAM), "tune"]
+    whole = run_process([*command, str(tmp_path / "whole"), str(made.folder)], tmp_path)
+    assert whole.code == 0, whole.err
+    folder = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(folder), str(made.folder), "0.1"], env=environment)
+    try:
+        until = time.monotonic() + 120
+        while not (folder / STATE).exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (folder / STATE).exists()
+    assert not (folder / "experts.safetensors").exists()
+    resumed = run_process([*command, str(folder), str(made.folder)], tmp_path)
+    assert resumed.code == 0, resumed.err
+    name = "experts.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_tune_as_one_does(made: Harvest, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    alone = tune(ColourGuide(), made.lesson(ColourGuide()), LEVELS, CONFIG)
+    launched = run_process(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            str(PROGRAM), "tune", str(tmp_path / "two"), str(made.folder),
+        ],
+        tmp_path,
+    )  # fmt: skip
+    assert launched.code == 0, launched.err
+    together = ExpertSet.load(tmp_path / "two" / "experts.safetensors")
+    for a, b in zip(tensors(alone), tensors(together), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_another_tuning_is_not_gone_on_with(lesson: Lesson, tmp_path: Path) -> None:
+    Tuning(ColourGuide(), lesson, LEVELS, CONFIG).save(tmp_path / STATE)
+    with pytest.raises(OptionError, match="other settings") as caught:
+        tune(ColourGuide(), lesson, LEVELS, replace(CONFIG, seed=9), tmp_path)
+    assert "--out" in caught.value.remedy
+    with pytest.raises(OptionError, match="other settings"):
+        tune(ColourGuide("1"), lesson, LEVELS, CONFIG, tmp_path)
+    (tmp_path / STATE).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+
+
+def test_an_expert_that_no_longer_improves_stops_early_at_its_best(lesson: Lesson) -> None:
+    told: list[Progress] = []
+    config = replace(CONFIG, steps=2000, check_every=2, patience=2, lr=0.5, experts=1)
+    experts = tune(ColourGuide(), lesson, LEVELS, config, report=told.append)
+    assert told[-1].step < 2000
+    assert told[-1].finished == [True]
+    best = min(row["held_out"][0] for row in told[-1].history)
+    assert experts.metadata["quality"][0]["expert"]["distance"] == pytest.approx(best, abs=1e-6)
+
+
+def test_held_out_images_are_never_trained_on(lesson: Lesson) -> None:
+    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG)
+    trained = {int(k) for step in range(40) for k in tuning._rows(step)}
+    assert not trained & {int(k) for k in tuning.held}
+    one_pass = [int(k) for step in range(len(tuning.train) // 8) for k in tuning._rows(step)]
+    assert len(one_pass) == len(set(one_pass))
+
+
+def test_a_fully_trained_expert_and_labels_go_through_the_same_code(lesson: Lesson) -> None:
+    guide = ColourGuide()
+    truth = guide.from_labels(lesson.images(slice(None)).mean(dim=(2, 3)))
+    labelled = Lesson(lesson.pixels, truth, {"kind": "labels"})
+    config = replace(CONFIG, experts=1, method="full", steps=60)
+    experts = tune(guide, labelled, LEVELS, config)
+    (row,) = experts.metadata["quality"]
+    assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]
+    parameters = sum(p.numel() for p in guide.network().parameters())
+    assert experts.metadata["trainable"]["per_expert"] == parameters
+    assert experts.metadata["rank"] is None
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing(lesson: Lesson) -> None:
+    teacher = lesson.teacher.clone()
+    teacher[:] = float("nan")
+    tuning = Tuning(ColourGuide(), Lesson(lesson.pixels, teacher, {}), LEVELS, CONFIG)
+    before = [t.detach().clone() for t in tuning.patches[0].trainable()]
+    tuning.advance()
+    after = tuning.patches[0].trainable()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"experts": 0}, {"steps": 0}, {"held_out": 0.0}, {"held_out": 1.0}, {"rank": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="out of range") as caught:
+        replace(CONFIG, **changes)
+    assert caught.value.remedy
+
+
+def test_too_few_images_or_levels_are_refused(lesson: Lesson) -> None:
+    one = Lesson(lesson.pixels[:1], lesson.teacher[:1], {})
+    with pytest.raises(OptionError, match="nothing to train on"):
+        Tuning(ColourGuide(), one, LEVELS, CONFIG)
+    with pytest.raises(OptionError, match="Cannot split"):
+        Tuning(ColourGuide(), lesson, LEVELS[:3], replace(CONFIG, experts=4))
+
+
+def test_the_set_says_what_made_it(lesson: Lesson) -> None:
+    experts = tune(ColourGuide(), lesson, LEVELS, CONFIG)
+    metadata = json.loads(json.dumps(experts.metadata))
+    assert metadata["guide"] == "colour"
+    assert metadata["image_size"] == [8, 8]
+    assert metadata["harvest"]["images_sha256"]
+    assert metadata["tuning"]["steps_done"] == 30
+    assert metadata["network_sha256"] == network_hash(ColourGuide().network())
