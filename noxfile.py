@@ -7,7 +7,9 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["tests", "lint", "types", "docs"]
 
-PLUGINS = ["./plugins/ppap-plugin-depth", "./plugins/ppap-plugin-openai"]
+PLUGINS = [
+    f"./plugins/ppap-plugin-{name}" for name in ("classifier", "depth", "openai", "segmentation")
+]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "timm>=1.0"]
 
 

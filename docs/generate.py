@@ -21,8 +21,12 @@ from ppap_host import builtin, recipes
 DOCS = Path(__file__).parent
 
 COMMANDS = (
-    "", "run", "rerun", "list", "doctor", "shapes", "shapes render", "shapes evaluate",
+    "", "run", "rerun", "list", "doctor",
+    "harvest", "tune", "experts", "experts show", "experts verify", "experts merge",
+    "bench", "bench ppap", "shapes", "shapes render", "shapes evaluate",
 )  # fmt: skip
+WHAT_VIEWS_SAY = ("through_backbone", "sees_noise")
+"""Fields of views that tell the host how to use them, not how they are made."""
 
 
 def command_line() -> str:
@@ -57,7 +61,7 @@ def _part(part: object) -> str:
     given = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in dataclasses.fields(part)
-        if f.name != "through_backbone" and getattr(part, f.name) != f.default
+        if f.name not in WHAT_VIEWS_SAY and getattr(part, f.name) != f.default
     ]
     return f"`{type(part).__name__}({', '.join(given)})`"
 
@@ -71,6 +75,12 @@ def _levels(recipe: recipes.Recipe) -> str:
     return f"{low}log SNR{high}"
 
 
+def _experts(recipe: recipes.Recipe) -> str:
+    if recipe.needs_experts:
+        return "needed"
+    return "if named" if recipe.view.sees_noise else "none"
+
+
 def recipe_tables() -> str:
     """The named recipes with their parts, and what the parts are."""
     entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
@@ -78,8 +88,8 @@ def recipe_tables() -> str:
     lines += [f"| `{entry.name}` | {entry.summary} |" for entry, _ in entries]
     lines += ["", "They consist of these parts:", ""]
     lines += [
-        "| recipe | view | gradient | place | strength | levels |",
-        "|---|---|---|---|---|---|",
+        "| recipe | view | gradient | place | strength | levels | experts |",
+        "|---|---|---|---|---|---|---|",
     ]
     used: dict[str, type] = {}
     for _, recipe in entries:
@@ -88,7 +98,8 @@ def recipe_tables() -> str:
         gradient = ", ".join(_part(p) for p in recipe.gradient) or "as it is"
         view, place, strength = (_part(p) for p in fixed)
         lines.append(
-            f"| `{recipe.name}` | {view} | {gradient} | {place} | {strength} | {_levels(recipe)} |"
+            f"| `{recipe.name}` | {view} | {gradient} | {place} | {strength} "
+            f"| {_levels(recipe)} | {_experts(recipe)} |"
         )
     lines += ["", "| part | what it does |", "|---|---|"]
     for name, kind in used.items():

@@ -176,24 +176,18 @@ class Trial:
 class Search:
     """A small search for a strength, the same for everyone.
 
-    A geometric grid of 2 * reach + 1 strengths around a start, then around the best so far both
-    neighbours at half the logarithmic distance, ``refinements`` times. The number of trials is
-    fixed, so that no method is searched harder than another.
+    First a geometric grid of three strengths around a start. As long as the best lies at the edge,
+    the grid grows by one strength beyond it; as soon as it lies inside, the wider gap beside it is
+    halved on the logarithmic scale. The number of trials is fixed, so that no method is searched
+    harder than another, wherever it starts.
 
     Attributes:
         factor: between neighbours of the grid, > 1.
-        reach: strengths on either side of the start, >= 0.
-        refinements: how often to look closer, >= 0.
+        trials: strengths that are tried, >= 3.
     """
 
     factor: float = 4.0
-    reach: int = 2
-    refinements: int = 1
-
-    @property
-    def trials(self) -> int:
-        """How many strengths are tried."""
-        return 2 * self.reach + 1 + 2 * self.refinements
+    trials: int = 6
 
 
 def search_strength(
@@ -205,7 +199,7 @@ def search_strength(
 
     Args:
         measure: tries one strength.
-        start: the middle of the grid, > 0.
+        start: the middle of the first grid, > 0.
 
     Returns:
         The best trial, and all of them by strength.
@@ -215,14 +209,24 @@ def search_strength(
         score = trial.score if higher_is_better else -trial.score
         return (-math.inf if math.isnan(score) else score, -trial.tie, -trial.scale)
 
-    ratios = range(-search.reach, search.reach + 1)
-    trials = [measure(start * search.factor**k) for k in ratios]
-    ratio = search.factor
-    for _ in range(search.refinements):
-        ratio = math.sqrt(ratio)
-        best = max(trials, key=worth)
-        trials += [measure(best.scale / ratio), measure(best.scale * ratio)]
-    return max(trials, key=worth), sorted(trials, key=lambda trial: trial.scale)
+    trials = [measure(start * search.factor**k) for k in (-1, 0, 1)]
+    while len(trials) < search.trials:
+        at = max(range(len(trials)), key=lambda i: worth(trials[i]))
+        trials.append(measure(_next_scale([t.scale for t in trials], at, search.factor)))
+        trials.sort(key=lambda trial: trial.scale)
+    return max(trials, key=worth), trials
+
+
+def _next_scale(scales: Sequence[float], best: int, factor: float) -> float:
+    """The strength to try after the sorted ``scales``, of which the one at ``best`` is the best."""
+    here = scales[best]
+    if best == 0:
+        return here / factor
+    if best == len(scales) - 1:
+        return here * factor
+    below, above = here / scales[best - 1], scales[best + 1] / here
+    # Rounding must not decide between equal gaps.
+    return here / math.sqrt(below) if below >= 0.999 * above else here * math.sqrt(above)
 
 
 # Guides against noise

@@ -50,7 +50,9 @@ def expert_set_path(text: str, found: Registry) -> Path:
     return path
 
 
-def fitting_set(guide: Guide, backbone: Backbone, found: Registry) -> tuple[str, ExpertSet, Path] | None:
+def fitting_set(
+    guide: Guide, backbone: Backbone, found: Registry
+) -> tuple[str, ExpertSet, Path] | None:
     """The first registered set made for this guide, its network, and this backbone.
 
     Plugins register the set they recommend first.

@@ -52,16 +52,22 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.module
 
 
 def default_patch_plan(network: nn.Module, rank: int = 8) -> PatchPlan:
-    """Every convolution and linear layer, every bias, every normalisation parameter."""
+    """Factors for every weight of a layer, everything else that is small trained as it is.
+
+    Small are biases, normalisation parameters, per-channel scales and tables of relative positions.
+    Embeddings, class tokens and absolute positions stay frozen: noise does not move them.
+    """
     low_rank, direct = [], []
     for prefix, module in network.named_modules():
+        parametrised = isinstance(module, nn.utils.parametrize.ParametrizationList)
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
-            weighty = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name == "weight"
-            if weighty and parameter.ndim > 1:
-                low_rank.append(full)
-            elif name == "bias" or isinstance(module, _NORMS):
+            if isinstance(module, _NORMS) or parameter.ndim <= 1 or "bias" in name:
                 direct.append(full)
+            elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                continue
+            elif "weight" in name or (parametrised and name.startswith("original")):
+                low_rank.append(full)
     return PatchPlan(rank, tuple(low_rank), tuple(direct))
 
 

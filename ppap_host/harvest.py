@@ -4,9 +4,9 @@ PPAP (Go et al., 2023, section 4.3): an expert is taught without any data set. T
 samples stand for the images, and what the frozen off-the-shelf network says of them, clean, is the
 lesson for experts that see them noised.
 
-A harvest is a folder: ``harvest.json`` (what made it), ``images-00000.safetensors`` ... (8-bit RGB,
-one file a shard), ``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's outputs
-for each shard. Image k depends on the seed and k alone. A shard is always made in the same batches,
+A harvest is a folder: ``harvest.json`` (what made it), ``images-00000.safetensors`` ... (8-bit
+RGB, one file a shard), ``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's
+outputs for each shard. Image k depends on the seed and k alone. A shard is always made in the same batches,
 written under another name and then renamed, so that any number of processes, machines, or
 interruptions end with the same bytes.
 """
@@ -385,9 +385,7 @@ def _check_same(out: Path, described: dict[str, Any]) -> None:
     if not os.path.exists(out / "harvest.json"):
         return
     there = Harvest._described(out).description
-    mine, theirs = (
-        {**d["config"], "model_files": d["model_files"]} for d in (described, there)
-    )
+    mine, theirs = ({**d["config"], "model_files": d["model_files"]} for d in (described, there))
     differing = sorted(k for k in mine if mine[k] != theirs.get(k))
     # Where it is computed does not decide what it is.
     differing = [k for k in differing if k != "device"]

@@ -217,8 +217,9 @@ class DiscreteSchedule:
 def uniform_ranges(levels: Sequence[NoiseLevel], count: int) -> list[NoiseRange]:
     """PPAP's split (section 4.1): ``count`` equal parts of the T levels, from clean to noisy.
 
-    With the levels of a T-step schedule, cleanest first, range i serves steps floor(i T / count) up to floor((i + 1) T / count); the outermost bounds are
-    infinite, so that every level of any schedule is served by exactly one.
+    With the levels of a T-step schedule, cleanest first, range i serves steps floor(i T / count) up
+    to floor((i + 1) T / count); the outermost bounds are infinite, so that every level of any
+    schedule is served by exactly one.
 
     Raises:
         OptionError: ``count`` is not in 1..T.

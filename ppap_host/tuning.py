@@ -66,13 +66,13 @@ class TuningConfig:
     experts: int = 5
     method: Method = "patch"
     rank: int | None = None
-    steps: int = 800
+    steps: int = 250
     batch: int = 32
     lr: float | None = None
     weight_decay: float = 1e-4
     seed: int = 0
     held_out: float = 0.1
-    check_every: int = 100
+    check_every: int = 50
     patience: int = 5
 
     def __post_init__(self) -> None:
@@ -278,7 +278,7 @@ class Tuning:
             x = self.noisers[i](x0, _TRAIN, self.step)[process::processes]
             student = see_through(self.guide, patch, x)
             loss = self.guide.distance(student, teacher[process::processes]).sum() / len(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             value = self._shared([*_gradients(group["params"]), loss.detach()])
             if math.isfinite(value):
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
@@ -419,10 +419,10 @@ class Tuning:
         for i, patch in enumerate(self.patches):
             row: dict[str, Any] = {"range": [str(self.ranges[i].low), str(self.ranges[i].high)]}
             for name, who in (("expert", patch), ("off_the_shelf", None)):
-                values = np.array(self.distances(i, who))
+                found = np.array(self.distances(i, who))
                 row[name] = {
-                    "distance": round(float(values.mean()), 6),
-                    "standard_error": round(float(values.std() / math.sqrt(len(values))), 6),
+                    "distance": round(float(found.mean()), 6),
+                    "standard_error": round(float(found.std() / math.sqrt(len(found))), 6),
                     **{k: round(v, 4) for k, v in self.measures(i, who).items()},
                 }
             quality.append(row)

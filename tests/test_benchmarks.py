@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from worlds import GaussianBackbone
 
 from ppap_host.benchmarks import ppap as benchmark
+from ppap_host.benchmarks import world as world_module
 from ppap_host.benchmarks.arms import Assignment, Sampling, to_pixels, to_unit
 from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.benchmarks.ppap import Outcome, Settings, run
 from ppap_host.benchmarks.report import shown, write_report
+from ppap_host.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
 from ppap_host.cli.bench import app
 from ppap_host.errors import UnknownNameError
 from ppap_host.evaluation import Measure, Search, mean_measure
@@ -27,10 +29,12 @@ from ppap_host.guide import Guide, Target
 from ppap_host.harvest import Lesson
 from ppap_host.images import from_tensor
 from ppap_host.noise import NoiseLevel, uniform_ranges
+from ppap_host.registry import registry
+from ppap_host.shapes.evaluate import FRESH_SEED
 
 TINY = Settings(
     sampling=Sampling(steps=3, batch=5),
-    search=Search(reach=1, refinements=0),
+    search=Search(trials=4),
     per_class=1,
     targets=6,
     validation=4,
@@ -271,7 +275,8 @@ def test_every_guided_arm_gets_the_same_search(finished: Finished) -> None:
             if arm.name == "unguided":
                 assert (arm.scale, arm.trials) == (None, [])
                 continue
-            assert [t.scale for t in arm.trials] == [0.25, 1, 4]
+            assert len(arm.trials) == 4
+            assert {0.25, 1, 4} < {t.scale for t in arm.trials}
             worth = [t.score if result.task.higher_is_better else -t.score for t in arm.trials]
             assert max(worth) == worth[[t.scale for t in arm.trials].index(arm.scale or 0)]
 
@@ -421,3 +426,107 @@ def test_how_measures_are_shown(name: str, measure: Measure, text: str) -> None:
 def test_a_guide_without_a_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="classifier"):
         app(["ppap", "--out", str(tmp_path), "--guide", "classifer"], standalone_mode=False)
+
+
+def test_the_command_prints_results_for_programs(
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = {}
+
+    def instead(out: Path, world: object, settings: Settings, **options: Any) -> Outcome:
+        asked.update(options, settings=settings)
+        return finished[1]
+
+    monkeypatch.setattr(benchmark, "run", instead)
+    monkeypatch.setattr(registry(), "entry", lambda kind, name: None)
+    monkeypatch.setattr(world_module, "ShapesWorld", ColourWorld)
+    app(
+        ["ppap", "--out", str(tmp_path), "--quick", "--seed", "3", "--guide", "depth", "--json"],
+        standalone_mode=False,
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "results.json").read_text())
+    assert asked["guides"] == ["depth"]
+    assert asked["settings"].seed == 3
+    assert asked["settings"].per_class == benchmark.QUICK.per_class
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def instead(out: Path, *rest: object, **options: object) -> Outcome:
+        Cells(out / "cells").get("one", {}, lambda: Cell({}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run", instead)
+    monkeypatch.setattr(registry(), "entry", lambda kind, name: None)
+    monkeypatch.setattr(world_module, "ShapesWorld", ColourWorld)
+    code = app(["ppap", "--out", str(tmp_path)], standalone_mode=False)
+    assert code == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "1 finished parts" in captured.err
+    assert "same command" in captured.err
+
+
+# The built-in world
+
+
+class Unread(ColourGuide):
+    """Reads any target as zero."""
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        return Target(text, torch.zeros(1, 1))
+
+
+@pytest.fixture(scope="module")
+def shapes() -> ShapesWorld:
+    return ShapesWorld()
+
+
+def test_every_class_is_asked_for_equally_often() -> None:
+    assert sorted(class_targets(48).tolist()) == sorted([*range(24)] * 2)
+    assert torch.equal(class_targets(12), class_targets(24)[:12])
+
+
+@pytest.mark.parametrize(
+    ("guide", "floor"), [("depth", {"depth_error": 0.05}), ("segmentation", {"miou": 0.85})]
+)
+def test_judges_approve_of_the_targets_themselves(
+    shapes: ShapesWorld, tmp_path: Path, guide: str, floor: dict[str, float]
+) -> None:
+    found = shapes.floors(Unread(guide), 16)
+    for name, bound in floor.items():
+        assert found[name].value < bound if name == "depth_error" else found[name].value > bound
+    if guide == "depth":
+        assert found["depth_error_to_judge"].value == pytest.approx(0, abs=1e-5)
+    asked = shapes.assignment(Unread(guide), 16, 0, tmp_path, validation=False)
+    assert asked.judge(to_unit(shapes.real(FRESH_SEED, 16))) == found
+    assert len(asked) == len(list(tmp_path.glob("*.png"))) == 16
+
+
+def test_other_scenes_meet_the_targets_worse(shapes: ShapesWorld, tmp_path: Path) -> None:
+    others = to_unit(shapes.real(VALIDATION_SEED, 16))
+    for guide, name, worse in (("depth", "depth_error", 1), ("segmentation", "miou", -1)):
+        asked = shapes.assignment(Unread(guide), 16, 0, tmp_path, validation=False)
+        own = shapes.floors(Unread(guide), 16)[name].value
+        assert worse * asked.judge(others)[name].value > worse * own
+
+
+def test_a_class_is_judged_by_the_class_asked_for(shapes: ShapesWorld, tmp_path: Path) -> None:
+    asked = shapes.assignment(Unread("classifier"), 24, 0, tmp_path, validation=False)
+    pixels, labels = shapes.labelled("classifier", 5, 200)
+    # A render of the wanted class where there is one among these.
+    rows = [int((labels == k).nonzero()[0, 0]) for k in class_targets(24).tolist()]
+    shown_images = to_unit(pixels[rows])
+    assert asked.judge(shown_images)["accuracy"].value > 0.9
+    assert asked.judge(shown_images.roll(1, dims=0))["accuracy"].value < 0.1
+    assert sum(word.startswith("not ") for word in asked.captions(shown_images)) <= 2
+
+
+def test_the_first_of_many_renders_are_those_of_few(shapes: ShapesWorld) -> None:
+    few, many = ShapesWorld._render(shapes, 7, 3).rgb, ShapesWorld._render(shapes, 7, 6).rgb
+    assert torch.equal(few, many[:3])

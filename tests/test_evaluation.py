@@ -148,12 +148,23 @@ def peak(best: float) -> Callable[[float], Trial]:
     return lambda scale: Trial(scale, -abs(math.log(scale / best)))
 
 
-@pytest.mark.parametrize("best", [0.06, 0.5, 2.0, 33.0])
+@pytest.mark.parametrize("best", [0.01, 0.06, 0.5, 2.0, 33.0, 200.0])
 def test_search_comes_close_to_a_peak(best: float) -> None:
-    found, trials = search_strength(peak(best), 1.0, Search(), higher_is_better=True)
+    found, trials = search_strength(peak(best), 1.0, Search(trials=7), higher_is_better=True)
     assert abs(math.log(found.scale / best)) <= math.log(2) + 1e-9
-    assert len(trials) == Search().trials == 7
-    assert [t.scale for t in trials] == sorted(t.scale for t in trials)
+    assert len(trials) == 7
+    assert [t.scale for t in trials] == sorted({t.scale for t in trials})
+
+
+def test_search_goes_outwards_then_inwards() -> None:
+    tried = []
+
+    def measure(scale: float) -> Trial:
+        tried.append(scale)
+        return peak(1 / 16)(scale)
+
+    search_strength(measure, 1.0, Search(trials=7), higher_is_better=True)
+    assert tried == pytest.approx([1 / 4, 1, 4, 1 / 16, 1 / 64, 1 / 32, 1 / 8])
 
 
 def test_search_for_the_lowest() -> None:
@@ -163,17 +174,16 @@ def test_search_for_the_lowest() -> None:
     assert found.scale == pytest.approx(4)
 
 
-def test_everyone_gets_the_same_number_of_trials() -> None:
-    search = Search(factor=3.0, reach=1, refinements=2)
-    for best in (0.01, 1.0, 50.0):
-        _, trials = search_strength(peak(best), 1.0, search, higher_is_better=True)
-        assert len(trials) == search.trials == 7
+@pytest.mark.parametrize("best", [0.01, 1.0, 50.0])
+def test_everyone_gets_the_same_number_of_trials(best: float) -> None:
+    _, trials = search_strength(peak(best), 1.0, Search(3.0, 5), higher_is_better=True)
+    assert len(trials) == 5
 
 
 def test_ties_go_to_the_nearer_set_then_to_the_weaker() -> None:
-    plain = Search(refinements=0)
+    plain = Search(trials=3)
     found, _ = search_strength(lambda s: Trial(s, 1.0), 1.0, plain, higher_is_better=True)
-    assert found.scale == pytest.approx(1 / 16)
+    assert found.scale == pytest.approx(1 / 4)
     found, _ = search_strength(
         lambda s: Trial(s, 1.0, tie=abs(s - 4)), 1.0, plain, higher_is_better=True
     )

@@ -84,7 +84,12 @@ def test_ctrl_c_keeps_everything_and_the_tuning_goes_on_to_the_same_experts(
     assert (tmp_path / STATE).exists()
     steps = []
     resumed = tune(
-        ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, lambda what, done, total: steps.append(done)
+        ColourGuide(),
+        lesson,
+        LEVELS,
+        CONFIG,
+        tmp_path,
+        lambda what, done, total: steps.append(done),
     )
     assert steps[0] == 18
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))

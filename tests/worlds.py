@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -152,3 +153,38 @@ class ColourGuide(Guide):
 def small_gaussian(checkpoint: str | None = None) -> GaussianBackbone:
     """A Gaussian world of 8 x 8 pixels; ``checkpoint`` is its mean."""
     return GaussianBackbone(mean=float(checkpoint or 0.1), shape=(3, 8, 8))
+
+
+class Exploding(Backbone):
+    """A variance-preserving backbone in variance-exploding form: the state is x_t / alpha.
+
+    Karras et al. (2022), table 1: the same model with another way to write its states, as EDM has
+    them: x = x_0 + s eps with s = sigma / alpha.
+    """
+
+    name = "exploding"
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.state_shape, self.clip = backbone.state_shape, backbone.clip
+
+    def _level(self, level: NoiseLevel) -> NoiseLevel:
+        return NoiseLevel(1.0, level.sigma / level.alpha, level.time)
+
+    def walk(self, steps: int | str) -> Walk:
+        return Walk(tuple(self._level(level) for level in self.backbone.walk(steps).levels))
+
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        return tuple(self._level(level) for level in self.backbone.levels())
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        alpha = 1 / math.hypot(1.0, level.sigma)
+        preserving = NoiseLevel(alpha, alpha * level.sigma, level.time)
+        return self.backbone.predict(alpha * x, preserving, condition)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        return self.backbone.encode_prompts(prompts)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        self.backbone.to(device, dtype)
+        return self

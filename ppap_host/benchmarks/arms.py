@@ -114,8 +114,9 @@ class ArmResult:
         trials: all strengths that were tried, on the validation set.
         measures: on the test set: the judge's, ``frechet``, ``precision`` and ``recall``.
         seconds_per_image: median over batches, guidance included.
+        experts: how many experts it has, 0 for a plain network.
         trainable: numbers that were trained for it, all experts together.
-        share: the same as a share of the network's parameters.
+        share: those of one expert as a share of the network's parameters.
         skipped: image-steps without guidance because a gradient was not finite.
         images: uint8 [n, 3, h, w].
         captions: the judge's word on each image.
@@ -128,6 +129,7 @@ class ArmResult:
     trials: list[Trial]
     measures: dict[str, Measure]
     seconds_per_image: float
+    experts: int
     trainable: int
     share: float
     skipped: int
@@ -217,7 +219,7 @@ class Bench:
     def run(self, task: Task, arm: Arm) -> ArmResult:
         """Chooses the arm's strength on the validation set, then judges it on the test set."""
         if arm.recipe is None:
-            return self._judged(task, arm, None, [], (), (0, 0.0))
+            return self._judged(task, arm, None, [], (), (0, 0, 0.0))
         plain, experts = task.guide, None if arm.experts is None else arm.experts()
         guide = plain if experts is None else WithExperts(plain, experts)
         recipe = arm.recipe
@@ -251,7 +253,7 @@ class Bench:
         scale: float | None,
         trials: list[Trial],
         guided: Sequence[tuple[Guidance, Mapping[str, Any]]],
-        cost: tuple[int, float],
+        cost: tuple[int, int, float],
     ) -> ArmResult:
         what = f"{task.name}, {arm.label}: images"
         cell = self.generate(f"{task.name}-{arm.name}", what, task.test, guided)
@@ -265,8 +267,9 @@ class Bench:
             trials=trials,
             measures=task.test.judge(images) | self.distances(images),
             seconds_per_image=cell.values["seconds_per_image"],
-            trainable=cost[0],
-            share=cost[1],
+            experts=cost[0],
+            trainable=cost[1],
+            share=cost[2],
             skipped=cell.values["skipped"],
             images=pixels,
             captions=task.test.captions(images),
@@ -277,8 +280,10 @@ class Bench:
         made = self.features(images)
         found = {"frechet": Measure(frechet_distance(self.reference, made))}
         precision = recall = math.nan
-        if min(len(made), len(self.reference)) > NEIGHBOURS:
-            precision, recall = precision_and_recall(self.reference, made, NEIGHBOURS)
+        # Sets of one size, as in the paper: few points with wide balls would cover everything.
+        size = min(len(made), len(self.reference))
+        if size > NEIGHBOURS:
+            precision, recall = precision_and_recall(self.reference[:size], made[:size], NEIGHBOURS)
         return found | {"precision": Measure(precision), "recall": Measure(recall)}
 
     def generate(
@@ -348,9 +353,10 @@ class Bench:
         return Cell(values, {"images": torch.cat(done)})
 
 
-def _cost(guide: Guide, experts: ExpertSet | None) -> tuple[int, float]:
-    """Trained numbers of a set, and their share of the network's parameters."""
+def _cost(guide: Guide, experts: ExpertSet | None) -> tuple[int, int, float]:
+    """Experts, the numbers trained for all of them, and one expert's share of the network's."""
     if experts is None:
-        return 0, 0.0
-    trained = sum(patch.count() for patch in experts.patches)
-    return trained, trained / sum(p.numel() for p in guide.network().parameters())
+        return 0, 0, 0.0
+    each = [patch.count() for patch in experts.patches]
+    network = sum(p.numel() for p in guide.network().parameters())
+    return len(each), sum(each), max(each) / network

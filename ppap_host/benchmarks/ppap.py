@@ -84,24 +84,24 @@ class Settings:
     targets: int = 48
     validation: int = 24
     references: int = 512
-    harvest: int = 1000
-    tuning_steps: int = 300
-    curve_images: int = 96
+    harvest: int = 600
+    tuning_steps: int = 250
+    curve_images: int = 64
     curve_levels: int = 15
     seed: int = 0
 
 
 FULL = Settings()
 QUICK = Settings(
-    sampling=Sampling(steps=12),
-    search=Search(reach=1, refinements=0),
+    sampling=Sampling(steps=10),
+    search=Search(trials=3),
     per_class=1,
     targets=12,
-    validation=12,
+    validation=8,
     references=128,
     harvest=100,
-    tuning_steps=40,
-    curve_images=24,
+    tuning_steps=20,
+    curve_images=16,
     curve_levels=8,
 )
 
@@ -114,12 +114,14 @@ class Curve:
         group: the arm it belongs to.
         label: for people.
         serves: log-SNR (low, high) that it serves in its set; None for a plain network.
+        times: the first and the last of the backbone's times in that range; None likewise.
         points: one a noise level, cleanest first.
     """
 
     group: str
     label: str
     serves: tuple[float, float] | None
+    times: tuple[float, float] | None
     points: list[NoisePoint]
 
 
@@ -481,10 +483,13 @@ def _curves(
             NoisePoint(p["log_snr"], p["time"], {n: Measure(**m) for n, m in p["measures"].items()})
             for p in cell.values["points"]
         ]
-        serves = None
+        serves = times = None
         if experts is not None:
-            serves = (experts.ranges[k].low, experts.ranges[k].high)
-        curves.append(Curve(group, label, serves, points))
+            part = experts.ranges[k]
+            inside = [level.time for level in every if level.log_snr in part]
+            serves = (part.low, part.high)
+            times = (min(inside), max(inside)) if inside else None
+        curves.append(Curve(group, label, serves, times, points))
     return curves
 
 

@@ -49,6 +49,14 @@ MEASURES = {
     "recall": Column("recall", "up", 2),
 }
 
+CURVES = {
+    "right": "accuracy",
+    "accuracy": "accuracy",
+    "abs-rel": "absolute relative depth error",
+    "miou": "mIoU",
+}
+"""Which of a guide's own measures are drawn against noise, the first that it has, and its title."""
+
 GREY, INK = "#8a8a8a", "#262626"
 
 # What each arm looks like in every plot; PPAP's own get darker with the number of experts.
@@ -137,7 +145,8 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "measures": _measures(arm.measures),
         "seconds_per_image": arm.seconds_per_image,
         "trainable_parameters": arm.trainable,
-        "share_of_network": arm.share,
+        "experts": arm.experts,
+        "expert_share_of_network": arm.share,
         "skipped_guidance": arm.skipped,
         "images": len(arm.images),
     }
@@ -200,7 +209,7 @@ def body(result: TaskResult, floor: Mapping[str, Measure]) -> list[list[str]]:
     """Rows of a task's table, as people read them; the last shows real pictures."""
     rows = []
     for arm in result.arms:
-        trainable = f"{arm.trainable:,} ({arm.share:.1%})" if arm.trainable else "–"
+        trainable = f"{arm.trainable:,} ({arm.experts} × {arm.share:.1%})" if arm.trainable else "–"
         rows.append(
             [
                 arm.label,
@@ -254,7 +263,8 @@ def table_csv(outcome: Outcome) -> str:
     names = list(dict.fromkeys(n for r in outcome.tasks for a in r.arms for n in a.measures))
     fields = ["guide", "arm", "recipe", "strength"]
     fields += [f for n in names for f in (n, f"{n}_standard_error")]
-    fields += ["seconds_per_image", "trainable_parameters", "share_of_network", "images"]
+    fields += ["seconds_per_image", "experts", "trainable_parameters"]
+    fields += ["expert_share_of_network", "images"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
     writer.writeheader()
@@ -267,7 +277,8 @@ def table_csv(outcome: Outcome) -> str:
                 "strength": "" if arm.scale is None else arm.scale,
                 "seconds_per_image": arm.seconds_per_image,
                 "trainable_parameters": arm.trainable,
-                "share_of_network": arm.share,
+                "experts": arm.experts,
+                "expert_share_of_network": arm.share,
                 "images": len(arm.images),
             }
             for name, m in arm.measures.items():
@@ -310,13 +321,20 @@ def plot_arms(result: TaskResult, floor: Mapping[str, Measure], path: Path) -> N
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.12)
-    axes[0][0].set_yticks(places, [arm.label for arm in result.arms])
+        if name in ("precision", "recall"):
+            ax.set_xlim(-0.06, 1.06)
+    axes[0][0].set_yticks(places, [_math(arm.label) for arm in result.arms])
     axes[0][0].set_ylim(-0.6, len(places) - 0.4)
     figure.supxlabel(
         "bars: one standard error; dashed: the targets or renders themselves",
         fontsize=8, color=GREY,
     )  # fmt: skip
     save_figure(figure, path)
+
+
+def _math(label: str) -> str:
+    """Symbols as matplotlib sets them."""
+    return label.replace("x_t", "$x_t$").replace("x_0", "$x_0$")
 
 
 def _unmeasured(result: TaskResult, name: str) -> bool:
@@ -343,11 +361,15 @@ def plot_trials(result: TaskResult, path: Path) -> None:
             colour = ARM_COLOURS.get(arm.name, INK)
             xs = [t.scale for t in arm.trials]
             ys = [t.score * factor for t in arm.trials]
-            ax.plot(xs, ys, "o-", color=colour, markersize=3.5, linewidth=1.5, label=arm.label)
+            ax.plot(xs, ys, "o-", color=colour, markersize=3.5, linewidth=1.5,
+                    label=_math(arm.label))  # fmt: skip
             chosen = [y for x, y in zip(xs, ys, strict=True) if x == arm.scale]
             ax.plot([arm.scale], chosen[:1], "o", markersize=10, fillstyle="none", color=colour)
-        ax.set_xscale("log")
-        ax.set_title(f"gradient {title}", fontsize=10, loc="left")
+        # Powers of four: strengths are tried in such steps.
+        ax.set_xscale("log", base=4)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        ax.minorticks_off()
+        ax.set_title(f"gradient {_math(title)}", fontsize=10, loc="left")
         ax.set_xlabel("strength")
         ax.legend(fontsize=7.5, frameon=False)
     unit = ", %" if kind.percent else ""
@@ -362,52 +384,51 @@ def plot_curves(result: TaskResult, path: Path) -> None:
     groups = [g for g in ("supervised-5", "ppap-5") if any(c.group == g for c in result.curves)]
     labels = {arm.name: arm.label for arm in result.arms}
     figure, axes = new_figure(
-        5.4 * max(1, len(groups)), 3.9, ncols=max(1, len(groups)), sharey=True, squeeze=False
+        5.4 * max(1, len(groups)), 4.1, ncols=max(1, len(groups)), sharey=True, squeeze=False
     )
-    name = next(iter(result.curves[0].points[0].measures))
+    there = result.curves[0].points[0].measures
+    name = next((known for known in CURVES if known in there), next(iter(there)))
     for ax, group in zip(axes[0], groups or [""], strict=True):
+        experts = [curve for curve in result.curves if curve.group == group]
+        for k, curve in enumerate(experts):
+            # One hue, darker with the noise: ordered for every kind of colour vision.
+            shade = colormaps["Blues"](0.35 + 0.65 * k / max(1, len(experts) - 1))
+            _draw(ax, curve, name, shade)
         for curve in result.curves:
             style = {"plain": (INK, (0, (5, 2))), "single": (ARM_COLOURS["single"], "-")}
             if curve.group in style:
-                colour, line = style[curve.group]
-                _draw(ax, curve, name, colour, line, 2.0, curve.label)
-        experts = [curve for curve in result.curves if curve.group == group]
-        for k, curve in enumerate(experts):
-            # Cividis: ordered for every kind of colour vision; its yellow end is too light.
-            shade = colormaps["cividis"](0.85 * k / max(1, len(experts) - 1))
-            _draw(ax, curve, name, shade, "-", 1.1, curve.label, faint=True)
-            own = [p for p in curve.points if _served(curve, p.log_snr)]
-            xs, ys = [p.log_snr for p in own], [p.measures[name].value for p in own]
-            ax.plot(xs, ys, color=shade, linewidth=3.4, marker="o", markersize=4)
-        cuts = sorted(c.serves[0] for c in experts if c.serves and math.isfinite(c.serves[0]))
-        for cut in cuts:
-            ax.axvline(cut, color=GREY, linewidth=0.7, linestyle=":")
-        ax.invert_xaxis()
+                _draw_whole(ax, curve, name, *style[curve.group])
         ax.set_title(labels.get(group, "off the shelf"), fontsize=10, loc="left")
-        ax.set_xlabel("log-SNR (left: clean, right: noise)")
+        ax.set_xlabel("noise: the backbone's time (left: clean)")
         ax.legend(fontsize=7.5, frameon=False)
-    axes[0][0].set_ylabel(f"{name} of the guide on noised renders")
+    axes[0][0].set_ylabel(f"{CURVES.get(name, name)} on noised renders")
     save_figure(figure, path)
 
 
-def _draw(
-    ax: Any, curve: Curve, name: str, colour: Any, line: Any, width: float, label: str,
-    faint: bool = False,
-) -> None:  # fmt: skip
-    points = [p for p in curve.points if math.isfinite(p.log_snr)]
-    xs = [p.log_snr for p in points]
-    ys = [p.measures[name].value for p in points]
-    ax.plot(xs, ys, color=colour, linestyle=line, linewidth=width, label=label,
-            alpha=0.75 if faint else 1.0)  # fmt: skip
-    if not faint:
-        errors = [p.measures[name].error or 0.0 for p in points]
-        low = [y - e for y, e in zip(ys, errors, strict=True)]
-        high = [y + e for y, e in zip(ys, errors, strict=True)]
-        ax.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+def _draw(ax: Any, curve: Curve, name: str, colour: Any) -> None:
+    """An expert: thin everywhere, thick where it serves."""
+    from numpy import interp
+
+    xs = [p.time for p in curve.points]
+    ys = [p.measures[name].value for p in curve.points]
+    ax.plot(xs, ys, color=colour, linewidth=1.0, alpha=0.7)
+    if curve.times is None:
+        return
+    first, last = curve.times
+    inside = [first, *(x for x in xs if first < x < last), last]
+    ax.plot(inside, interp(inside, xs, ys), color=colour, linewidth=4, label=curve.label,
+            solid_capstyle="butt")  # fmt: skip
 
 
-def _served(curve: Curve, log_snr: float) -> bool:
-    return curve.serves is not None and curve.serves[0] <= log_snr < curve.serves[1]
+def _draw_whole(ax: Any, curve: Curve, name: str, colour: str, line: Any) -> None:
+    """A network for all levels, with a band of one standard error."""
+    xs = [p.time for p in curve.points]
+    ys = [p.measures[name].value for p in curve.points]
+    errors = [p.measures[name].error or 0.0 for p in curve.points]
+    ax.plot(xs, ys, color=colour, linestyle=line, linewidth=1.8, label=curve.label)
+    low = [y - e for y, e in zip(ys, errors, strict=True)]
+    high = [y + e for y, e in zip(ys, errors, strict=True)]
+    ax.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 # Pictures
@@ -487,7 +508,9 @@ def page(outcome: Outcome) -> str:
         parts.append(_image(f"sheets/{name}.png", "the same targets by every arm"))
         for arm in result.arms:
             sheet = _image(f"sheets/{name}-{arm.name}.png", arm.label, lazy=True)
-            parts.append(f"<details><summary>{e(arm.label)}</summary>{sheet}</details>")
+            parts.append(
+                f"<details><summary>{_subscripts(e(arm.label))}</summary>{sheet}</details>"
+            )
     if outcome.pair is not None:
         parts.append("<h2>Class and depth at once</h2>")
         parts.append(
@@ -513,6 +536,10 @@ def page(outcome: Outcome) -> str:
 def _image(file: str, alt: str, lazy: bool = False) -> str:
     loading = ' loading="lazy"' if lazy else ""
     return f'<img src="{html.escape(file)}" alt="{html.escape(alt)}"{loading}>'
+
+
+def _subscripts(text: str) -> str:
+    return text.replace("x_t", "x<sub>t</sub>").replace("x_0", "x<sub>0</sub>")
 
 
 def _best(result: TaskResult) -> set[tuple[int, int]]:
@@ -541,7 +568,7 @@ def _html_table(
     lines = []
     for i, row in enumerate(rows):
         cells = "".join(
-            f"<td{' class=best' if (i, j) in best else ''}>{html.escape(text)}</td>"
+            f"<td{' class=best' if (i, j) in best else ''}>{_subscripts(html.escape(text))}</td>"
             for j, text in enumerate(row)
         )
         real = " class=real" if last_is_real and i == len(rows) - 1 else ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppap_host.cli import doctor, harvest, rerun, run, shapes, tune
+from ppap_host.cli import bench, doctor, experts, harvest, rerun, run, shapes, tune
 from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail
 from ppap_host.errors import PluginError, PpapError
@@ -50,6 +50,8 @@ app.command("list")(list_command.list_everything)
 app.command("doctor")(doctor.doctor)
 app.command("harvest")(harvest.harvest)
 app.command("tune")(tune.tune)
+app.add_typer(experts.app, name="experts")
+app.add_typer(bench.app, name="bench")
 app.add_typer(shapes.app, name="shapes")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,3 +129,67 @@ def _print(outcome: Outcome, out: Path) -> None:
         console.print(table)
         console.print(report.verdict(outcome.pair))
     console.print(f"{outcome.record['seconds']:.0f} s; look at {out / 'index.html'}")
+
+
+@app.command()
+def capacity(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the report; an earlier one goes on.")
+    ],
+    harvest: Annotated[Path, typer.Option("--harvest", help="Folder of `ppap harvest`.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="NAME=FOLDER of a classifier; the shipped one is first."
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", min=32, help="Training images, shared by the experts.")
+    ] = 12_800,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Tunings of each kind.")] = 3,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of one expert's factors.")] = 2,
+) -> None:
+    """Compare N experts with one noise-aware patch of the same size and the same training.
+
+    Measures what the classifier reads in noised renders, for N of 1, 2, 5 and 10.
+    """
+    from ppap_host.registry import registry
+
+    registry().entry("guide", "classifier")
+    from ppap_host.benchmarks import capacity as study
+    from ppap_host.benchmarks.world import ShapesWorld
+    from ppap_host.cli.run import progress_bar
+    from ppap_host.guide import Guide
+    from ppap_host.harvest import Harvest
+
+    named: dict[str, str | None] = {"shipped": None}
+    for text in model or []:
+        name, equals, folder = text.partition("=")
+        if not equals:
+            raise OptionError(f"--model {text!r} has no name.", remedy="Give NAME=FOLDER.")
+        named[name] = folder
+    made = Harvest.open(harvest)
+    settings = study.Settings(seeds=tuple(range(seeds)), images=images, rank=rank)
+    command = shlex.join(["ppap", *(a for a in sys.argv[1:] if a != "--debug")])
+    world = ShapesWorld()
+
+    def maker(folder: str | None) -> Callable[[], Guide]:
+        # mypy takes an abstract class for no type.
+        return lambda: registry().make("guide", "classifier", Guide, model=folder)  # type: ignore[type-abstract]
+
+    with progress_bar() as watch:
+        try:
+            rows = study.run(
+                out, world, "classifier",
+                {name: maker(folder) for name, folder in named.items()},
+                made, settings, "right", watch,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            stderr().print(f"Interrupted: the same command goes on in {out}.", style="yellow")
+            raise typer.Exit(130) from None
+        levels = study.spread(world.backbone.levels(), settings.levels)
+        results = study.write_report(rows, levels, settings, "accuracy", command, made, out)
+    if not for_people(False):
+        print_json(results)
+        return
+    stderr().print((out / "capacity.md").read_text())

@@ -31,9 +31,7 @@ def harvest(
     shard: Annotated[int, typer.Option("--shard", help="Images a file.")] = 100,
     batch: Annotated[int, typer.Option("--batch", help="Images at a time.")] = 20,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16, float16.")
-    ] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
 ) -> None:
     """Let a backbone make the images that experts are taught with; no data set is needed.
 

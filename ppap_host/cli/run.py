@@ -52,14 +52,16 @@ def run(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            "--recipe", "-r",
+            "--recipe",
+            "-r",
             help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
         ),
     ] = None,
     experts: Annotated[
         list[str] | None,
         typer.Option(
-            "--experts", "-e",
+            "--experts",
+            "-e",
             help="Expert set of each guide: a name, file or folder; none. [default: one that fits]",
         ),
     ] = None,
@@ -239,7 +241,9 @@ def progress_bar(*, disable: bool = False) -> Iterator[Watch]:
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=disable or not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, disable=disable or not console.is_terminal
+    ) as progress:
         task = progress.add_task("starting", total=None)
 
         def watch(what: str, done: int, total: int) -> None:

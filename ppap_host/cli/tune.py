@@ -39,7 +39,7 @@ def tune(
     rank: Annotated[
         int | None, typer.Option("--rank", help="Of the low-rank factors; default: the guide's.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of each expert.")] = 800,
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of each expert.")] = 250,
     batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 32,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     held_out: Annotated[
@@ -123,8 +123,11 @@ def _tune(
             remedy="Leave out --backbone, or give a harvest of that backbone.",
         )
     # mypy takes an abstract class for no type.
-    diffusion = found.make(  # type: ignore[type-abstract]
-        "backbone", harvested["backbone"], Backbone, checkpoint=checkpoint or harvested["checkpoint"]
+    diffusion = found.make(
+        "backbone",
+        harvested["backbone"],
+        Backbone,  # type: ignore[type-abstract]
+        checkpoint=checkpoint or harvested["checkpoint"],
     )
     levels, size = diffusion.levels(), diffusion.image_size
     del diffusion
@@ -218,5 +221,3 @@ def _table(now: Progress) -> Table:
             "finished" if now.finished[i] else "",
         )
     return table
-
-

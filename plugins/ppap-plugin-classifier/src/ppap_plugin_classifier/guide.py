@@ -1,0 +1,163 @@
+"""The guide ``classifier``: what kind of thing is in the picture, by an image classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppap_host.errors import TargetError
+from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.images import read_rgb, to_tensor
+from ppap_plugin_classifier.bars import chart
+from ppap_plugin_classifier.checkpoint import load_checkpoint
+from ppap_plugin_classifier.labels import Labels
+from ppap_plugin_classifier.losses import cross_entropy, distillation, one_hot_logits
+from ppap_plugin_classifier.shipped import BUNDLED
+
+TEACHER_TEMPERATURE = 1.0
+"""The teacher is taken at its word. PPAP's code sharpens it with 0.25."""
+
+RANK = 4
+"""Of the experts' factors: one expert then trains less than a tenth of the shipped network."""
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class ClassifierGuide(Guide):
+    """The class of what is shown.
+
+    The network's output is a row of logits a picture, [b, c].
+
+    Args:
+        model: any classifier that timm can build, see
+            :func:`ppap_plugin_classifier.checkpoint.load_checkpoint`; None for the one that knows
+            the built-in world.
+
+    Attributes:
+        labels: the names of the classes.
+        teacher_temperature: of the teacher's logits in :meth:`distance`.
+
+    Raises:
+        CheckpointError: there is no such model, it is no classifier, or it is incomplete.
+    """
+
+    name = "classifier"
+    default_scale: Mapping[str, float] = {"": 4.0}
+
+    def __init__(self, model: str | None = None) -> None:
+        checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
+        self._network = checkpoint.network
+        self._preparation = checkpoint.preparation
+        self._files = checkpoint.files
+        self.labels: Labels = checkpoint.labels
+        self.teacher_temperature = TEACHER_TEMPERATURE
+
+    def network(self) -> nn.Module:
+        """Maps prepared pixels [b, 3, h', w'] to logits [b, c]."""
+        return self._network
+
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Resized and normalised as the checkpoint's configuration says."""
+        return self._preparation(x)
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """Understands the path of an image, the name of a class, or its number.
+
+        The value is a row of probabilities, [1, c]: what the network says of the image, or one for
+        the class and zero for the others. Names count in any case; of ImageNet's synonyms each one
+        will do. A file comes before a class of the same name.
+
+        Raises:
+            TargetError: the image cannot be read, or no class, or more than one, is called that.
+        """
+        if os.path.isfile(text):
+            return self._read_image(text, size)
+        try:
+            index = self.labels.find(text)
+        except TargetError:
+            if _looks_like_a_path(text):
+                read_rgb(text, size)  # says what is wrong with it
+            raise
+        parameter = next(self._network.parameters())
+        label = torch.tensor([index], device=parameter.device)
+        value = F.one_hot(label, len(self.labels)).to(parameter.dtype)
+        return Target(text, value, {"target": chart([(self.labels.short(index), 1.0)])})
+
+    def _read_image(self, text: str, size: tuple[int, int]) -> Target:
+        image = read_rgb(text, size)
+        parameter = next(self._network.parameters())
+        with torch.no_grad():
+            logits = self.see(to_tensor(image).to(parameter.device, parameter.dtype))
+        pictures = {"target": image, "seen as": self.picture(logits)[0]}
+        return Target(text, logits.softmax(dim=1), pictures, (Path(text),))
+
+    def loss(
+        self, output: Float[Tensor, "b c"], target: Float[Tensor, "one c"]
+    ) -> Float[Tensor, " b"]:
+        """Cross entropy in nats; for a class, -log p(y | x) (Dhariwal and Nichol, 2021)."""
+        return cross_entropy(output, target)
+
+    def distance(
+        self, student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"]
+    ) -> Float[Tensor, " b"]:
+        """KL(teacher || student) in nats, the teacher at :attr:`teacher_temperature`.
+
+        Summed over the classes. PPAP's code takes the mean over them, a constant factor that its
+        learning rate makes up for.
+        """
+        return distillation(
+            student,
+            teacher,
+            teacher_temperature=self.teacher_temperature,
+            student_temperature=1.0,
+        )
+
+    def as_target(self, output: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        """The probabilities of what the network sees."""
+        return output.float().softmax(dim=1)
+
+    def from_labels(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b c"]:
+        """The output of a perfect teacher: logits that :meth:`distance` takes for one-hot.
+
+        Args:
+            labels: the number of each image's class.
+        """
+        return one_hot_logits(labels, len(self.labels), self.teacher_temperature)
+
+    def picture(self, output: Float[Tensor, "b c"]) -> list[Image]:
+        """The three most likely classes as bars."""
+        probabilities = output.detach().float().cpu().softmax(dim=1)
+        best = probabilities.topk(min(3, probabilities.shape[1]), dim=1)
+        return [
+            chart([(self.labels.short(k), p) for k, p in zip(indices, values, strict=True)])
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def measure(
+        self, output: Float[Tensor, "b c"], target: Float[Tensor, "one c"]
+    ) -> dict[str, list[float]]:
+        """ "probability" of the target's (most likely) class, and whether it is seen: "right"."""
+        wanted = target.detach().argmax(dim=1).expand(len(output))
+        logits = output.detach().float()
+        probability = logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0]
+        right = (logits.argmax(dim=1) == wanted).float()
+        return {"probability": probability.tolist(), "right": right.tolist()}
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """Every convolution and linear layer with factors of rank :data:`RANK`, biases, norms."""
+        return default_patch_plan(network, rank=RANK)
+
+    def files(self) -> Sequence[Path]:
+        """Weights and configuration that were read."""
+        return self._files
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.lower().endswith(_PICTURES)

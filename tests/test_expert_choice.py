@@ -1,0 +1,157 @@
+"""A guide gets the experts that fit it, and is never given others, or none, in silence."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from teaching import world
+from worlds import ColourGuide, small_gaussian
+
+from ppap_host.config import GuideConfig
+from ppap_host.errors import CheckpointError, OptionError, UnknownNameError
+from ppap_host.expert_choice import Choice, choose, read_interval
+from ppap_host.experts import ExpertSet, WithExperts
+from ppap_host.harvest import HarvestConfig, harvest
+from ppap_host.hookspecs import Entry
+from ppap_host.noise import NoiseRange
+from ppap_host.recipes import EVERYWHERE
+from ppap_host.registry import Registry
+from ppap_host.tuning import TuningConfig, tune
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    made = harvest(
+        HarvestConfig("gaussian", num=20, shard=20, steps=3, device="cpu"),
+        folder / "harvest",
+        found=world(),
+    )
+    config = TuningConfig(experts=2, rank=1, steps=2, batch=8)
+    guide = ColourGuide()
+    tuned = tune(guide, made.lesson(guide), small_gaussian().levels(), config)
+    tuned.save(folder / "experts.safetensors")
+    return folder
+
+
+@pytest.fixture
+def installed(experts: Path) -> Registry:
+    """The same world, with a plugin that ships the expert set."""
+
+    class Shipping:
+        ppap_interface = 1
+
+        @staticmethod
+        def ppap_expert_sets() -> list[Entry]:
+            return [Entry("colour-gaussian-2", "test_expert_choice_shipped:path", "two experts")]
+
+    import sys
+    import types
+
+    from ppap_host.hookspecs import hookimpl
+
+    module = types.ModuleType("test_expert_choice_shipped")
+    module.path = lambda: experts / "experts.safetensors"  # type: ignore[attr-defined]
+    module.ppap_interface = 1  # type: ignore[attr-defined]
+    module.ppap_expert_sets = hookimpl(Shipping.ppap_expert_sets)  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    points = [
+        metadata.EntryPoint("teaching", "teaching", "ppap"),
+        metadata.EntryPoint("shipping", module.__name__, "ppap"),
+    ]
+    return Registry(points)
+
+
+def chosen(
+    found: Registry,
+    recipe: str | None = None,
+    experts: str | None = None,
+    model: str | None = None,
+    interval: str | None = None,
+    size: int = 8,
+) -> Choice:
+    backbone = small_gaussian()
+    backbone.state_shape = (3, size, size)
+    config = GuideConfig("colour", "0.5", experts=experts, interval=interval)
+    return choose(config, recipe, ColourGuide(model), backbone, backbone.walk(10), found)
+
+
+def test_a_registered_set_that_fits_is_used_and_named(installed: Registry, experts: Path) -> None:
+    choice = chosen(installed)
+    assert isinstance(choice.guide, WithExperts)
+    assert (choice.recipe.name, choice.experts) == ("ppap", "colour-gaussian-2")
+    assert choice.files == (experts / "experts.safetensors",)
+
+
+def test_without_a_set_the_recipe_is_one_that_needs_none(installed: Registry) -> None:
+    for choice in (
+        chosen(world()),
+        chosen(installed, experts="none"),
+        chosen(installed, model="1"),  # another network: the set does not fit
+        chosen(installed, size=16),
+    ):
+        assert not isinstance(choice.guide, WithExperts)
+        assert (choice.recipe.name, choice.experts) == ("x0", None)
+
+
+def test_a_named_recipe_is_kept(installed: Registry) -> None:
+    assert chosen(installed, "x0").experts is None
+    assert chosen(installed, "naive").experts is None
+    assert chosen(installed, "ppap").experts == "colour-gaussian-2"
+
+
+def test_a_set_can_be_given_by_name_file_or_folder(installed: Registry, experts: Path) -> None:
+    for text in ("colour-gaussian-2", str(experts), str(experts / "experts.safetensors")):
+        choice = chosen(installed, experts=text)
+        assert (choice.recipe.name, choice.experts) == ("ppap", text)
+        assert isinstance(choice.guide, WithExperts)
+    assert isinstance(chosen(installed, "naive", str(experts)).guide, WithExperts)
+
+
+def test_a_mismatch_names_both_sides(installed: Registry, experts: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"network") as caught:
+        chosen(installed, experts=str(experts), model="1")
+    tuned_on = ExpertSet.load(experts / "experts.safetensors").metadata["network_sha256"]
+    assert tuned_on[:12] in caught.value.message
+    with pytest.raises(CheckpointError, match=r"8 x 8.*16 x 16"):
+        chosen(installed, experts=str(experts), size=16)
+    half = ExpertSet.load(experts / "experts.safetensors")
+    half = ExpertSet(half.ranges[:1], half.patches[:1], half.metadata)
+    half.metadata["quality"] = half.metadata["quality"][:1]
+    half.save(tmp_path / "half.safetensors")
+    with pytest.raises(CheckpointError, match="No expert serves log-SNR"):
+        chosen(installed, experts=str(tmp_path / "half.safetensors"))
+    served = half.ranges[0]
+    chosen(installed, experts=str(tmp_path / "half.safetensors"), interval=f"{served.low}:")
+
+
+def test_what_excludes_each_other_is_refused(installed: Registry, experts: Path) -> None:
+    with pytest.raises(OptionError, match="--experts is none"):
+        chosen(installed, "ppap", "none")
+    with pytest.raises(OptionError, match="would never be asked"):
+        chosen(installed, "x0", str(experts))
+    with pytest.raises(OptionError, match="needs one") as caught:
+        chosen(world(), "ppap")
+    assert "ppap tune colour" in caught.value.remedy
+    with pytest.raises(UnknownNameError, match="colour-gaussian-3"):
+        chosen(installed, experts="colour-gaussian-3")
+    with pytest.raises(CheckpointError):
+        chosen(installed, experts="missing/experts.safetensors")
+
+
+def test_intervals_are_read_and_refused() -> None:
+    assert read_interval("-4:6") == NoiseRange(-4.0, 6.0)
+    assert read_interval(":") == EVERYWHERE
+    assert read_interval("2:").low == 2.0
+    for text in ("", "3", "a:b", "6:-4", "1:1", "nan:3"):
+        with pytest.raises(OptionError, match="no interval"):
+            read_interval(text)
+
+
+def test_the_metadata_is_readable_without_the_tensors(experts: Path) -> None:
+    described = ExpertSet.read_metadata(experts / "experts.safetensors")
+    assert described["guide"] == "colour"
+    json.dumps(described)
