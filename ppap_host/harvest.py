@@ -6,8 +6,8 @@ lesson for experts that see them noised.
 
 A harvest is a folder: ``harvest.json`` (what made it), ``images-00000.safetensors`` ... (8-bit
 RGB, one file a shard), ``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's
-outputs for each shard. Image k depends on the seed and k alone. A shard is always made in the same batches,
-written under another name and then renamed, so that any number of processes, machines, or
+outputs for each shard. Image k depends on the seed and k alone. A shard is always made in the same
+batches, written under another name and then renamed, so that any number of processes, machines, or
 interruptions end with the same bytes.
 """
 

@@ -73,7 +73,8 @@ class Settings:
         validation: targets that strengths are chosen on.
         references: real images to compare sets of images with.
         harvest: images to harvest if none is given, and labelled ones for the supervised arm.
-        tuning_steps: optimiser steps of each expert that is tuned here.
+        tuning_steps: optimiser steps of each of five experts that are tuned here; one expert gets
+            five times as many, ten get half as many.
         curve_images, curve_levels: of the curves against noise.
         seed: of everything that is not fixed.
     """
@@ -314,7 +315,7 @@ class School:
         self._sets: dict[str, ExpertSet] = {}
 
     def arms(self, guide: Guide) -> list[Arm]:
-        """All ten for the classifier; for the others one of each kind."""
+        """All arms for the classifier; for the others one of each kind."""
         all_of_them = guide.name == "classifier"
         arms = [
             Arm("unguided", "Unguided"),
@@ -359,12 +360,14 @@ class School:
 
     def _tuned(self, guide: Guide, key: str, count: int, method: Method, labels: bool) -> ExpertSet:
         lesson = self._labelled(guide) if labels else self._harvested().lesson(guide, self.watch)
+        # The same number of training images in all, however many experts share them.
+        steps = max(1, 5 * self.settings.tuning_steps // count)
         wanted = {
             "network": network_hash(guide.network()),
             "lesson": tensor_hash(lesson.pixels, lesson.teacher),
             "experts": count,
             "method": method,
-            "steps": self.settings.tuning_steps,
+            "steps": steps,
             "seed": self.settings.seed,
         }
         file = self.out / "experts" / f"{key}.safetensors"
@@ -379,7 +382,7 @@ class School:
                 self.world.backbone.levels(),
                 count,
                 method,
-                self.settings.tuning_steps,
+                steps,
                 self.settings.seed,
                 work,
                 lambda what, done, total: self.watch(f"{key}: {what}", done, total),

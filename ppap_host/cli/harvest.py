@@ -38,7 +38,7 @@ def harvest(
     Give the same command again after an interruption: it goes on where it stopped, and the files
     are those of a run that was never stopped. Several processes share the work:
 
-    accelerate launch --num_processes 2 -m ppap_host harvest --out harvest
+    torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
     from ppap_host.cli.run import progress_bar
     from ppap_host.harvest import HarvestConfig

@@ -57,7 +57,9 @@ def tune(
     """Teach a guide's experts what noise is; no data set and no labels are needed.
 
     Give the same command again after an interruption: it goes on where it stopped. Several
-    processes share each batch: accelerate launch --num_processes 2 -m ppap_host tune ...
+    processes share each batch:
+
+    torchrun --nproc_per_node 2 -m ppap_host tune depth --harvest harvest --out my-experts
     """
     from ppap_host.registry import registry
     from ppap_host.tuning import TuningConfig
@@ -109,6 +111,7 @@ def _tune(
     from ppap_host.processes import join, own_device
     from ppap_host.record import package_versions
     from ppap_host.registry import registry
+    from ppap_host.tuning import STATE
     from ppap_host.tuning import tune as run_tuning
 
     found = registry()
@@ -179,6 +182,7 @@ def _tune(
     write_file(target.parent / "tuning.json", text.encode())
     plot_tuning(experts, progress[0], target.parent / "tuning.png")
     experts.save(target)
+    (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record
 
 

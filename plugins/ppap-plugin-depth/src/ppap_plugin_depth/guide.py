@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ppap_host.errors import TargetError
-from ppap_host.guide import Guide, Target
+from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
 from ppap_host.images import is_map, read_map, read_rgb, to_tensor
 from ppap_plugin_depth.checkpoint import load_checkpoint
 from ppap_plugin_depth.colors import colored
@@ -52,6 +52,7 @@ class DepthGuide(Guide):
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
         self._network = checkpoint.network
+        self._bundled = model is None
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
         self.metric = checkpoint.metric
@@ -135,6 +136,10 @@ class DepthGuide(Guide):
         fitted = resized(target, output.shape[-2:]).expand_as(output)
         measures = metric_measures if self.metric else relative_measures
         return measures(output.detach(), fitted.detach())
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """Everything that is cheap; the bundled network is so narrow that only rank 2 is."""
+        return default_patch_plan(network, rank=2 if self._bundled else 8)
 
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read."""

@@ -29,6 +29,6 @@ def ppap_expert_sets() -> list[Entry]:
         Entry(
             "segmentation-shapes-5",
             "ppap_plugin_segmentation.shipped:shapes_experts",
-            "five experts of the guide segmentation for the built-in world",
+            "5 experts on the shipped U-Net, for the built-in world",
         )
     ]

@@ -1,0 +1,105 @@
+"""From a backbone alone to experts that guide, by the commands of the README, made small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ppap_host.cli import app
+from ppap_host.errors import CheckpointError, OptionError, OutputError, UnknownNameError
+
+pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
+
+
+def call(*arguments: str | Path) -> Any:
+    """What a command prints, as JSON; its error is raised."""
+    outcome = CliRunner().invoke(app, [str(a) for a in arguments])
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    assert outcome.exit_code == 0, outcome.output
+    return json.loads(outcome.stdout)
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teaching") / "harvest"
+    call(
+        "harvest", "--out", folder, "--num", 8, "--shard", 8, "--batch", 8, "--steps", 2,
+        "--device", "cpu",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(harvested: Path) -> Path:
+    folder = harvested.parent / "my-experts"
+    record = call(
+        "tune", "classifier", "--backbone", "shapes", "--harvest", harvested, "--out", folder,
+        "--experts", 2, "--steps", 3, "--batch", 4, "--licence", "CC0-1.0", "--device", "cpu",
+    )  # fmt: skip
+    assert record["guide"] == "classifier"
+    assert [row["step"] for row in record["history"]] == [0, 3]
+    return folder
+
+
+def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
+    names = {path.name for path in tuned.iterdir()}
+    assert names == {"experts.safetensors", "tuning.json", "tuning.png"}
+    with Image.open(tuned / "tuning.png") as plot:
+        assert plot.width > 600
+    shown = call("experts", "show", tuned, "--json")
+    assert shown["guide"] == "classifier"
+    assert shown["licence"] == "CC0-1.0"
+    assert shown["harvest"]["num"] == 8
+    call("experts", "verify", tuned, "--json")
+
+
+def test_tuned_experts_guide_a_run_which_says_so_and_can_be_repeated(
+    tuned: Path, tmp_path: Path
+) -> None:
+    made = call(
+        "run", "--guide", "classifier", "--target", "red cube", "--experts", tuned, "--num", 1,
+        "--steps", 2, "--out", tmp_path / "run", "--device", "cpu", "--json",
+    )  # fmt: skip
+    (used,) = made["used"]["guides"]
+    assert (used["recipe"], used["experts"]) == ("ppap", str(tuned))
+    assert any(name.startswith("classifier-experts/") for name in made["model_files"])
+    again = call("rerun", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    assert again["identical"] is True
+
+
+def test_what_cannot_be_tuned_is_said_before_anything_is_done(
+    harvested: Path, tuned: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "none")
+    with pytest.raises(UnknownNameError, match="clasifier"):
+        call("tune", "clasifier", "--harvest", harvested, *out)
+    with pytest.raises(CheckpointError, match="no harvest"):
+        call("tune", "classifier", "--harvest", tmp_path, *out)
+    with pytest.raises(OptionError, match=r"made by the backbone 'shapes'"):
+        call("tune", "classifier", "--harvest", harvested, "--backbone", "adm", *out)
+    with pytest.raises(OutputError, match="already holds"):
+        call("tune", "classifier", "--harvest", harvested, "--out", tuned)
+    with pytest.raises(UnknownNameError, match="method"):
+        call("tune", "classifier", "--harvest", harvested, "--method", "lora", *out)
+    assert not (tmp_path / "none").exists()
+
+
+def test_several_options_belong_to_the_guide_in_their_place() -> None:
+    outcome = CliRunner().invoke(
+        app,
+        [
+            "run", "-g", "classifier", "-t", "red cube", "-g", "depth", "-t", "room.png",
+            "-r", "ppap", "-r", "x0", "-e", "mine", "-e", "none", "--interval", "-4:6",
+            "--interval", ":", "--balance", "sum", "--print-config",
+        ],
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout.count("[[guide]]") == 2
+    for line in ('recipe = "x0"', 'experts = "mine"', 'interval = "-4:6"', 'balance = "sum"'):
+        assert line in outcome.stdout
