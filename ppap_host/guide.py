@@ -81,9 +81,9 @@ class Guide(ABC):
         name: what the user calls it.
         default_scale: guidance strength used when the user names none, per recipe name; the entry
             ``""`` serves every recipe without one of its own.
-        averages_pixels: whether :meth:`loss` is a mean over pixels. Its gradient shrinks as their
-            number grows; the host undoes that by the number of the state's entries, so that one
-            scale serves every resolution and is of the order of one.
+        averages_pixels: whether :meth:`loss` is a mean over pixels. Every pixel then has its own
+            small part in the gradient, whose length shrinks with the root of their number; the host
+            undoes that, so that scales of such guides and of those of labels are of one order.
     """
 
     name: str

@@ -6,9 +6,9 @@ A recipe says what the guide is shown (:class:`View`), what is done to its gradi
 same for all of them.
 
 Sign and units: ``gradient`` is the gradient of *minus* the guide's loss, that is of a log
-likelihood up to scale, per image, a mean over pixels undone
-(:attr:`ppap_host.guide.Guide.averages_pixels`); it is multiplied by the user's scale and the
-recipe's strength.
+likelihood up to scale, per image, its length that of a label's gradient also where the loss is a
+mean over pixels (:attr:`ppap_host.guide.Guide.averages_pixels`); it is multiplied by the
+user's scale and the recipe's strength.
 """
 
 from __future__ import annotations
@@ -155,6 +155,19 @@ class Clipped:
         return gradient * (self.largest / rms.clamp_min(1e-30)).clamp(max=1.0)
 
 
+@dataclass(frozen=True)
+class RootSize:
+    """The gradient times the root of the number of the state's entries.
+
+    A gradient of length one then has root mean square one: it moves the pixels of a large picture
+    as far as those of a small one.
+    """
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * sqrt(c h w)."""
+        return gradient * math.sqrt(gradient[0].numel())
+
+
 @runtime_checkable
 class Place(Protocol):
     """Where the scaled gradient changes the step."""
@@ -263,22 +276,26 @@ NAIVE = Recipe(
     view=Noisy(),
     place=MeanOrScore(),
 )
+# The factor makes scales of order one good ones: 1 for losses such as 1 - correlation, 4 for labels.
 PPAP = Recipe(
     name="ppap",
     view=Noisy(),
-    place=MeanOrScore(),
+    place=CleanPoint(),
+    strength=PosteriorSpread(factor=0.25),
+    gradient=(RootSize(),),
     needs_experts=True,
 )
-# The factor makes 1 a good scale for losses of order one, such as 1 - correlation.
 X0 = Recipe(
     name="x0",
     view=Predicted(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
+    gradient=(RootSize(),),
 )
 X0_THROUGH = Recipe(
     name="x0-through",
     view=PredictedThrough(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
+    gradient=(RootSize(),),
 )

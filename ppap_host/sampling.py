@@ -133,7 +133,7 @@ class Evaluator:
             keep = view.through_backbone and not last
             (gradient,) = torch.autograd.grad(-loss.sum(), variable, retain_graph=keep)
         if g.guide.averages_pixels:
-            gradient = gradient * gradient[0].numel()
+            gradient = gradient * math.sqrt(gradient[0].numel())
         for part in g.recipe.gradient:
             gradient = part(gradient, estimate)
         gradient = gradient * (g.scale * g.recipe.strength(estimate.level))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Method = Literal["patch", "full"]
-DEFAULT_LR: dict[str, float] = {"patch": 3e-3, "full": 5e-4}
+DEFAULT_LR: dict[str, float] = {"patch": 5e-3, "full": 5e-4}
 STATE = "tuning-state.pt"
 _STATISTICS_BATCHES = 8
 _CHECK_IMAGES = 200
@@ -73,7 +73,7 @@ class TuningConfig:
     seed: int = 0
     held_out: float = 0.1
     check_every: int = 50
-    patience: int = 5
+    patience: int = 10
 
     def __post_init__(self) -> None:
         for name, low in (

@@ -223,6 +223,5 @@ def test_a_step_guided_by_the_example_comes_nearer_to_its_target(
         assert len(guide.picture(output)) == len(x)
         return torch.tensor(guide.measure(output, target)["difference"])
 
-    # A step small enough for every recipe.
-    scale = 0.1 if recipe == "naive" else guide.default_scale[""]
+    scale = guide.default_scale[""]
     assert (differences(scale) < differences(0.0)).all()

@@ -47,7 +47,7 @@ def tune(
     ] = 0.1,
     patience: Annotated[
         int, typer.Option("--patience", help="Measurements without progress before stopping.")
-    ] = 5,
+    ] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Decides every random draw.")] = 0,
     licence: Annotated[
         str, typer.Option("--licence", help="Of the expert set, kept in its metadata.")

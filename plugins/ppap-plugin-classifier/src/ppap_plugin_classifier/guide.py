@@ -24,7 +24,7 @@ from ppap_plugin_classifier.shipped import BUNDLED
 TEACHER_TEMPERATURE = 1.0
 """The teacher is taken at its word. PPAP's code sharpens it with 0.25."""
 
-RANK = 4
+RANK = 6
 """Of the experts' factors: one expert then trains less than a tenth of the shipped network."""
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -49,7 +49,7 @@ class ClassifierGuide(Guide):
     """
 
     name = "classifier"
-    default_scale: Mapping[str, float] = {"": 4.0}
+    default_scale: Mapping[str, float] = {"": 4.0, "x0": 1.0, "naive": 10.0}
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
