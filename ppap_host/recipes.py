@@ -156,6 +156,18 @@ class Clipped:
 
 
 @dataclass(frozen=True)
+class UnitScale:
+    """The gradient with respect to x_t / sqrt(alpha^2 + sigma^2), from the one with respect to x_t.
+
+    What moves x_0 by it does the same whatever the schedule's own scale of x_t is.
+    """
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * sqrt(alpha^2 + sigma^2)."""
+        return gradient * estimate.level.scale
+
+
+@dataclass(frozen=True)
 class RootSize:
     """The gradient times the root of the number of the state's entries.
 
@@ -282,7 +294,7 @@ PPAP = Recipe(
     view=Noisy(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(RootSize(),),
+    gradient=(UnitScale(), RootSize()),
     needs_experts=True,
 )
 X0 = Recipe(

@@ -36,7 +36,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and not p.parent.name.startswith("teacher-")
     }
 
 

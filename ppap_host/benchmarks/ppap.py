@@ -39,7 +39,7 @@ from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
 from ppap_host.noise import NoiseLevel
-from ppap_host.recipes import NAIVE, PPAP, X0
+from ppap_host.recipes import PPAP, X0
 from ppap_host.record import file_hashes, package_versions
 from ppap_host.registry import registry
 from ppap_host.sampling import Guidance
@@ -319,7 +319,8 @@ class School:
         all_of_them = guide.name == "classifier"
         arms = [
             Arm("unguided", "Unguided"),
-            Arm("naive", "Off-the-shelf at x_t", NAIVE),
+            # PPAP to the letter but for the experts, so that they are all the difference.
+            Arm("naive", "Off-the-shelf at x_t", replace(PPAP, needs_experts=False)),
             Arm("x0", "Off-the-shelf at x_0", X0),
             Arm("single", "Single noise-aware", PPAP, self._maker(guide, "single", 1, "full")),
         ]

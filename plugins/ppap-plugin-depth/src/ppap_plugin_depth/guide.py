@@ -46,7 +46,7 @@ class DepthGuide(Guide):
     """
 
     name = "depth"
-    default_scale: Mapping[str, float] = {"": 1.0}
+    default_scale: Mapping[str, float] = {"": 1.0, "ppap": 2.0}
     averages_pixels = True
 
     def __init__(self, model: str | None = None) -> None:

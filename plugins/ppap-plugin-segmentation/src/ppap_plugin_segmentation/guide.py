@@ -47,7 +47,7 @@ class SegmentationGuide(Guide):
     """
 
     name = "segmentation"
-    default_scale: Mapping[str, float] = {"": 1.0}
+    default_scale: Mapping[str, float] = {"": 0.1, "ppap": 0.3}
     averages_pixels = True
 
     def __init__(self, model: str | None = None) -> None:

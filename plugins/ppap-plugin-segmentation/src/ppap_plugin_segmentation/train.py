@@ -54,21 +54,17 @@ _PREPROCESSING = {
 def build_model() -> smp.Unet:
     """The untrained network, 64 x 64 RGB to logits of the six segments at 64 x 64.
 
-    Its encoder is a ResNet of one block a stage that filters before it subsamples (Zhang, 2019,
-    "Making convolutional networks shift-invariant again"): without that its gradient is full of
-    aliased patterns, and guides badly. It is narrower than usual where the maps are large, which is
-    where the time goes.
+    Its encoder is a ResNet-10-T, narrower than usual where the maps are large, which is where the
+    time goes, and as wide as usual at 4 x 4, where the parameters are. In all 1.04 M parameters and
+    61 M multiply-adds.
     """
     return smp.Unet(
-        "tu-resnetblur18",
+        "tu-resnet10t",
         encoder_depth=4,
         encoder_weights=None,
         decoder_channels=(40, 24, 16, 10),
         classes=len(SEGMENTS),
-        decoder_interpolation="bilinear",
-        layers=(1, 1, 1, 1),
-        channels=(36, 72, 160, 256),
-        stem_type="deep",
+        channels=(36, 72, 256, 512),
         stem_width=12,
     )
 
