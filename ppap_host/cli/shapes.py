@@ -36,12 +36,17 @@ def render(
 
 @app.command()
 def evaluate(
-    what: Annotated[str, typer.Argument(help="prompts, frechet or depth.")],
+    what: Annotated[str, typer.Argument(help="prompts, frechet, classes or depth.")],
     num: Annotated[
-        int, typer.Option("--num", "-n", min=1, help="Images; for prompts: images of each class.")
+        int,
+        typer.Option(
+            "--num", "-n", min=1, help="Images; for prompts and classes: images of each class."
+        ),
     ] = 32,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="For depth.")] = "x0",
-    scale: Annotated[float | None, typer.Option("--scale", "-s", help="For depth.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="For classes and depth.")] = "x0",
+    scale: Annotated[
+        float | None, typer.Option("--scale", "-s", help="For classes and depth.")
+    ] = None,
     steps: Annotated[str, typer.Option("--steps", help="Steps or a spacing.")] = "50",
     sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
     cfg: Annotated[float, typer.Option("--cfg", help="For prompts and frechet.")] = 2.0,
@@ -50,24 +55,29 @@ def evaluate(
         str | None, typer.Option("--checkpoint", help="Another training of the backbone.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="For depth: a sheet of targets and results.")
+        Path | None,
+        typer.Option("--out", "-o", help="For classes and depth: a sheet of the results."),
     ] = None,
 ) -> None:
-    """Measure with judges: prompts (class accuracy), frechet (distance to renders), depth.
+    """Measure with judges: prompts (class accuracy), frechet (distance to renders), and guidance by
+    the classifier (classes) or by depth.
 
     The outcome is printed as JSON.
     """
     from ppap_host.cli.output import print_json
     from ppap_host.cli.run import progress_bar
+    from ppap_host.config import GuideConfig
     from ppap_host.errors import unknown_name
+    from ppap_host.expert_choice import choose
     from ppap_host.images import contact_sheet, from_tensor, write_png
     from ppap_host.registry import registry
     from ppap_host.sampling import make_solver
     from ppap_host.shapes import evaluate as measures
     from ppap_host.shapes.backbone import ShapesBackbone
 
-    if what not in ("prompts", "frechet", "depth"):
-        raise unknown_name("measure", what, ("prompts", "frechet", "depth"))
+    known = ("prompts", "frechet", "classes", "depth")
+    if what not in known:
+        raise unknown_name("measure", what, known)
     backbone = ShapesBackbone(checkpoint)
     solver = make_solver(sampler, 0.0, backbone)
     settings = measures.Settings(steps=steps, cfg=cfg, seed=seed)
@@ -77,18 +87,26 @@ def evaluate(
         elif what == "frechet":
             outcome = measures.frechet(backbone, solver, settings, num, watch)
         else:
-            guide = registry().load("guide", "depth")()
-            method = registry().load("recipe", recipe)
+            found = registry()
+            name = "depth" if what == "depth" else "classifier"
+            guide = found.load("guide", name)()
+            chosen = choose(
+                GuideConfig(name, ""), recipe, guide, backbone, backbone.walk(steps), found
+            )
             defaults = guide.default_scale
             strength = scale if scale is not None else defaults.get(recipe, defaults[""])
-            outcome = measures.depth_error(
-                backbone, solver, settings, guide, method, strength, num, watch
+            measure = measures.depth_error if what == "depth" else measures.class_accuracy
+            outcome = measure(
+                backbone, solver, settings, chosen.guide, chosen.recipe, strength, num, watch
             )
-            targets, made = outcome.pop("targets"), outcome.pop("made")
+            outcome["experts"] = chosen.experts
+            shown = [("guided", outcome.pop("made"))]
+            if what == "depth":
+                shown.insert(0, ("targets", outcome.pop("targets")))
             if out is not None:
                 rows = []
-                for i in range(0, min(num, 32), 8):
-                    for title, x in (("targets", targets), ("guided by their depth", made)):
+                for i in range(0, min(len(shown[0][1]), 48), 8):
+                    for title, x in shown:
                         rows.append((title, [("", p) for p in from_tensor(x[i : i + 8])]))
                 write_png(out, contact_sheet(rows, cell=128))
     print_json(outcome | {"steps": steps, "sampler": sampler, "seed": seed})

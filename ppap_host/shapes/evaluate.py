@@ -143,6 +143,49 @@ def frechet(
     }
 
 
+def class_accuracy(
+    backbone: Backbone,
+    solver: Solver,
+    settings: Settings,
+    guide: Guide,
+    recipe: Recipe,
+    scale: float,
+    per_class: int,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Share of images guided to the classes, without any prompt, that the judge puts in them.
+
+    Args:
+        guide: a classifier, for the recipe (with experts if it needs them).
+    """
+    labels = torch.arange(len(CLASS_NAMES)).repeat(per_class)
+    rows = [guide.read_target(name, backbone.image_size).value for name in CLASS_NAMES]
+    targets = torch.cat(rows).repeat(per_class, 1)
+    judges = Judges.load()
+
+    def share(made: Tensor) -> float:
+        return float((judges.classify(made).argmax(dim=1) == labels).float().mean())
+
+    made = _generate(
+        backbone,
+        solver,
+        settings,
+        len(labels),
+        watch,
+        guidance=lambda part: [Guidance(guide, targets[part], recipe, scale)],
+        what=f"images guided by {recipe.name}",
+    )
+    unguided = _generate(backbone, solver, settings, len(labels), watch, what="unguided images")
+    return {
+        "recipe": recipe.name,
+        "scale": scale,
+        "guided": share(made),
+        "unguided": share(unguided),
+        "images": len(labels),
+        "made": made,
+    }
+
+
 def depth_error(
     backbone: Backbone,
     solver: Solver,
