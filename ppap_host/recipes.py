@@ -288,7 +288,7 @@ NAIVE = Recipe(
     view=Noisy(),
     place=MeanOrScore(),
 )
-# The factor makes scales of order one good ones: 1 for losses such as 1 - correlation, 4 for labels.
+# The factor makes scales of order one good ones.
 PPAP = Recipe(
     name="ppap",
     view=Noisy(),

@@ -115,8 +115,8 @@ def run(
 ) -> None:
     """Generate images steered by guides.
 
-    What describes a guide (--target, --scale, --model, --experts, --interval) belongs to the --guide
-    in the same place:
+    What describes a guide (--target, --scale, --model, --experts, --interval) belongs to the
+    --guide in the same place:
 
     ppap run --guide depth --target room.png --scale 1.5
     """
