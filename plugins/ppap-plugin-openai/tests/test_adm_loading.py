@@ -21,11 +21,11 @@ from ppap_plugin_openai.adm import (
     load_adm,
     load_adm_classifier,
     published_layout,
-    read_state_dict,
 )
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ppap_host.checkpoints import read_state_dict
 from ppap_host.errors import CheckpointError, OptionError
 
 SMALL = ADMConfig(

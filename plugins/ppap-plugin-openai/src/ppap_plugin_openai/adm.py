@@ -20,13 +20,10 @@ and the *original* timestep 0..999, never an index into a respaced process.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast, get_args
 
-import safetensors.torch
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -34,6 +31,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppap_host.checkpoints import read_state_dict, require_layout
 from ppap_host.errors import CheckpointError, OptionError, nearest
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
@@ -988,8 +986,6 @@ def _build_head(config: ADMClassifierConfig) -> nn.Sequential:
 _Config = TypeVar("_Config", ADMConfig, ADMClassifierConfig)
 _Network = TypeVar("_Network", bound=nn.Module)
 
-_NAMED_PROBLEMS: Final = 3
-
 
 def load_adm(path: str | os.PathLike[str], config: ADMConfig) -> UNet2DModel:
     """Load a U-Net that guided-diffusion has saved.
@@ -1086,40 +1082,7 @@ def convert_state_dict(
 
 def _require_fit(state: Mapping[str, Tensor], layout: Mapping[str, Shape]) -> None:
     """Raise :class:`CheckpointError` unless ``state`` has the layout's names and shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = {
-        "missing": [f"{name} {shape}" for name, shape in layout.items() if name not in shapes],
-        "of another shape": [
-            f"{name} is {shapes[name]}, not {shape}"
-            for name, shape in layout.items()
-            if name in shapes and shapes[name] != shape
-        ],
-        "unexpected": [f"{name} {shape}" for name, shape in shapes.items() if name not in layout],
-        "not floating-point": [
-            f"{name} is {tensor.dtype}"
-            for name, tensor in state.items()
-            if name in layout and not tensor.is_floating_point()
-        ],
-    }
-    found = [
-        f"{len(items)} {kind}: {'; '.join(items[:_NAMED_PROBLEMS])}"
-        f"{'; ...' if len(items) > _NAMED_PROBLEMS else ''}"
-        for kind, items in problems.items()
-        if items
-    ]
-    if not found:
-        return
-    message = f"The tensors do not fit the configuration ({'. '.join(found)})."
-    names = identify(shapes)
-    if names:
-        raise CheckpointError(
-            f"{message} They have the shapes of the published {' or '.join(names)}.",
-            remedy=f"Load the file with that configuration, or give the right file "
-            f"({PUBLISHED_URL}).",
-        )
-    raise CheckpointError(
-        message, remedy="Give the flags the file was trained with, or the file of these flags."
-    )
+    require_layout(state, layout, identify, PUBLISHED_URL)
 
 
 def identify(shapes: Mapping[str, Shape]) -> list[str]:
@@ -1137,80 +1100,3 @@ def identify(shapes: Mapping[str, Shape]) -> list[str]:
         **{name: entry.config for name, entry in PUBLISHED_CLASSIFIERS.items()},
     }
     return [name for name, config in published.items() if published_layout(config) == shapes]
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read named tensors from a file without running anything in it.
-
-    Files of ``torch.save`` (zip archives are mapped into memory, the older format is read
-    whole) and safetensors files are told apart by their first bytes, not by their names.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Tensors on the CPU, which may be backed by the file.
-
-    Raises:
-        CheckpointError: if the file is missing, unreadable, empty, cut short, a web page, or
-            holds anything but named tensors.
-    """
-    path = Path(path)
-    again = "Download the file again and compare its size with the server's."
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file.", remedy=again) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty.", remedy=again)
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise CheckpointError(
-            f"{path}: the file is a web page (HTML or XML), not weights.",
-            remedy="The server answered with a message instead of the file: read the page, "
-            "then download the file again.",
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: the file is a Git LFS pointer, not weights.", remedy="Run 'git lfs pull'."
-        )
-
-    is_zip = head.startswith(b"PK\x03\x04")
-    is_pickle = head.startswith(b"\x80")
-    is_safetensors = head[8:9] == b"{"
-    if not (is_zip or is_pickle or is_safetensors):
-        raise CheckpointError(
-            f"{path}: neither a PyTorch nor a safetensors file (it starts with {head[:8]!r}).",
-            remedy=again,
-        )
-    # A zip archive's table of contents is at its end.
-    if is_zip and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: the file is cut short.", remedy=again)
-    try:
-        if is_safetensors:
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    # A damaged or hostile file can make the readers raise anything. Their own words are left to
-    # the cause: torch's advise to load without its protection.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: the file is damaged or cut short, or holds something else than tensors "
-            "(nothing in it was run).",
-            remedy=again,
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a state dict of named tensors."
-        )
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(
-            f"{path}: not a plain state dict: "
-            f"{', '.join(map(repr, others[:_NAMED_PROBLEMS]))} "
-            f"{'is' if len(others) == 1 else 'are'} no tensor.",
-            remedy="Save the state dict of the network alone to a file of its own.",
-        )
-    return content
