@@ -47,6 +47,10 @@ class Backbone(ABC):
         clip: bounds of a clean state that the sampler clips to; None for latents.
         fixed_variance: which fixed variance the reverse process uses when none is learned.
         default_cfg: classifier-free guidance scale used when the user names none.
+        cfg_channels: how many of the state's first channels classifier-free guidance changes, None
+            for all; the others keep the conditional prediction.
+        state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
+            affair.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Backbone(ABC):
     clip: tuple[float, float] | None = (-1.0, 1.0)
     fixed_variance: FixedVariance = "large"
     default_cfg: float = 1.0
+    cfg_channels: int | None = None
+    state_dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def walk(self, steps: int | str) -> Walk:
@@ -83,6 +89,20 @@ class Backbone(ABC):
             raise OptionError(
                 f"The backbone {self.name!r} reads no prompts.",
                 remedy="Leave out --prompt, or choose a text-conditional backbone (`ppap list`).",
+            )
+        return {}
+
+    def encode_classes(self, labels: Sequence[int | None]) -> Condition:
+        """The condition for one class index an image; None is the unconditional branch.
+
+        Raises:
+            OptionError: the backbone knows no classes, not this one, or has no unconditional
+                branch.
+        """
+        if any(label is not None for label in labels):
+            raise OptionError(
+                f"The backbone {self.name!r} knows no classes.",
+                remedy="Leave out --class, or choose a class-conditional backbone (`ppap list`).",
             )
         return {}
 
@@ -136,5 +156,8 @@ class ClassifierFree:
         prediction = self.backbone.predict(torch.cat([x, x]), level, both)
         conditional, unconditional = prediction.eps.chunk(2)
         eps = unconditional + self.scale * (conditional - unconditional)
+        guided = self.backbone.cfg_channels
+        if guided is not None:
+            eps = torch.cat([eps[:, :guided], conditional[:, guided:]], dim=1)
         v = None if prediction.v is None else prediction.v[:n]
         return Prediction(eps, v)

@@ -348,7 +348,7 @@ def sample(
         balance: how several guides make room for each other (:mod:`ppap_host.balance`).
 
     Returns:
-        The clean states, float32; RGB in about [-1, 1] for pixel models.
+        The clean states in the backbone's ``state_dtype``; RGB in about [-1, 1] for pixel models.
     """
     health = Health() if health is None else health
     evaluator = Evaluator(
@@ -359,7 +359,7 @@ def sample(
         return evaluator(x, walk.levels[i])
 
     x = walk.levels[0].scale * draw() if start is None else start
-    x = x.to(device=device, dtype=torch.float32)
+    x = x.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
     for i in range(len(walk)):
         x, estimate, memory = solver.step(x, i, walk, evaluate, draw, memory)

@@ -266,7 +266,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
             )
         )
         guides = [Guidance(classifier, io["y"], NAIVE, sampling["classifier_scale"])]
-    condition = backbone.encode_classes(io["y"]) if config["class_cond"] else {}
+    condition = backbone.encode_classes(io["y"].tolist()) if config["class_cond"] else {}
     # The reference draws at every step even where eta = 0 multiplies the draw by nothing.
     draws = iter(io["noise"]) if "noise" in io else iter(())
     reports: list[StepReport] = []

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbone import Backbone, Condition, Prediction
+from ppap_host.errors import OptionError
 from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas
 
 NoiseSchedule = Literal["linear", "cosine"]
@@ -53,9 +54,22 @@ class ADMBackbone(Backbone):
         """All steps of its training."""
         return self._schedule.levels()
 
-    def encode_classes(self, labels: Int[Tensor, " b"]) -> Condition:
-        """The condition of a class-conditional U-Net, ImageNet indices 0..999."""
-        return {"labels": labels}
+    def encode_classes(self, labels: Sequence[int | None]) -> Condition:
+        """ImageNet indices 0..999 for a class-conditional U-Net, which needs one an image.
+
+        Raises:
+            OptionError: the U-Net knows no classes, or knows them and is given none.
+        """
+        known = self.unet.config.num_class_embeds
+        if known is None:
+            return super().encode_classes(labels)
+        if any(label is None or not 0 <= label < known for label in labels):
+            raise OptionError(
+                f"The backbone {self.name!r} needs a class from 0 to {known - 1} for every image; "
+                "it has no unconditional branch.",
+                remedy="Give one with --class, and leave out --cfg.",
+            )
+        return {"labels": torch.tensor(labels)}
 
     def predict(
         self, x: Float[Tensor, "b 3 h w"], level: NoiseLevel, condition: Condition
