@@ -108,7 +108,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
             x,
             middle,
             setup.walk,
-            lambda x, i: evaluator(x, setup.walk.levels[i]),
+            evaluator,
             lambda: torch.zeros_like(x),
             None,
         )

@@ -150,12 +150,22 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a state dict of named tensors."
         )
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    others = [name for name, value in content.items() if not _is_plain(value)]
     if others:
         raise CheckpointError(
             f"{path}: not a plain state dict: "
             f"{', '.join(map(repr, others[:_NAMED_PROBLEMS]))} "
-            f"{'is' if len(others) == 1 else 'are'} no tensor.",
+            f"{'is' if len(others) == 1 else 'are'} no plain tensor.",
             remedy="Save the state dict of the network alone to a file of its own.",
         )
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of numbers in memory: not sparse, nested, quantised or without any."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested)
+    )

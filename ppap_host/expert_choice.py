@@ -51,11 +51,14 @@ def expert_set_path(text: str, found: Registry) -> Path:
 
 
 def fitting_set(
-    guide: Guide, backbone: Backbone, found: Registry
+    guide: Guide, backbone: Backbone, found: Registry, count: int | None = None
 ) -> tuple[str, ExpertSet, Path] | None:
     """The first registered set made for this guide, its network, and this backbone.
 
     Plugins register the set they recommend first.
+
+    Args:
+        count: of its experts; None for any.
     """
     network = None
     entries = [entry for plugin in found.plugins for entry in plugin.offers.get("expert set", [])]
@@ -71,7 +74,9 @@ def fitting_set(
             and metadata.get("harvest", {}).get("backbone") == backbone.name
         )
         if fits:
-            return entry.name, ExpertSet.load(path), path
+            experts = ExpertSet.load(path)
+            if count in (None, len(experts.patches)):
+                return entry.name, experts, path
     return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -754,20 +754,22 @@ class WithExperts(Guide):
         experts.check(guide.network(), guide.name, image_size)
         self.guide, self.experts = guide, experts
         self.name, self.default_scale = guide.name, guide.default_scale
-        self.averages_pixels = guide.averages_pixels
+        self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
         self._active: tuple[int, Patched] | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Through the expert that serves ``level``; through the plain network if it is None."""
         if level is None:
             return self.guide.see(x)
-        network, index = self.network(), self.experts.serving(level)
+        index = self.experts.serving(level)
         if self._active is None or self._active[0] != index:
             with torch.no_grad():
-                self._active = (index, self.experts.patches[index].over(network))
-        prepared = self.prepare(x)
-        own = next((p.dtype for p in network.parameters()), prepared.dtype)
-        return self._active[1](prepared.to(own)).to(x.dtype)
+                self._active = (index, self.experts.patches[index].over(self.network()))
+        return self.through(self._active[1], x)
+
+    def through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The guide's."""
+        return self.guide.through(network, x)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,11 +84,14 @@ class Guide(ABC):
         averages_pixels: whether :meth:`loss` is a mean over pixels. Every pixel then has its own
             small part in the gradient, whose length shrinks with the root of their number; the host
             undoes that, so that scales of such guides and of those of labels are of one order.
+        tuning_steps: optimiser steps of 32 images that each of its experts needs, where the user
+            names no number.
     """
 
     name: str
     default_scale: Mapping[str, float] = {"": 1.0}
     averages_pixels: bool = False
+    tuning_steps: int = 250
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -159,10 +162,13 @@ class Guide(ABC):
             level: the noise level of ``x``, None for clean images. Off-the-shelf networks cannot
                 use it; noise-aware ones override this method.
         """
-        network, prepared = self.network(), self.prepare(x)
-        own = next((p.dtype for p in network.parameters()), prepared.dtype)
-        output: Tensor = network(prepared.to(own))
-        return output.to(x.dtype)
+        return self.through(self.network(), x)
+
+    def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """The output of a form of the network, such as a patched one, for images ``x``."""
+        prepared = self.prepare(x)
+        own = next((p.dtype for p in self.network().parameters()), prepared.dtype)
+        return network(prepared.to(own)).to(x.dtype)
 
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """What experts on this guide may change; by default everything that is cheap."""

@@ -111,7 +111,7 @@ class Lesson:
 
     def images(self, rows: Tensor | slice) -> Tensor:
         """RGB in [-1, 1], float32, of these rows."""
-        return self.pixels[rows].float() / 127.5 - 1
+        return images.to_unit(self.pixels[rows])
 
 
 class Harvest:
@@ -224,7 +224,7 @@ class Harvest:
             outputs = []
             with torch.no_grad():
                 for part in pixels.split(20):
-                    outputs.append(guide.see(part.to(device).float() / 127.5 - 1).cpu())
+                    outputs.append(guide.see(images.to_unit(part.to(device))).cpu())
             output = torch.cat(outputs)
             small = output.half()
             fits = bool(small.isfinite().all()) and output.dtype == torch.float32
@@ -365,7 +365,7 @@ class _Maker:
                 watch=step,
             )
             with torch.no_grad():
-                made.append(_bytes(self.backbone.decode(x)).cpu())
+                made.append(images.to_pixels(self.backbone.decode(x)).cpu())
         return torch.cat(made)
 
     def _condition(self, part: list[int]) -> Condition:
@@ -373,11 +373,6 @@ class _Maker:
         if not any(prompts):
             return self.empty
         return self.backbone.encode_prompts([prompts[k % len(prompts)] for k in part])
-
-
-def _bytes(x: Tensor) -> Tensor:
-    """8-bit RGB as it would be written to a picture."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_same(out: Path, described: dict[str, Any]) -> None:
@@ -402,6 +397,6 @@ def _write_sheet(result: Harvest) -> None:
     if (result.folder / "sheet.png").exists():
         return
     pixels = _read(result.images_file(0), "rgb")[:48]
-    pictures = images.from_tensor(pixels.float() / 127.5 - 1)
+    pictures = images.from_tensor(images.to_unit(pixels))
     rows = [("", [("", p) for p in pictures[i : i + 8]]) for i in range(0, len(pictures), 8)]
     images.write_png(result.folder / "sheet.png", images.contact_sheet(rows, cell=128))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
@@ -208,16 +208,25 @@ def _read_npy(path: Path) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def to_unit(pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """RGB in [-1, 1], float32, from 8 bits."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
+    """8-bit RGB from [-1, 1]: clipped and rounded as a PNG would hold it; NaN becomes grey."""
+    return ((x.detach().float().nan_to_num(0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
     """An RGB picture as a tensor in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return to_unit(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None])
 
 
 def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Pictures from RGB in [-1, 1]: clipped, rounded to 8 bits."""
-    pixels = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pixels]
+    rows = to_pixels(x).cpu().permute(0, 2, 3, 1)
+    return [Image.fromarray(row.contiguous().numpy()) for row in rows]
 
 
 def write_file(path: Path, data: bytes) -> None:

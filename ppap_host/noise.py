@@ -84,14 +84,21 @@ def respace(steps: int, spacing: int | str) -> list[int]:
     Args:
         steps: length of the original process.
         spacing: how many to keep (``25`` or ``"25"``: first and last step included); section counts
-            (``"10,10,10"``: equal sections, so many from each); or ``"ddim25"``: every k-th step
-            from 0 on, where k is chosen so that exactly 25 remain (Song et al., 2021).
+            (``"10,10,10"``: equal sections, so many from each); ``"ddim25"``: every k-th step
+            from 0 on, where k is chosen so that exactly 25 remain (Song et al., 2021); or
+            ``"fast27"``: GLIDE's own 27 steps (Nichol et al., 2022), ``"10,10,3,2,2"`` with the
+            noisiest step moved two steps down.
 
     Raises:
         OptionError: the spacing is malformed or asks for more steps than there are.
     """
     text = str(spacing).strip()
-    remedy = f"Give a count from 1 to {steps}, 'ddim25', or counts of sections like '10,10,10'."
+    remedy = (
+        f"Give a count from 1 to {steps}, 'ddim25', 'fast27', "
+        "or counts of sections like '10,10,10'."
+    )
+    if text == "fast27":
+        return [*respace(steps, "10,10,3,2,2")[:-1], steps - 3]
     try:
         if text.startswith("ddim"):
             wanted = int(text.removeprefix("ddim"))

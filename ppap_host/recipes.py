@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from ppap_host.noise import NoiseLevel, NoiseRange
 
@@ -133,6 +134,14 @@ class GradientPart(Protocol):
         """The transformed gradient."""
 
 
+def limited(gradient: Tensor, largest: float) -> Tensor:
+    """Every image's gradient at root mean square ``largest`` at most, direction kept."""
+    # Squared as a part of the largest entry, so that no square overflows.
+    peak = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+    rms = peak * (gradient / peak).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return gradient * (largest / rms.clamp_min(1e-30)).clamp(max=1.0)
+
+
 @dataclass(frozen=True)
 class Normalised:
     """Every image's gradient at root mean square 1 (zero stays zero)."""
@@ -151,8 +160,7 @@ class Clipped:
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * min(1, largest / rms(gradient))."""
-        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        return gradient * (self.largest / rms.clamp_min(1e-30)).clamp(max=1.0)
+        return limited(gradient, self.largest)
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,34 @@ class RootSize:
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * sqrt(c h w)."""
         return gradient * math.sqrt(gradient[0].numel())
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The gradient under a Gaussian filter, reflected at the borders.
+
+    A guide's gradient changes from pixel to pixel, which images do not: followed as it is, it draws
+    noise that the guide likes and that feeds on itself. Taken through the denoiser it would be
+    multiplied by the covariance of x_0 given x_t (Chung et al., 2023, eq. 11, with Tweedie's second
+    moment), which is smooth; the filter stands for that covariance at no cost.
+
+    Attributes:
+        width: standard deviation, as a part of the state's shorter side.
+    """
+
+    width: float = 3 / 64
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * N(0, width^2), channel by channel."""
+        channels, *size = gradient.shape[1:]
+        deviation = self.width * min(size)
+        reach = min(math.ceil(3 * deviation), min(size) - 1)
+        at = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
+        kernel = torch.exp(-at.square() / (2 * deviation**2))
+        kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
+        padded = F.pad(gradient, (reach,) * 4, mode="reflect")
+        rows = F.conv2d(padded, kernel[:, :, None, :], groups=channels)
+        return F.conv2d(rows, kernel[:, :, :, None], groups=channels)
 
 
 @runtime_checkable
@@ -272,6 +308,8 @@ class Recipe:
         view, gradient, place, strength: its parts.
         interval: noise levels outside which the guide is not called at all.
         needs_experts: whether it makes no sense with the plain network.
+        limit: root mean square that the user's scale times the gradient is cut to, image by image,
+            before the strength; no scale can then drive an image out of all bounds.
     """
 
     name: str
@@ -281,6 +319,7 @@ class Recipe:
     gradient: tuple[GradientPart, ...] = ()
     interval: NoiseRange = EVERYWHERE
     needs_experts: bool = False
+    limit: float = math.inf
 
 
 NAIVE = Recipe(
@@ -288,21 +327,24 @@ NAIVE = Recipe(
     view=Noisy(),
     place=MeanOrScore(),
 )
-# The factor makes scales of order one good ones.
+# The factor makes scales of order one good ones; with the limit, no step moves x_0 by a root mean
+# square of more than half of what is still open.
 PPAP = Recipe(
     name="ppap",
     view=Noisy(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(UnitScale(), RootSize()),
+    gradient=(UnitScale(), RootSize(), Smoothed()),
     needs_experts=True,
+    limit=2.0,
 )
 X0 = Recipe(
     name="x0",
     view=Predicted(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(RootSize(),),
+    gradient=(RootSize(), Smoothed()),
+    limit=2.0,
 )
 X0_THROUGH = Recipe(
     name="x0-through",
@@ -310,4 +352,5 @@ X0_THROUGH = Recipe(
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
     gradient=(RootSize(),),
+    limit=2.0,
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from ppap_host.balance import Balance, without_conflict
 from ppap_host.errors import OptionError
 from ppap_host.guide import Guide
 from ppap_host.noise import NoiseLevel, Walk
-from ppap_host.recipes import Estimate, Recipe
+from ppap_host.recipes import Estimate, Recipe, limited
 
 Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
-Evaluate = Callable[[Tensor, int], Estimate]
+Evaluate = Callable[[Tensor, NoiseLevel], Estimate]
+LevelAt = Callable[[float], NoiseLevel]
 Draw = Callable[[], Tensor]
 
 
@@ -136,7 +137,7 @@ class Evaluator:
             gradient = gradient * math.sqrt(gradient[0].numel())
         for part in g.recipe.gradient:
             gradient = part(gradient, estimate)
-        gradient = gradient * (g.scale * g.recipe.strength(estimate.level))
+        gradient = limited(g.scale * gradient, g.recipe.limit) * g.recipe.strength(estimate.level)
         finite = gradient.isfinite().flatten(1).all(dim=1)
         self.health.count(g.guide.name, int((~finite).sum()))
         return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
@@ -169,7 +170,8 @@ class Solver(ABC):
 
         Args:
             x: the state entering the step.
-            evaluate: the guided estimate at a state and an index of the walk.
+            evaluate: the guided estimate at a state and its noise level, which need not be one of
+                the walk's.
             draw: standard normal noise of the state's shape; called once a step by every solver
                 that is stochastic for some setting, so that settings share their noise.
             memory: what the step before returned, None at the first.
@@ -200,7 +202,7 @@ class DDPM(Solver):
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One ancestral step; see :meth:`Solver.step`."""
-        estimate, posterior, noise = evaluate(x, i), walk.posterior(i), draw().to(x)
+        estimate, posterior, noise = evaluate(x, walk.levels[i]), walk.posterior(i), draw().to(x)
         last = i == len(walk) - 1
         if estimate.v is not None:
             fraction = (estimate.v + 1) / 2
@@ -233,7 +235,7 @@ class DDIM(Solver):
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One implicit step; see :meth:`Solver.step`."""
-        estimate, then = evaluate(x, i), walk.levels[i + 1]
+        estimate, then = evaluate(x, walk.levels[i]), walk.levels[i + 1]
         spread = self.eta * math.sqrt(walk.posterior(i).variance)
         inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))
         x = then.alpha * estimate.x0 + inward * estimate.eps
@@ -256,7 +258,8 @@ class DPMSolverPP2M(Solver):
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One multistep step; memory is (lambda, x_0) of the step before."""
-        estimate, now, then = evaluate(x, i), walk.levels[i], walk.levels[i + 1]
+        now, then = walk.levels[i], walk.levels[i + 1]
+        estimate = evaluate(x, now)
         lam, d = now.log_snr / 2, estimate.x0
         if then.sigma == 0:
             return then.alpha * d, estimate, None
@@ -269,36 +272,125 @@ class DPMSolverPP2M(Solver):
         return x, estimate, (lam, estimate.x0)
 
 
-@dataclass(frozen=True)
-class Heun(Solver):
-    """Karras et al. (2022), algorithm 1: second order, two evaluations a step, deterministic.
+@runtime_checkable
+class AnyLevel(Protocol):
+    """A backbone that knows its noise levels in between those it lists."""
 
-    Integrates dy/ds = (y - x_0) / s for y = x / alpha and s = sigma / alpha, so that it serves
-    every schedule. The step to the clean image is a plain Euler step.
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with sigma / alpha = ``s``, or the nearest one that its network knows."""
+
+
+def levels_of(backbone: Backbone) -> LevelAt:
+    """How the level of a relative noise s = sigma / alpha is found for ``backbone``.
+
+    Exactly if it is an :class:`AnyLevel`, else among the levels that it was trained on.
+    """
+    if isinstance(backbone, AnyLevel):
+        return backbone.level_at
+
+    def nearest(s: float) -> NoiseLevel:
+        return min(backbone.levels(), key=lambda level: abs(level.sigma / level.alpha - s))
+
+    return nearest
+
+
+@dataclass(frozen=True)
+class Churn:
+    """How much noise is put back before each step (Karras et al., 2022, algorithm 2).
+
+    Noise is measured as s = sigma / alpha, which is sigma for EDM.
+
+    Attributes:
+        amount: S_churn, >= 0: over the whole walk; a step's share is S_churn / steps, at most
+            sqrt(2) - 1, and raises s by that fraction. 0 is none.
+        low, high: S_tmin and S_tmax, >= 0: the steps from s within these bounds get some.
+        noise: S_noise, > 0: standard deviation of the new noise, 1 or a little more.
+
+    Raises:
+        OptionError: a value is out of range.
     """
 
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < math.inf:
+            raise OptionError(
+                f"The churn {self.amount} is out of range.", remedy="Give a number of at least 0."
+            )
+        if not 0 <= self.low <= self.high:
+            raise OptionError(
+                f"Churn from {self.low} to {self.high} is no interval of noise.",
+                remedy="Give two numbers of at least 0, the lower one first.",
+            )
+        if not 0 < self.noise < math.inf:
+            raise OptionError(
+                f"The churn's noise {self.noise} is out of range.",
+                remedy="Give a number above 0, such as 1.003.",
+            )
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    """Karras et al. (2022), algorithms 1 and 2: second order, two evaluations a step.
+
+    Integrates dy/ds = (y - x_0) / s for y = x / alpha and s = sigma / alpha, so that it serves
+    every schedule. The step to the clean image is a plain Euler step. Deterministic without churn;
+    with churn each step first goes back to a higher noise level, one not on the walk.
+
+    Attributes:
+        churn: how much noise is put back; it is drawn at every step, also where none is put back.
+        level_at: the level to go back to for its s (:func:`levels_of`); needed for churn alone.
+    """
+
+    churn: Churn = Churn()
+    level_at: LevelAt | None = field(default=None, repr=False)
     name = "heun"
+
+    def __post_init__(self) -> None:
+        if self.churn.amount and self.level_at is None:
+            raise ValueError("Heun with churn needs level_at, such as levels_of(backbone).")
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One step with its trapezoidal correction; see :meth:`Solver.step`."""
-        estimate, now, then = evaluate(x, i), walk.levels[i], walk.levels[i + 1]
+        now, then = walk.levels[i], walk.levels[i + 1]
+        if self.churn.amount:
+            x, now = self._churned(x, now, len(walk), draw().to(x))
+        estimate = evaluate(x, now)
         s, s_then = now.sigma / now.alpha, then.sigma / then.alpha
         y = x / now.alpha
         d = (y - estimate.x0) / s
         if s_then == 0:
             return then.alpha * estimate.x0, estimate, None
         ahead = y + (s_then - s) * d
-        d_then = (ahead - evaluate(then.alpha * ahead, i + 1).x0) / s_then
+        d_then = (ahead - evaluate(then.alpha * ahead, then).x0) / s_then
         return then.alpha * (y + (s_then - s) * (d + d_then) / 2), estimate, None
+
+    def _churned(
+        self, x: Tensor, now: NoiseLevel, steps: int, noise: Tensor
+    ) -> tuple[Tensor, NoiseLevel]:
+        """The state at a raised noise level, and that level (algorithm 2, lines 4 to 6)."""
+        s, churn = now.sigma / now.alpha, self.churn
+        if self.level_at is None or not churn.low <= s <= churn.high:
+            return x, now
+        raised = self.level_at(s * (1 + min(churn.amount / steps, math.sqrt(2) - 1)))
+        s_raised = raised.sigma / raised.alpha
+        # Where the network knows no level between, the nearest one is this one.
+        if s_raised <= s:
+            return x, now
+        y = x / now.alpha + math.sqrt(s_raised**2 - s**2) * churn.noise * noise
+        return raised.alpha * y, raised
 
 
 SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
     "ddim": lambda eta, _: DDIM(eta=eta),
     "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
     "dpm++": lambda *_: DPMSolverPP2M(),
-    "heun": lambda *_: Heun(),
+    "heun": lambda _, backbone: Heun(level_at=levels_of(backbone)),
 }
 """How each sampler of :data:`ppap_host.names.SAMPLER_SUMMARIES` is made, from eta and backbone."""
 
@@ -354,26 +446,27 @@ def sample(
     evaluator = Evaluator(
         backbone, denoise, guidance, ancestral=solver.ancestral, health=health, balance=balance
     )
-
-    def evaluate(x: Tensor, i: int) -> Estimate:
-        return evaluator(x, walk.levels[i])
-
     x = walk.levels[0].scale * draw() if start is None else start
     x = x.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
     for i in range(len(walk)):
-        x, estimate, memory = solver.step(x, i, walk, evaluate, draw, memory)
+        x, estimate, memory = solver.step(x, i, walk, evaluator, draw, memory)
         x = x.detach()
         if watch is not None:
             watch(StepReport(i, len(walk), x, estimate))
     return x
 
 
-def make_solver(name: str, eta: float, backbone: Backbone) -> Solver:
+def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None = None) -> Solver:
     """The sampler ``name``.
 
+    Args:
+        eta: of DDIM, 0 for none.
+        churn: of Heun, None for none.
+
     Raises:
-        OptionError: ``eta`` is given to a sampler that has none, or out of [0, 1].
+        OptionError: ``eta`` or ``churn`` is given to a sampler that has none, or ``eta`` is out of
+            [0, 1].
     """
     if not 0 <= eta <= 1:
         raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
@@ -382,10 +475,18 @@ def make_solver(name: str, eta: float, backbone: Backbone) -> Solver:
             f"--eta belongs to the sampler 'ddim', not to {name!r}.",
             remedy="Leave out --eta, or use --sampler ddim.",
         )
-    return SAMPLERS[name](eta, backbone)
+    solver = SAMPLERS[name](eta, backbone)
+    if churn is None or not churn.amount:
+        return solver
+    if not isinstance(solver, Heun):
+        raise OptionError(
+            f"Churn belongs to the sampler 'heun', not to {name!r}.",
+            remedy="Leave out the churn, or use --sampler heun.",
+        )
+    return replace(solver, churn=churn)
 
 
 __all__ = [
-    "DDIM", "DDPM", "SAMPLERS", "DPMSolverPP2M", "Evaluator", "Guidance", "Health", "Heun",
-    "ImageNoise", "Solver", "StepReport", "make_solver", "sample",
+    "DDIM", "DDPM", "SAMPLERS", "AnyLevel", "Churn", "DPMSolverPP2M", "Evaluator", "Guidance",
+    "Health", "Heun", "ImageNoise", "Solver", "StepReport", "levels_of", "make_solver", "sample",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ class TuningConfig:
         experts: N, into how many ranges the noise levels are split.
         method: "patch" trains low-rank factors, biases and normalisation; "full" every parameter.
         rank: of the factors; None takes the guide's own.
-        steps: optimiser steps of each expert.
+        steps: optimiser steps of each expert; None: as many as the guide says it needs.
         batch: images a step, shared by all processes.
         lr: of AdamW after the warm-up; None takes :data:`DEFAULT_LR`. Falls to zero as a cosine.
         weight_decay: of AdamW, on everything.
@@ -66,7 +66,7 @@ class TuningConfig:
     experts: int = 5
     method: Method = "patch"
     rank: int | None = None
-    steps: int = 250
+    steps: int | None = None
     batch: int = 32
     lr: float | None = None
     weight_decay: float = 1e-4
@@ -80,9 +80,10 @@ class TuningConfig:
             ("experts", 1), ("steps", 1), ("batch", 1), ("seed", 0), ("check_every", 1),
             ("patience", 1),
         ):  # fmt: skip
-            if getattr(self, name) < low:
+            value = getattr(self, name)
+            if value is not None and value < low:
                 raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range.",
+                    f"--{name.replace('_', '-')} {value} is out of range.",
                     remedy=f"Give a whole number from {low} on.",
                 )
         if self.rank is not None and self.rank < 1:
@@ -128,14 +129,16 @@ class Progress:
 def see_through(guide: Guide, patch: Patch | None, x: Tensor) -> Tensor:
     """The output of a guide's network, patched or as it is, for RGB ``x``; differentiable in the
     patch."""
-    network, prepared = guide.network(), guide.prepare(x)
-    own = next((p.dtype for p in network.parameters()), prepared.dtype)
-    called = network if patch is None else patch.over(network)
-    if prepared.ndim == 4:
-        # Convolutions on a CPU take two thirds of the time in this layout.
-        prepared = prepared.contiguous(memory_format=torch.channels_last)
-    output: Tensor = called(prepared.to(own))
-    return output.to(x.dtype)
+    network = guide.network() if patch is None else patch.over(guide.network())
+
+    def called(prepared: Tensor) -> Tensor:
+        if prepared.ndim == 4:
+            # Convolutions on a CPU take two thirds of the time in this layout.
+            prepared = prepared.contiguous(memory_format=torch.channels_last)
+        output: Tensor = network(prepared)
+        return output
+
+    return guide.through(called, x)
 
 
 class _Noiser:
@@ -180,6 +183,8 @@ class Tuning:
         config: TuningConfig,
         accelerator: Accelerator | None = None,
     ) -> None:
+        self.steps = guide.tuning_steps if config.steps is None else config.steps
+        config = dataclasses.replace(config, steps=self.steps)
         self.guide, self.lesson, self.config = guide, lesson, config
         self.accelerator = accelerator
         self.ranges = uniform_ranges(levels, config.experts)
@@ -259,13 +264,13 @@ class Tuning:
 
     def done(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.step >= self.config.steps or all(self.finished)
+        return self.step >= self.steps or all(self.finished)
 
     def advance(self) -> None:
         """One optimiser step of every expert that is not finished."""
         config = self.config
-        warm = max(1, round(0.05 * config.steps))
-        share = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        warm = max(1, round(0.05 * self.steps))
+        share = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         rate = config.learning_rate * min(1.0, (self.step + 1) / warm) * share
         rows = self._rows(self.step)
         x0, teacher = self._images(rows), self.lesson.teacher[rows].to(self.device)
@@ -355,7 +360,7 @@ class Tuning:
         """What there is to tell."""
         last = self.history[-1]["held_out"] if self.history else [math.nan] * len(self.ranges)
         return Progress(
-            self.step, self.config.steps, self.ranges, list(self.losses), last,
+            self.step, self.steps, self.ranges, list(self.losses), last,
             list(self.off_the_shelf), list(self.finished), self.history, seconds,
         )  # fmt: skip
 
@@ -506,8 +511,8 @@ def tune(
                 tell()
             tuning.advance()
             if watch is not None:
-                watch(f"tuning {config.experts} experts of {guide.name}", tuning.step, config.steps)
-            if tuning.step % config.check_every == 0 or tuning.step == config.steps:
+                watch(f"tuning {config.experts} experts of {guide.name}", tuning.step, tuning.steps)
+            if tuning.step % config.check_every == 0 or tuning.step == tuning.steps:
                 tuning.check()
                 tell()
             if state is not None and main and time.monotonic() - saved > save_every:

@@ -16,7 +16,7 @@ from worlds import GaussianBackbone
 
 from ppap_host.benchmarks import ppap as benchmark
 from ppap_host.benchmarks import world as world_module
-from ppap_host.benchmarks.arms import Assignment, Sampling, to_pixels, to_unit
+from ppap_host.benchmarks.arms import Assignment, Sampling
 from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.benchmarks.ppap import Outcome, Settings, run
 from ppap_host.benchmarks.report import shown, write_report
@@ -27,7 +27,7 @@ from ppap_host.evaluation import Measure, Search, mean_measure
 from ppap_host.experts import ExpertSet, Patch
 from ppap_host.guide import Guide, Target
 from ppap_host.harvest import Lesson
-from ppap_host.images import from_tensor
+from ppap_host.images import from_tensor, to_pixels, to_unit
 from ppap_host.noise import NoiseLevel, uniform_ranges
 from ppap_host.registry import registry
 from ppap_host.shapes.evaluate import FRESH_SEED
@@ -174,7 +174,7 @@ class Tuner:
 @pytest.fixture(autouse=True)
 def _no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
-    monkeypatch.setattr(benchmark, "shipped_set", lambda guide, count, backbone: None)
+    monkeypatch.setattr(benchmark, "fitting_set", lambda guide, backbone, found, count: None)
 
 
 def bench(out: Path, **options: Any) -> tuple[Outcome, ColourWorld, Tuner]:
@@ -245,7 +245,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, T
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
-        patch.setattr(benchmark, "shipped_set", lambda guide, count, backbone: None)
+        patch.setattr(benchmark, "fitting_set", lambda guide, backbone, found, count: None)
         outcome, _, tuner = bench(out, command="ppap bench ppap --out here")
         write_report(outcome, out)
     return out, outcome, tuner

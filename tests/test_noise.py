@@ -49,6 +49,23 @@ def test_sections_get_their_own_counts() -> None:
     assert [sum(low <= t < low + 100 for t in kept) for low in (0, 100, 200)] == [10, 15, 20]
 
 
+def test_fast27_is_dense_where_images_are_clean_and_shuns_the_noisiest_step() -> None:
+    kept = respace(1000, "fast27")
+    assert kept == sorted(set(kept))
+    assert [sum(low <= t < low + 200 for t in kept) for low in range(0, 1000, 200)] == [
+        10, 10, 3, 2, 2,
+    ]  # fmt: skip
+    assert kept[:2] == [0, 22]
+    assert kept[-3:] == [799, 800, 997]
+    assert len(SCHEDULES["linear"].walk("fast27")) == 27
+
+
+def test_fast27_needs_sections_of_ten_steps() -> None:
+    assert len(respace(50, "fast27")) == 27
+    with pytest.raises(OptionError, match="Cannot keep 10 of 9 steps"):
+        respace(45, "fast27")
+
+
 @pytest.mark.parametrize("bad", ["0", "-3", "1001", "many", "ddim", "ddim7000", "10,,10", "1.5"])
 def test_bad_spacings_are_refused_with_a_remedy(bad: str) -> None:
     with pytest.raises(OptionError) as caught:

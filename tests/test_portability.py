@@ -11,6 +11,7 @@ from ppap_host.backbone import Backbone, ClassifierFree
 from ppap_host.experts import ExpertSet, WithExperts
 from ppap_host.guide import Guide
 from ppap_host.harvest import Lesson
+from ppap_host.images import to_unit
 from ppap_host.recipes import PPAP
 from ppap_host.registry import registry
 from ppap_host.sampling import DDIM, DPMSolverPP2M, Guidance, Heun, ImageNoise, Solver, sample
@@ -40,7 +41,7 @@ def experts() -> ExpertSet:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (64, 3, 8, 8), generator=generator, dtype=torch.uint8)
     guide = ColourGuide()
-    lesson = Lesson(pixels, guide.see(pixels.float() / 127.5 - 1), {})
+    lesson = Lesson(pixels, guide.see(to_unit(pixels)), {})
     config = TuningConfig(experts=3, rank=1, steps=10, batch=8)
     return tune(guide, lesson, small_gaussian().levels(), config)
 

@@ -192,11 +192,8 @@ def test_vector_guided_trajectory(folder: Path, dtype: torch.dtype, record_prope
             s.backbone, s.denoise, [s.guidance], ancestral=solver.ancestral, health=Health()
         )
 
-        def evaluate(x: Tensor, i: int) -> Estimate:
-            return evaluator(x, s.walk.levels[i])
-
         for i in range(len(s.walk)):
-            x, *_ = solver.step(states[-1], i, s.walk, evaluate, s.draws.__next__, None)
+            x, *_ = solver.step(states[-1], i, s.walk, evaluator, s.draws.__next__, None)
             states.append(x)
         exact, stored = (case["tolerance"][k] for k in ("float64", "float32_stored_outputs"))
     assert served == io["expert"].tolist()

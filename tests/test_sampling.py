@@ -20,6 +20,7 @@ from ppap_host.sampling import (
     DDIM,
     DDPM,
     SAMPLERS,
+    Churn,
     DPMSolverPP2M,
     Guidance,
     Health,
@@ -27,6 +28,7 @@ from ppap_host.sampling import (
     ImageNoise,
     Solver,
     StepReport,
+    levels_of,
     make_solver,
     sample,
 )
@@ -83,13 +85,12 @@ def test_solvers_have_the_order_they_claim(solver: Solver, order: int) -> None:
         exact = world.flow(x, levels[0])
         memory = None
 
-        def evaluate(x: Tensor, i: int) -> object:
-            level = walk.levels[i]
+        def evaluate(x: Tensor, level: NoiseLevel) -> Estimate:
             eps = world.predict(x, level, {}).eps
             return Estimate(level, x, (x - level.sigma * eps) / level.alpha, eps)
 
         for i in range(steps):
-            x, _, memory = solver.step(x, i, walk, evaluate, lambda: torch.zeros(0), memory)  # type: ignore[arg-type]
+            x, _, memory = solver.step(x, i, walk, evaluate, lambda: torch.zeros(0), memory)
         return float((world.flow(x, levels[-1]) - exact).abs().max())
 
     observed = math.log2(error(40) / error(80))
@@ -102,6 +103,55 @@ def test_stochastic_solvers_draw_from_the_data_distribution(solver: Solver) -> N
     x = run(world, solver, 250, images=range(40))
     assert float(x.mean()) == pytest.approx(world.mean, abs=0.02)
     assert float(x.std()) == pytest.approx(world.spread, abs=0.03)
+
+
+@pytest.mark.parametrize("amount", [1.0, 40.0])
+def test_churn_keeps_the_data_distribution(amount: float) -> None:
+    world = GaussianBackbone(shape=(3, 16, 16))
+    solver = make_solver("heun", 0.0, world, Churn(amount))
+    x = run(world, solver, 100, images=range(40))
+    assert float(x.mean()) == pytest.approx(world.mean, abs=0.02)
+    assert float(x.std()) == pytest.approx(world.spread, abs=0.03)
+    assert (x - run(world, Heun(), 100, images=range(40))).abs().mean() > 0.01
+
+
+def test_churn_evaluates_at_trained_levels_above_those_of_the_walk() -> None:
+    """Karras et al. (2022), algorithm 2: by min(S_churn / steps, sqrt(2) - 1), within bounds."""
+    world, walk = GaussianBackbone(), GaussianBackbone().walk(10)
+    at = levels_of(world)
+    relative = [level.sigma / level.alpha for level in walk.levels]
+    for amount, low, high in ((2.0, 0.0, math.inf), (100.0, 0.1, 5.0)):
+        seen: list[NoiseLevel] = []
+
+        def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+            seen.append(level)  # noqa: B023
+            return world.predict(x, level, {})
+
+        draws: list[int] = []
+
+        def draw() -> Tensor:
+            draws.append(1)  # noqa: B023
+            return torch.zeros(1, 3, 4, 4)
+
+        sample(
+            world, denoise, walk, make_solver("heun", 0.0, world, Churn(amount, low, high)), draw
+        )
+        assert len(draws) == 1 + len(walk)
+        share = min(amount / 10, math.sqrt(2) - 1)
+        for i, (level, s) in enumerate(zip(seen[::2], relative[:-1], strict=True)):
+            assert level == (at(s * (1 + share)) if low <= s <= high else walk.levels[i])
+        assert seen[1::2] == list(walk.levels[1:-1])
+
+
+def test_without_churn_nothing_is_drawn() -> None:
+    world = GaussianBackbone()
+
+    def draw() -> Tensor:
+        raise AssertionError("a deterministic sampler has drawn noise")
+
+    solver = make_solver("heun", 0.0, world, Churn(0.0, 0.1, 5.0, 1.1))
+    start = torch.zeros(1, 3, 4, 4)
+    sample(world, ClassifierFree(world, {}, {}), world.walk(3), solver, draw, start=start)
 
 
 @pytest.mark.parametrize("solver", [DDPM("small"), DDIM(), DDIM(eta=1.0), Heun()], ids=str)
@@ -258,6 +308,25 @@ def test_every_sampler_that_is_listed_can_be_made_and_no_other() -> None:
 def test_eta_where_it_makes_no_sense_is_refused(name: str, eta: float) -> None:
     with pytest.raises(OptionError, match="eta"):
         make_solver(name, eta, GaussianBackbone())
+
+
+def test_churn_where_it_makes_no_sense_is_refused() -> None:
+    world = GaussianBackbone()
+    with pytest.raises(OptionError, match="'heun', not to 'ddim'"):
+        make_solver("ddim", 0.0, world, Churn(1.0))
+    assert make_solver("ddim", 0.0, world, Churn()).name == "ddim"
+    with pytest.raises(ValueError, match="level_at"):
+        Heun(Churn(1.0))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(-1.0,), (math.nan,), (math.inf,), (1.0, 2.0, 1.0), (1.0, -1.0), (1.0, 0.0, 1.0, 0.0)],
+    ids=str,
+)
+def test_churn_out_of_range_is_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(OptionError, match="hurn"):
+        Churn(*values)
 
 
 def test_a_watcher_sees_every_step_in_order() -> None:

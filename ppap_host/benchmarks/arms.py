@@ -30,6 +30,7 @@ from ppap_host.evaluation import (
 )
 from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.guide import Guide
+from ppap_host.images import to_pixels, to_unit
 from ppap_host.recipes import Recipe
 from ppap_host.record import file_hashes, package_versions
 from ppap_host.sampling import Guidance, Health, ImageNoise, StepReport, make_solver, sample
@@ -150,16 +151,6 @@ class Sampling:
     steps: int | str = 25
     sampler: str = "ddim"
     batch: int = 16
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """RGB in [-1, 1], float32, from uint8."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """uint8 from RGB in [-1, 1]: clipped and rounded as a PNG would hold it; NaN becomes grey."""
-    return ((x.nan_to_num(0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def tensor_hash(*tensors: Tensor) -> str:

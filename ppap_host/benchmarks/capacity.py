@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 
-from ppap_host.benchmarks.arms import to_unit
 from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.benchmarks.world import World
 from ppap_host.evaluation import accuracy_against_noise
 from ppap_host.experts import WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.harvest import Harvest, Lesson
-from ppap_host.images import write_file
+from ppap_host.images import to_unit, write_file
 from ppap_host.noise import NoiseLevel
 from ppap_host.plots import COLOURS, new_figure, save_figure
 from ppap_host.record import package_versions

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import Backbone
 from ppap_host.benchmarks.arms import (
     Arm,
     ArmResult,
@@ -30,14 +29,15 @@ from ppap_host.benchmarks.arms import (
     Watch,
     experts_hash,
     tensor_hash,
-    to_unit,
 )
 from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.benchmarks.world import World
 from ppap_host.evaluation import Measure, NoisePoint, Search, accuracy_against_noise
+from ppap_host.expert_choice import fitting_set
 from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
+from ppap_host.images import to_unit
 from ppap_host.noise import NoiseLevel
 from ppap_host.recipes import PPAP, X0
 from ppap_host.record import file_hashes, package_versions
@@ -73,8 +73,8 @@ class Settings:
         validation: targets that strengths are chosen on.
         references: real images to compare sets of images with.
         harvest: images to harvest if none is given, and labelled ones for the supervised arm.
-        tuning_steps: optimiser steps of each of five experts that are tuned here; one expert gets
-            five times as many, ten get half as many.
+        tuning_steps: optimiser steps of each of five experts that are tuned here, None for what the
+            guide says it needs; one expert gets five times as many, ten get half as many.
         curve_images, curve_levels: of the curves against noise.
         seed: of everything that is not fixed.
     """
@@ -86,7 +86,7 @@ class Settings:
     validation: int = 24
     references: int = 512
     harvest: int = 600
-    tuning_steps: int = 250
+    tuning_steps: int | None = None
     curve_images: int = 64
     curve_levels: int = 15
     seed: int = 0
@@ -345,10 +345,10 @@ class School:
                 shipped = (
                     None
                     if method == "full" or self.retune
-                    else shipped_set(guide, count, self.world.backbone)
+                    else fitting_set(guide, self.world.backbone, registry(), count)
                 )
                 if shipped is not None:
-                    name, self._sets[key] = shipped
+                    name, self._sets[key], _ = shipped
                     origin = f"shipped as {name}"
                 else:
                     self._sets[key] = self._tuned(guide, key, count, method, labels)
@@ -362,7 +362,8 @@ class School:
     def _tuned(self, guide: Guide, key: str, count: int, method: Method, labels: bool) -> ExpertSet:
         lesson = self._labelled(guide) if labels else self._harvested().lesson(guide, self.watch)
         # The same number of training images in all, however many experts share them.
-        steps = max(1, 5 * self.settings.tuning_steps // count)
+        each_of_five = self.settings.tuning_steps or guide.tuning_steps
+        steps = max(1, 5 * each_of_five // count)
         wanted = {
             "network": network_hash(guide.network()),
             "lesson": tensor_hash(lesson.pixels, lesson.teacher),
@@ -419,29 +420,6 @@ class School:
         pixels, labels = self.world.labelled(guide.name, LABELLED_SEED, count)
         identity = {"kind": "labelled renders", "seed": LABELLED_SEED, "num": count}
         return Lesson(pixels, guide.from_labels(labels), identity)
-
-
-def shipped_set(guide: Guide, count: int, backbone: Backbone) -> tuple[str, ExpertSet] | None:
-    """The name and the experts of a set that a plugin ships for just this network, if there is one.
-
-    Sets for other networks, backbones or image sizes, or with other numbers of experts, are passed
-    over, and so are fully trained ones.
-    """
-    found = network_hash(guide.network())
-    for name in registry().names("expert set"):
-        experts = ExpertSet.load(Path(registry().load("expert set", name)()))
-        metadata = experts.metadata
-        made_by = (metadata.get("harvest") or {}).get("backbone", backbone.name)
-        fits = (
-            metadata.get("network_sha256") == found
-            and metadata.get("method") != "full"
-            and tuple(metadata.get("image_size", ())) == backbone.image_size
-            and made_by == backbone.name
-            and len(experts.patches) == count
-        )
-        if fits:
-            return name, experts
-    return None
 
 
 def _curves(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppap_host.benchmarks.arms import ArmResult, to_unit
+from ppap_host.benchmarks.arms import ArmResult
 from ppap_host.benchmarks.ppap import Curve, Outcome, PairResult, TaskResult
 from ppap_host.evaluation import Measure
-from ppap_host.images import contact_sheet, from_tensor, write_file, write_png
+from ppap_host.images import contact_sheet, from_tensor, to_unit, write_file, write_png
 from ppap_host.plots import COLOURS, new_figure, save_figure
 
 COLUMNS = 12

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppap_host import images
 from ppap_host.backbone import Backbone
-from ppap_host.benchmarks.arms import Assignment, to_pixels, to_unit
+from ppap_host.benchmarks.arms import Assignment
 from ppap_host.evaluation import (
     Measure,
     bootstrap_measure,
@@ -23,6 +23,7 @@ from ppap_host.evaluation import (
     share_measure,
 )
 from ppap_host.guide import Guide
+from ppap_host.images import to_pixels, to_unit
 from ppap_host.registry import registry
 from ppap_host.shapes.evaluate import FRESH_SEED
 from ppap_host.shapes.judges import Judges, aligned

@@ -39,7 +39,10 @@ def tune(
     rank: Annotated[
         int | None, typer.Option("--rank", help="Of the low-rank factors; default: the guide's.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps of each expert.")] = 250,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Optimiser steps of each expert; default: the guide's."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 32,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     held_out: Annotated[

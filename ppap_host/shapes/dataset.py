@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
+from ppap_host.images import to_pixels, to_unit
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import Scenes, sample_scenes
 
@@ -36,6 +38,10 @@ class RenderedScenes:
     def __len__(self) -> int:
         return self.count
 
+    def images(self, picks: np.ndarray, device: torch.device) -> Tensor:
+        """RGB in [-1, 1], float32 [b, 3, 64, 64], of these scenes."""
+        return to_unit(torch.from_numpy(self.rgb[picks]).to(device).permute(0, 3, 1, 2))
+
 
 def _render_missing(
     folder: Path, seed: int, count: int
@@ -60,8 +66,7 @@ def _render_missing(
             last = min(first + 200, stop)
             with torch.no_grad():
                 view = render(sample_scenes(seed, first, last - first))
-            pixels = ((view.rgb + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            rgb[first:last] = pixels.permute(0, 2, 3, 1).numpy()
+            rgb[first:last] = to_pixels(view.rgb).permute(0, 2, 3, 1).numpy()
             depth[first:last] = view.depth[:, 0].half().numpy()
             segmentation[first:last] = view.segmentation.numpy()
         for array in arrays:

@@ -132,8 +132,9 @@ def frechet(
     judges = Judges.load()
 
     def features(x: Tensor) -> Tensor:
-        pixels = ((x + 1) * 127.5).round().clamp(0, 255)
-        return torch.cat([judges.features(part / 127.5 - 1) for part in pixels.split(256)])
+        return torch.cat(
+            [judges.features(images.to_unit(part)) for part in images.to_pixels(x).split(256)]
+        )
 
     of_renders = [features(render(scenes).rgb) for scenes in sets]
     return {

@@ -174,8 +174,7 @@ def main() -> None:
     while seen < args.images:
         rng = np.random.Generator(np.random.Philox(key=args.seed, counter=[0, 0, 1, step]))
         picks = rng.integers(0, len(data), args.batch)
-        x0 = torch.from_numpy(data.rgb[picks]).to(args.device)
-        x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x0 = data.images(picks, args.device)
         captions = [
             "" if rng.random() < CAPTION_DROPOUT else caption_variant(data.scenes, int(i), rng)
             for i in picks

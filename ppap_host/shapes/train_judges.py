@@ -97,7 +97,7 @@ def read(
     data: RenderedScenes, picks: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rendered scenes ``picks``, as :meth:`Batches.draw` returns them but untouched."""
-    rgb = torch.from_numpy(data.rgb[picks]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    rgb = data.images(picks, device)
     depth = torch.from_numpy(data.depth[picks].astype(np.float32)).to(device)[:, None]
     segments = torch.from_numpy(data.segmentation[picks].astype(np.int64)).to(device)
     return rgb, data.labels[torch.from_numpy(picks)].to(device), depth, segments

@@ -71,11 +71,6 @@ def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.nd
         order = order[batch:]
 
 
-def _images(data: RenderedScenes, picks: np.ndarray, device: torch.device) -> Tensor:
-    rgb = torch.from_numpy(data.rgb[picks]).to(device)
-    return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:
     """``x`` [b, 3, h, w], each mirrored or not and shifted by up to :data:`SHIFT` pixels."""
     height, width = x.shape[-2:]
@@ -117,7 +112,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             picks = next(batches)
-            x = augmented(_images(data, picks, device), rng)
+            x = augmented(data.images(picks, device), rng)
             x = x.contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(x), data.labels[picks].to(device))
             optimiser.zero_grad(set_to_none=True)
@@ -177,7 +172,7 @@ def measure(guide: ClassifierGuide, data: RenderedScenes, device: torch.device) 
     columns: dict[str, list[float]] = {}
     for start in range(0, len(data), 100):
         picks = np.arange(start, min(start + 100, len(data)))
-        logits = guide.see(_images(data, picks, device))
+        logits = guide.see(data.images(picks, device))
         labels = data.labels[picks].to(device)
         probabilities = logits.softmax(dim=1)
         rows = {

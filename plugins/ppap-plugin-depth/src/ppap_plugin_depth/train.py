@@ -63,11 +63,6 @@ def build_model() -> DPTForDepthEstimation:
     return model
 
 
-def _images(data: RenderedScenes, picks: np.ndarray, device: torch.device) -> Tensor:
-    rgb = torch.from_numpy(data.rgb[picks]).to(device)
-    return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _inverse_depth(data: RenderedScenes, picks: np.ndarray, device: torch.device) -> Tensor:
     return 1 / torch.from_numpy(data.depth[picks].astype(np.float32)).to(device)
 
@@ -93,7 +88,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             picks = np.sort(rng.integers(0, len(data), batch))
-            x, truth = _images(data, picks, device), _inverse_depth(data, picks, device)
+            x, truth = data.images(picks, device), _inverse_depth(data, picks, device)
             mirrored = torch.from_numpy(rng.random(batch) < 0.5).to(device)
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
             truth = torch.where(mirrored.view(-1, 1, 1), truth.flip(-1), truth)
@@ -114,7 +109,7 @@ def set_unit(model: DPTForDepthEstimation, data: RenderedScenes, device: torch.d
     predicted, truth = [], []
     for start in range(0, min(1000, len(data)), 100):
         picks = np.arange(start, min(start + 100, len(data)))
-        predicted.append(model(pixel_values=_images(data, picks, device)).predicted_depth.flatten())
+        predicted.append(model(pixel_values=data.images(picks, device)).predicted_depth.flatten())
         truth.append(_inverse_depth(data, picks, device).flatten())
     d, t = torch.cat(predicted).double(), torch.cat(truth).double()
     scale = ((d - d.mean()) * (t - t.mean())).mean() / (d - d.mean()).square().mean()
@@ -132,7 +127,7 @@ def measure(guide: DepthGuide, data: RenderedScenes, device: torch.device) -> di
     columns: dict[str, list[float]] = {}
     for start in range(0, len(data), 100):
         picks = np.arange(start, min(start + 100, len(data)))
-        output = guide.see(_images(data, picks, device))
+        output = guide.see(data.images(picks, device))
         truth = _inverse_depth(data, picks, device)
         rows = guide.measure(output, truth) | {"loss": guide.loss(output, truth).tolist()}
         for name, values in rows.items():

@@ -47,8 +47,9 @@ class SegmentationGuide(Guide):
     """
 
     name = "segmentation"
-    default_scale: Mapping[str, float] = {"": 0.1, "ppap": 0.3}
+    default_scale: Mapping[str, float] = {"": 0.1, "ppap": 1.0}
     averages_pixels = True
+    tuning_steps = 500
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)

@@ -69,11 +69,6 @@ def build_model() -> smp.Unet:
     )
 
 
-def _images(data: RenderedScenes, picks: np.ndarray, device: torch.device) -> Tensor:
-    rgb = torch.from_numpy(data.rgb[picks]).to(device)
-    return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _segments(data: RenderedScenes, picks: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(data.segmentation[picks]).to(device).long()
 
@@ -100,7 +95,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             picks = np.sort(rng.integers(0, len(data), batch))
-            x, truth = _images(data, picks, device), _segments(data, picks, device)
+            x, truth = data.images(picks, device), _segments(data, picks, device)
             mirrored = torch.from_numpy(rng.random(batch) < 0.5).to(device)
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
             truth = torch.where(mirrored.view(-1, 1, 1), truth.flip(-1), truth)
@@ -136,7 +131,7 @@ def measure(
     confusion = torch.zeros(count * count, dtype=torch.int64)
     for start in range(0, len(data), 100):
         picks = np.arange(start, min(start + 100, len(data)))
-        output, truth = guide.see(_images(data, picks, device)), _segments(data, picks, device)
+        output, truth = guide.see(data.images(picks, device)), _segments(data, picks, device)
         target = one_hot(truth, count)
         rows = guide.measure(output, target) | {"loss": guide.loss(output, target).tolist()}
         for name, values in rows.items():

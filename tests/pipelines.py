@@ -1,0 +1,222 @@
+"""diffusers pipelines of tiny random networks, and a guide for what they make."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from ppap_host.guide import Guide, Target
+
+WORDS = ("<pad>", "<unk>", "a", "dog", "red", "cube", "in", "the", "snow", "<end>")
+LENGTH = 8
+
+
+class ContrastGuide(Guide):
+    """How much brighter the left half is than the right one: no normalisation evens that out."""
+
+    name = "contrast"
+    default_scale = {"": 4.0}  # noqa: RUF012
+
+    def __init__(self, model: str | None = None) -> None:
+        self._network = nn.Identity()
+
+    def network(self) -> nn.Module:
+        return self._network
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        self.size = size
+        return Target(text, torch.tensor([float(text)]))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def see(self, x: Tensor, level: object = None) -> Tensor:
+        left, right = x.chunk(2, dim=3)
+        return (left - right).mean(dim=(1, 2, 3))
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square()
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square()
+
+    def picture(self, output: Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (1, 1)) for _ in output]
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        return {"error": (output - target).abs().tolist()}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        model_max_length=LENGTH,
+    )
+
+
+def clip(projection: bool = False) -> nn.Module:
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=LENGTH, projection_dim=8,
+        bos_token_id=0, eos_token_id=9, pad_token_id=0,
+    )  # fmt: skip
+    model: nn.Module = CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+    return model.eval()
+
+
+def t5(width: int = 16) -> nn.Module:
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+        pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    model: nn.Module = T5EncoderModel(config).eval()
+    return model
+
+
+def vae(channels: int = 4, **settings: Any) -> AutoencoderKL:
+    network = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=16,
+        **settings,
+    )
+    # Untrained decoders make grey images.
+    network.decoder.conv_out.weight.data *= 20
+    return network.eval()
+
+
+def unet(text: int, channels: int = 4, out: int | None = None, **settings: Any) -> nn.Module:
+    network: nn.Module = UNet2DConditionModel(
+        sample_size=8, in_channels=channels, out_channels=out or channels, layers_per_block=1,
+        block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=text,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=2, **settings,
+    )  # fmt: skip
+    return network.eval()
+
+
+def pixel_ddpm(scheduler: Any = None) -> Any:
+    network = UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=4,
+    )  # fmt: skip
+    return diffusers.DDPMPipeline(network.eval(), scheduler or DDPMScheduler())
+
+
+def stable_diffusion(scheduler: Any = None) -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(scaling_factor=0.7), text_encoder=clip(), tokenizer=tokenizer(), unet=unet(8),
+        scheduler=scheduler or DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def stable_diffusion_xl(scheduler: Any = None) -> Any:
+    network = unet(
+        16, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=32,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.0, 1.2]),
+        text_encoder=clip(), text_encoder_2=clip(projection=True), tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(), unet=network, add_watermarker=False,
+        scheduler=scheduler or EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
+    )  # fmt: skip
+
+
+def deepfloyd_if(scheduler: Any = None) -> Any:
+    return diffusers.IFPipeline(
+        tokenizer=tokenizer(), text_encoder=t5(8), unet=unet(8, channels=3, out=6),
+        scheduler=scheduler or DDPMScheduler(variance_type="learned_range"),
+        safety_checker=None, feature_extractor=None, watermarker=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def pixart(scheduler: Any = None) -> Any:
+    network = PixArtTransformer2DModel(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        caption_channels=8, cross_attention_dim=16, in_channels=4, out_channels=8,
+        norm_num_groups=4, use_additional_conditions=False,
+    )  # fmt: skip
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer(), text_encoder=t5(8), vae=vae(), transformer=network.eval(),
+        scheduler=scheduler or DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+
+
+def stable_diffusion_3(scheduler: Any = None) -> Any:
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+        pooled_projection_dim=16, out_channels=4, pos_embed_max_size=8,
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=network.eval(),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.1, scaling_factor=1.3), text_encoder=clip(projection=True),
+        tokenizer=tokenizer(), text_encoder_2=clip(projection=True), tokenizer_2=tokenizer(),
+        text_encoder_3=t5(16), tokenizer_3=tokenizer(),
+    )  # fmt: skip
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "ddpm": pixel_ddpm,
+    "sd": stable_diffusion,
+    "sdxl": stable_diffusion_xl,
+    "if": deepfloyd_if,
+    "pixart": pixart,
+    "sd3": stable_diffusion_3,
+}
+
+
+def tiny(name: str, scheduler: Any = None) -> Any:
+    """A pipeline of random networks, the same at every call; zero layers are filled."""
+    torch.manual_seed(0)
+    pipe = BUILDERS[name](scheduler)
+    generator = torch.Generator().manual_seed(1)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            for parameter in itertools.chain(part.parameters()):
+                if not parameter.any():
+                    parameter.data.normal_(std=0.05, generator=generator)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
