@@ -51,6 +51,8 @@ class Backbone(ABC):
             for all; the others keep the conditional prediction.
         state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
             affair.
+        class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
+            others.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Backbone(ABC):
     default_cfg: float = 1.0
     cfg_channels: int | None = None
     state_dtype: torch.dtype = torch.float32
+    class_count: int | None = None
 
     @abstractmethod
     def walk(self, steps: int | str) -> Walk:
@@ -122,6 +125,15 @@ class Backbone(ABC):
     def files(self) -> Sequence[Path]:
         """The model files it was read from, for the run's record."""
         return ()
+
+
+def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | None]) -> Condition:
+    """The condition of images with these prompts ("" for none) and classes (None for none).
+
+    Raises:
+        OptionError: the backbone reads no prompts or knows no classes, or not these.
+    """
+    return {**backbone.encode_prompts(prompts), **backbone.encode_classes(classes)}
 
 
 def repeat_condition(condition: Condition, count: int) -> Condition:

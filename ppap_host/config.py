@@ -6,7 +6,7 @@ import dataclasses
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class RunConfig:
         backbone: name of the diffusion model.
         checkpoint: its weights, for backbones that do not ship them.
         prompt: text for text-conditional backbones, "" for none.
+        class_index: of class-conditional backbones, >= 0; None for none.
+        backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others.
@@ -65,6 +67,8 @@ class RunConfig:
     backbone: str = "shapes"
     checkpoint: str | None = None
     prompt: str = ""
+    class_index: int | None = None
+    backbone_options: Mapping[str, str] = field(default_factory=dict)
     cfg: float | None = None
     recipe: str | None = None
     balance: str = "project"
@@ -78,10 +82,11 @@ class RunConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, low in (("num", 1), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < low:
+        for name, low in (("num", 1), ("batch", 1), ("seed", 0), ("class_index", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
                 raise OptionError(
-                    f"--{name} {getattr(self, name)} is out of range.",
+                    f"--{name.removesuffix('_index')} {value} is out of range.",
                     remedy=f"Give a whole number from {low} on.",
                 )
 
@@ -144,7 +149,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "str | None": (str,),
     "float | None": (int, float),
+    "int | None": (int,),
     "int | str": (int, str),
+    "Mapping[str, str]": (dict,),
 }
 
 
@@ -167,6 +174,10 @@ def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any
             raise OptionError(
                 f"{key!r} in {source} is {value!r}.",
                 remedy=f"It must be {' or '.join(k.__name__ for k in kinds)}.",
+            )
+        if isinstance(value, dict) and not all(isinstance(v, str) for v in value.values()):
+            raise OptionError(
+                f"{key!r} in {source} is {value!r}.", remedy="All its values must be texts."
             )
         checked[key] = (
             _finite(key, value, source) if float in kinds and value is not None else value

@@ -17,27 +17,30 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ppap_host import images
-from ppap_host.backbone import Backbone, ClassifierFree, Condition
+from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import CheckpointError, OptionError, OutputError
 from ppap_host.experts import network_hash
 from ppap_host.guide import Guide
+from ppap_host.loading import load_backbone
 from ppap_host.record import file_hashes, package_versions
 from ppap_host.registry import Registry, registry
 from ppap_host.sampling import ImageNoise, StepReport, make_solver, sample
 
 FORMAT = 1
+_CLASSES = 1  # tells the stream of random classes from that of noise
 Watch = Callable[[str, int, int], None]
 
 
@@ -46,7 +49,8 @@ class HarvestConfig:
     """Everything that decides the images of a harvest.
 
     Attributes:
-        backbone, checkpoint: the diffusion model.
+        backbone, checkpoint, backbone_options: the diffusion model, as for a run. A
+            class-conditional one is given random classes, image by image.
         num: images.
         prompts: for text backbones; image k is made with prompt k modulo their number. Empty:
             unconditional.
@@ -60,6 +64,7 @@ class HarvestConfig:
 
     backbone: str = "shapes"
     checkpoint: str | None = None
+    backbone_options: Mapping[str, str] = field(default_factory=dict)
     num: int = 2000
     prompts: tuple[str, ...] = ()
     cfg: float | None = None
@@ -287,7 +292,7 @@ def harvest(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     # mypy takes an abstract class for no type.
-    backbone = found.make("backbone", config.backbone, Backbone, checkpoint=config.checkpoint)  # type: ignore[type-abstract]
+    backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
     maker = _Maker(config, backbone, device, dtype)
     described = {
         "format": FORMAT,
@@ -335,16 +340,17 @@ class _Maker:
         self.config, self.backbone, self.device = config, backbone, device
         self.walk = backbone.walk(config.steps)
         self.solver = make_solver(config.sampler, config.eta, backbone)
-        if not any(config.prompts) and config.cfg not in (None, 1.0):
+        conditional = any(config.prompts) or backbone.class_count is not None
+        if not conditional and config.cfg not in (None, 1.0):
             raise OptionError(
-                f"--cfg {config.cfg} strengthens prompts, and there are none.",
+                f"--cfg {config.cfg} strengthens prompts or classes, and there are none.",
                 remedy="Add --prompts, or leave out --cfg.",
             )
         backbone.encode_prompts(list(config.prompts) or [""])  # says early what it does not know
         backbone.to(device, dtype)
-        self.empty = backbone.encode_prompts([""])
         cfg = backbone.default_cfg if config.cfg is None else config.cfg
-        self.cfg = cfg if any(config.prompts) else 1.0
+        self.cfg = cfg if conditional else 1.0
+        self.empty = self._condition([0]) if self.cfg == 1 else encode(backbone, [""], [None])
 
     def make(self, rows: Sequence[int], on_batch: Callable[[float], None]) -> Tensor:
         """uint8 RGB [n, 3, h, w]."""
@@ -370,9 +376,18 @@ class _Maker:
 
     def _condition(self, part: list[int]) -> Condition:
         prompts = self.config.prompts
-        if not any(prompts):
-            return self.empty
-        return self.backbone.encode_prompts([prompts[k % len(prompts)] for k in part])
+        if not any(prompts) and self.backbone.class_count is None:
+            return encode(self.backbone, [""], [None])  # one row for all
+        prompts = prompts or ("",)
+        classes = [self._class(k) for k in part]
+        return encode(self.backbone, [prompts[k % len(prompts)] for k in part], classes)
+
+    def _class(self, k: int) -> int | None:
+        """The class of image k, which depends on the seed and k alone."""
+        count = self.backbone.class_count
+        if count is None:
+            return None
+        return int(np.random.default_rng([self.config.seed, k, _CLASSES]).integers(count))
 
 
 def _check_same(out: Path, described: dict[str, Any]) -> None:

@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 
 from ppap_host import images
-from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode
 from ppap_host.balance import BALANCES
 from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import OptionError, OutputError, PpapError
 from ppap_host.expert_choice import choose
 from ppap_host.guide import Guide, Target
+from ppap_host.loading import load_backbone, load_guide
 from ppap_host.noise import Walk
 from ppap_host.recipes import Recipe
 from ppap_host.record import (
@@ -129,23 +130,22 @@ def set_up(
     used: list[tuple[Kind, str]] = [("backbone", config.backbone)]
     used += [("guide", g.name) for g in config.guides]
     plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
-    # mypy takes an abstract class for no type.
-    backbone = found.make("backbone", config.backbone, Backbone, checkpoint=config.checkpoint)  # type: ignore[type-abstract]
+    backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
     walk = backbone.walk(config.steps)
     solver = make_solver(config.sampler, config.eta, backbone)
-    if not config.prompt and config.cfg not in (None, 1.0):
+    conditional = bool(config.prompt) or config.class_index is not None
+    if not conditional and config.cfg not in (None, 1.0):
         raise OptionError(
-            f"--cfg {config.cfg} strengthens a prompt, and there is none.",
-            remedy="Add --prompt, or leave out --cfg.",
+            f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
+            remedy="Add --prompt or --class, or leave out --cfg.",
         )
-    backbone.encode_prompts([config.prompt])  # says early what words it does not know
+    cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if conditional else 1.0
+    _conditions(backbone, config, cfg)  # says early what words or classes it does not know
     backbone.to(device, dtype)
-    cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if config.prompt else 1.0
     guides = []
     sources = target_files or {}
     for i, g in enumerate(config.guides):
-        guide = found.make("guide", g.name, Guide, model=g.model)  # type: ignore[type-abstract]
-        guide.network().requires_grad_(False)
+        guide = load_guide(found, g.name, g.model)
         choice = choose(g, g.recipe or config.recipe, guide, backbone, walk, found)
         guide, recipe = choice.guide, choice.recipe
         guide.to(device, dtype)
@@ -157,6 +157,12 @@ def set_up(
     return Setup(config, backbone, guides, walk, solver, device, cfg, plugins)
 
 
+def _conditions(backbone: Backbone, config: RunConfig, cfg: float) -> tuple[Condition, Condition]:
+    """What the images are conditioned on, and the unconditional branch where one is needed."""
+    wanted = encode(backbone, [config.prompt], [config.class_index])
+    return wanted, wanted if cfg == 1 else encode(backbone, [""], [None])
+
+
 def generate(
     setup: Setup,
     indices: list[int],
@@ -165,12 +171,7 @@ def generate(
 ) -> torch.Tensor:
     """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device."""
     backbone, config = setup.backbone, setup.config
-    denoise = ClassifierFree(
-        backbone,
-        backbone.encode_prompts([config.prompt]),
-        backbone.encode_prompts([""]),
-        setup.cfg,
-    )
+    denoise = ClassifierFree(backbone, *_conditions(backbone, config, setup.cfg), setup.cfg)
     guidance = [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in setup.guides]
     state = sample(
         backbone,

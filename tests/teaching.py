@@ -19,7 +19,10 @@ ppap_interface = 1
 
 @hookimpl
 def ppap_backbones() -> list[Entry]:
-    return [Entry("gaussian", "worlds:small_gaussian", "independent Gaussian pixels")]
+    return [
+        Entry("gaussian", "worlds:small_gaussian", "independent Gaussian pixels"),
+        Entry("classes", "worlds:ClassBackbone", "three classes of Gaussian pixels"),
+    ]
 
 
 @hookimpl

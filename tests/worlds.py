@@ -47,6 +47,27 @@ class GaussianBackbone(Backbone):
         return self
 
 
+class ClassBackbone(GaussianBackbone):
+    """Three classes, each of another mean; ``shade`` is added to all of them."""
+
+    name = "classes"
+    class_count = 3
+    default_cfg = 2.0
+
+    def __init__(self, checkpoint: str | None = None, shade: str = "0") -> None:
+        super().__init__(spread=0.05)
+        self.shade = float(shade)
+
+    def encode_classes(self, labels: Sequence[int | None]) -> Condition:
+        means = [-0.9 if k is None else 0.3 * k - 0.3 for k in labels]
+        return {"mean": torch.tensor(means) + self.shade}
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        variance = level.alpha**2 * self.spread**2 + level.sigma**2
+        mean = condition["mean"].view(-1, 1, 1, 1)
+        return Prediction(level.sigma * (x - level.alpha * mean) / variance)
+
+
 class QuadraticGuide(Guide):
     """log p(y | x_0) = -(x_0 - y)^2 / (2 noise^2), exact at every noise level of a Gaussian world.
 

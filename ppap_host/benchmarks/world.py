@@ -24,6 +24,7 @@ from ppap_host.evaluation import (
 )
 from ppap_host.guide import Guide
 from ppap_host.images import to_pixels, to_unit
+from ppap_host.loading import load_backbone, load_guide
 from ppap_host.registry import registry
 from ppap_host.shapes.evaluate import FRESH_SEED
 from ppap_host.shapes.judges import Judges, aligned
@@ -103,10 +104,7 @@ class ShapesWorld:
     }
 
     def __init__(self, checkpoint: str | None = None) -> None:
-        # mypy takes an abstract class for no type.
-        self.backbone: Backbone = registry().make(
-            "backbone", "shapes", Backbone, checkpoint=checkpoint  # type: ignore[type-abstract]
-        )  # fmt: skip
+        self.backbone: Backbone = load_backbone(registry(), "shapes", checkpoint)
         self._renders: dict[tuple[int, int], Render] = {}
 
     @cached_property
@@ -116,9 +114,7 @@ class ShapesWorld:
 
     def guide(self, name: str) -> Guide:
         """The installed guide with the model it ships."""
-        guide = registry().make("guide", name, Guide, model=None)  # type: ignore[type-abstract]
-        guide.network().requires_grad_(False)
-        return guide
+        return load_guide(registry(), name)
 
     def features(self, x: Tensor) -> Tensor:
         """The classifier judge's pooled features."""

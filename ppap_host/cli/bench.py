@@ -161,6 +161,7 @@ def capacity(
     from ppap_host.cli.run import progress_bar
     from ppap_host.guide import Guide
     from ppap_host.harvest import Harvest
+    from ppap_host.loading import load_guide
 
     named: dict[str, str | None] = {"shipped": None}
     for text in model or []:
@@ -174,8 +175,7 @@ def capacity(
     world = ShapesWorld()
 
     def maker(folder: str | None) -> Callable[[], Guide]:
-        # mypy takes an abstract class for no type.
-        return lambda: registry().make("guide", "classifier", Guide, model=folder)  # type: ignore[type-abstract]
+        return lambda: load_guide(registry(), "classifier", folder)
 
     with progress_bar() as watch:
         try:

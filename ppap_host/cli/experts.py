@@ -56,7 +56,7 @@ def verify(
     from ppap_host.errors import CheckpointError
     from ppap_host.expert_choice import expert_set_path
     from ppap_host.experts import ExpertSet
-    from ppap_host.guide import Guide
+    from ppap_host.loading import load_guide
     from ppap_host.registry import registry
 
     path = expert_set_path(experts, registry())
@@ -68,7 +68,7 @@ def verify(
             remedy="Tune it again, or ask whoever made it.",
         )
     model = guide_model if guide_model is not None else found.metadata.get("model")
-    guide = registry().make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
+    guide = load_guide(registry(), name, model)
     network = guide.network()
     found.check(network, guide.name)
     for i, patch in enumerate(found.patches):

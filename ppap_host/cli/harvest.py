@@ -7,15 +7,23 @@ from typing import Annotated
 
 import typer
 
+from ppap_host.cli.options import (
+    BackboneOption,
+    Checkpoint,
+    Upsampler,
+    Vae,
+    backbone_options,
+)
 from ppap_host.cli.output import for_people, print_json, stderr
 
 
 def harvest(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
     backbone: Annotated[str, typer.Option("--backbone", "-b", help="Diffusion model.")] = "shapes",
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    vae: Vae = None,
+    upsampler: Upsampler = None,
+    backbone_option: BackboneOption = None,
     num: Annotated[int, typer.Option("--num", "-n", help="Images to make.")] = 2000,
     prompts: Annotated[
         Path | None,
@@ -36,7 +44,8 @@ def harvest(
     """Let a backbone make the images that experts are taught with; no data set is needed.
 
     Give the same command again after an interruption: it goes on where it stopped, and the files
-    are those of a run that was never stopped. Several processes share the work:
+    are those of a run that was never stopped. A class-conditional backbone is given random classes.
+    Several processes share the work:
 
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
@@ -47,7 +56,9 @@ def harvest(
 
     processes = join(device)
     config = HarvestConfig(
-        backbone=backbone, checkpoint=checkpoint, num=num, prompts=_read_prompts(prompts), cfg=cfg,
+        backbone=backbone, checkpoint=checkpoint,
+        backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
+        prompts=_read_prompts(prompts), cfg=cfg,
         steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, eta=eta, seed=seed,
         shard=shard, batch=batch, device=own_device(device, processes), dtype=dtype,
     )  # fmt: skip

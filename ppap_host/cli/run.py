@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppap_host.cli.options import (
+    BackboneOption,
+    Checkpoint,
+    Upsampler,
+    Vae,
+    backbone_options,
+)
 from ppap_host.cli.output import for_people, print_json, stderr
 from ppap_host.errors import OptionError
 
@@ -40,14 +47,19 @@ def run(
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="Diffusion model. [default: shapes]")
     ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
+    checkpoint: Checkpoint = None,
+    vae: Vae = None,
+    upsampler: Upsampler = None,
+    backbone_option: BackboneOption = None,
+    class_index: Annotated[
+        int | None, typer.Option("--class", help="Class of class-conditional backbones.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Text, for backbones that read text.")
     ] = None,
     cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Classifier-free guidance scale of the prompt.")
+        float | None,
+        typer.Option("--cfg", help="Classifier-free guidance scale of prompt or class."),
     ] = None,
     recipe: Annotated[
         list[str] | None,
@@ -130,6 +142,8 @@ def run(
         out = Path(configured)
     given = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
+        "class_index": class_index,
+        "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype,
         "steps": int(steps) if steps is not None and steps.isdecimal() else steps,

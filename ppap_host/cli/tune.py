@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppap_host.cli.options import Checkpoint
 from ppap_host.cli.output import for_people, print_json, stderr
 from ppap_host.errors import CheckpointError, OptionError, OutputError, unknown_name
 
@@ -29,9 +30,7 @@ def tune(
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="Default: the harvest's own.")
     ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Weights of the backbone.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     experts: Annotated[int, typer.Option("--experts", "-n", help="Noise ranges, N.")] = 5,
     method: Annotated[
         str, typer.Option("--method", help="patch, or full: every parameter (a baseline).")
@@ -104,12 +103,11 @@ def _tune(
     device_name: str,
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
-    from ppap_host.backbone import Backbone
     from ppap_host.cli.run import progress_bar
     from ppap_host.devices import pick_device, pick_dtype
-    from ppap_host.guide import Guide
     from ppap_host.harvest import Harvest
     from ppap_host.images import write_file
+    from ppap_host.loading import load_backbone, load_guide
     from ppap_host.plots import plot_tuning
     from ppap_host.processes import join, own_device
     from ppap_host.record import package_versions
@@ -128,18 +126,15 @@ def _tune(
             f"not by {backbone!r}.",
             remedy="Leave out --backbone, or give a harvest of that backbone.",
         )
-    # mypy takes an abstract class for no type.
-    diffusion = found.make(
-        "backbone",
+    diffusion = load_backbone(
+        found,
         harvested["backbone"],
-        Backbone,  # type: ignore[type-abstract]
-        checkpoint=checkpoint or harvested["checkpoint"],
+        checkpoint or harvested["checkpoint"],
+        harvested.get("backbone_options"),
     )
     levels, size = diffusion.levels(), diffusion.image_size
     del diffusion
-    guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
-    guide.to(device, pick_dtype("float32", device))
-    guide.network().requires_grad_(False)
+    guide = load_guide(found, name, model).to(device, pick_dtype("float32", device))
     table = _LiveTable() if processes.first and stderr().is_terminal else None
     plugins = [p.distribution for p, _ in found.names("guide")[name]]
     progress: list[Progress] = []

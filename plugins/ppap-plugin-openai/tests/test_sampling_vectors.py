@@ -224,7 +224,7 @@ def one_step(
             given["x"],
             i,
             walk,
-            lambda x, i: evaluator(x, walk.levels[i]),
+            evaluator,
             lambda: given["noise"],
             None,
         )

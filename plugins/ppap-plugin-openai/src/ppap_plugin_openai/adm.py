@@ -20,22 +20,35 @@ and the *original* timestep 0..999, never an index into a respaced process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, TypeVar, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.checkpoints import read_state_dict, require_layout
-from ppap_host.errors import CheckpointError, OptionError, nearest
+from ppap_host.errors import OptionError
+from ppap_plugin_openai.flags import COMPUTE_FLAGS, DIFFUSION_FLAGS, flag_value, refuse_unknown
+from ppap_plugin_openai.loading import convert, load_network
+from ppap_plugin_openai.trunk import (
+    CHANNEL_MULT,
+    GROUPS,
+    NORM_EPS,
+    UPSAMPLER_CHANNEL_MULT,
+    Entry,
+    Shape,
+    Trunk,
+    contracting_half,
+    default_channel_mult,
+    expanding_half,
+    finish,
+    skip_channels,
+    weight_and_bias,
+)
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
-Shape = tuple[int, ...]
 
 NUM_CLASSES: Final = 1000
 """ImageNet classes: what every class-conditional ADM and every published classifier knows."""
@@ -43,121 +56,12 @@ NUM_CLASSES: Final = 1000
 PUBLISHED_URL: Final = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
 """Where the published files lie; append :attr:`PublishedADM.file`."""
 
-_GROUPS: Final = 32
-_NORM_EPS: Final = 1e-5
 _SPATIAL_WIDTH: Final = 2048
-
-# Which multipliers a resolution gets when the `channel_mult` flag is empty. The upsamplers take
-# theirs from a table of their own, which differs at 512.
-_CHANNEL_MULT: Final[Mapping[int, tuple[float, ...]]] = {
-    64: (1, 2, 3, 4),
-    128: (1, 1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-}
-_UPSAMPLER_CHANNEL_MULT: Final[Mapping[int, tuple[float, ...]]] = {
-    64: (1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (1, 1, 2, 2, 4, 4),
-}
-
-# Flags of the same command lines that say nothing about the weights: the diffusion process
-# around the network, and how the original code computed (precision, recomputation).
-_DIFFUSION_FLAGS: Final = frozenset(
-    {
-        "diffusion_steps",
-        "noise_schedule",
-        "timestep_respacing",
-        "use_kl",
-        "predict_xstart",
-        "rescale_timesteps",
-        "rescale_learned_sigmas",
-    }
-)
-_COMPUTE_FLAGS: Final = frozenset({"use_fp16", "use_checkpoint"})
 
 
 # --------------------------------------------------------------------------------------------
 # Configurations
 # --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trunk:
-    """What the U-Net and the classifier have in common, with every default resolved.
-
-    ``level_channels`` and ``level_attention`` run from full resolution to the coarsest level.
-    """
-
-    image_size: int
-    in_channels: int
-    out_channels: int
-    base_channels: int
-    level_channels: tuple[int, ...]
-    level_attention: tuple[bool, ...]
-    num_res_blocks: int
-    num_heads: int
-    num_heads_upsample: int
-    num_head_channels: int
-    use_scale_shift_norm: bool
-    resblock_updown: bool
-    use_new_attention_order: bool
-    dropout: float
-    num_classes: int | None
-
-    @property
-    def time_channels(self) -> int:
-        return 4 * self.base_channels
-
-    def heads(self, channels: int, *, decoder: bool = False) -> int:
-        """Attention heads at a width; the head width, where given, decides alone."""
-        if self.num_head_channels != -1:
-            return channels // self.num_head_channels
-        if decoder and self.num_heads_upsample != -1:
-            return self.num_heads_upsample
-        return self.num_heads
-
-    def check(self) -> None:
-        """Raise :class:`OptionError` where the flags describe no network."""
-        counts = {
-            "image_size": self.image_size,
-            "num_channels": self.base_channels,
-            "num_res_blocks": self.num_res_blocks,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise OptionError(f"{name} is {count}; it must be at least 1.")
-        shrink = 2 ** (len(self.level_channels) - 1)
-        if self.image_size % shrink:
-            raise OptionError(
-                f"image_size {self.image_size} cannot be halved "
-                f"{len(self.level_channels) - 1} times, once for each step of channel_mult."
-            )
-        for channels in self.level_channels:
-            if channels < 1 or channels % _GROUPS:
-                raise OptionError(
-                    f"num_channels and channel_mult give a level of {channels} channels, "
-                    f"which {_GROUPS} normalisation groups do not divide."
-                )
-        with_attention = {
-            channels
-            for channels, attends in zip(self.level_channels, self.level_attention, strict=True)
-            if attends
-        } | {self.level_channels[-1]}
-        for channels in sorted(with_attention):
-            if self.num_head_channels != -1:
-                parts = {"num_head_channels": self.num_head_channels}
-            else:
-                parts = {
-                    "num_heads": self.heads(channels),
-                    "num_heads_upsample": self.heads(channels, decoder=True),
-                }
-            for name, part in parts.items():
-                if part < 1 or channels % part:
-                    raise OptionError(
-                        f"{name} {part} does not divide the {channels} channels of an "
-                        "attention block."
-                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +113,8 @@ class ADMConfig:
     small_size: int | None = None
 
     def __post_init__(self) -> None:
-        table = _CHANNEL_MULT if self.small_size is None else _UPSAMPLER_CHANNEL_MULT
-        mult = self.channel_mult or _default_channel_mult(self.image_size, table)
+        table = CHANNEL_MULT if self.small_size is None else UPSAMPLER_CHANNEL_MULT
+        mult = self.channel_mult or default_channel_mult(self.image_size, table)
         object.__setattr__(self, "channel_mult", mult)
         self._trunk().check()
 
@@ -232,7 +136,7 @@ class ADMConfig:
         values = {
             name: value
             for name, value in flags.items()
-            if name not in _DIFFUSION_FLAGS | _COMPUTE_FLAGS
+            if name not in DIFFUSION_FLAGS | COMPUTE_FLAGS
         }
         if "large_size" in values:
             if "image_size" in values or "small_size" not in values:
@@ -242,8 +146,8 @@ class ADMConfig:
                 )
             values["image_size"] = values.pop("large_size")
         known = {field.name: field.default for field in fields(cls)}
-        _refuse_unknown("ADM", values, known)
-        return cls(**{name: _flag_value(name, value, known) for name, value in values.items()})
+        refuse_unknown("ADM", values, known)
+        return cls(**{name: flag_value(name, value, known) for name, value in values.items()})
 
     @property
     def in_channels(self) -> int:
@@ -259,12 +163,12 @@ class ADMConfig:
         """3 (predicted noise), or 6 with the interpolation value v of a learned variance."""
         return 6 if self.learn_sigma else 3
 
-    def _trunk(self) -> _Trunk:
+    def _trunk(self) -> Trunk:
         # Level k is 2**k times coarser than the image. guided-diffusion rounds the same way.
         if min(self.attention_resolutions, default=1) < 1:
             raise OptionError("attention_resolutions must be at least 1 pixel each.")
         factors = {self.image_size // resolution for resolution in self.attention_resolutions}
-        return _Trunk(
+        return Trunk(
             image_size=self.image_size,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
@@ -363,7 +267,7 @@ class ADMClassifierConfig:
         if constructor != "EncoderUNetModel":
             raise OptionError(f"{constructor!r} is no constructor of an ADM classifier.")
         # The half U-Net has no expanding half for `num_heads_upsample` to act on.
-        for name in _COMPUTE_FLAGS | {"num_heads_upsample"}:
+        for name in COMPUTE_FLAGS | {"num_heads_upsample"}:
             values.pop(name, None)
         known = {
             "image_size": 0,
@@ -385,7 +289,7 @@ class ADMClassifierConfig:
                 "pool",
             )
         }
-        _refuse_unknown("classifier", values, known)
+        refuse_unknown("classifier", values, known)
         missing = [
             name
             for name in ("image_size", "model_channels", "num_res_blocks", "attention_resolutions")
@@ -393,11 +297,11 @@ class ADMClassifierConfig:
         ]
         if missing:
             raise OptionError(f"The classifier's flags lack {', '.join(missing)}.")
-        return cls(**{name: _flag_value(name, value, known) for name, value in values.items()})
+        return cls(**{name: flag_value(name, value, known) for name, value in values.items()})
 
     @classmethod
     def _from_command_line(cls, flags: Mapping[str, Any]) -> ADMClassifierConfig:
-        skipped = _DIFFUSION_FLAGS | {"classifier_use_fp16", "classifier_scale"}
+        skipped = DIFFUSION_FLAGS | {"classifier_use_fp16", "classifier_scale"}
         known: dict[str, Any] = {
             "image_size": 64,
             "classifier_width": 128,
@@ -408,8 +312,8 @@ class ADMClassifierConfig:
             "classifier_pool": "attention",
         }
         given = {name: value for name, value in flags.items() if name not in skipped}
-        _refuse_unknown("classifier", given, known)
-        values = known | {name: _flag_value(name, value, known) for name, value in given.items()}
+        refuse_unknown("classifier", given, known)
+        values = known | {name: flag_value(name, value, known) for name, value in given.items()}
         size = values["image_size"]
         resolutions = values["classifier_attention_resolutions"]
         if min(resolutions, default=1) < 1:
@@ -419,15 +323,15 @@ class ADMClassifierConfig:
             model_channels=values["classifier_width"],
             num_res_blocks=values["classifier_depth"],
             attention_resolutions=tuple(size // resolution for resolution in resolutions),
-            channel_mult=_default_channel_mult(size, _CHANNEL_MULT),
+            channel_mult=default_channel_mult(size, CHANNEL_MULT),
             num_head_channels=64,
             use_scale_shift_norm=values["classifier_use_scale_shift_norm"],
             resblock_updown=values["classifier_resblock_updown"],
             pool=values["classifier_pool"],
         )
 
-    def _trunk(self) -> _Trunk:
-        return _Trunk(
+    def _trunk(self) -> Trunk:
+        return Trunk(
             image_size=self.image_size,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
@@ -446,52 +350,6 @@ class ADMClassifierConfig:
             dropout=self.dropout,
             num_classes=None,
         )
-
-
-def _default_channel_mult(
-    image_size: int, table: Mapping[int, tuple[float, ...]]
-) -> tuple[float, ...]:
-    if image_size not in table:
-        raise OptionError(
-            f"There is no default channel_mult for image_size {image_size}.",
-            remedy=f"Give channel_mult, or one of the sizes {', '.join(map(str, table))}.",
-        )
-    return table[image_size]
-
-
-def _refuse_unknown(what: str, flags: Iterable[str], known: Mapping[str, Any]) -> None:
-    unknown = sorted(set(flags) - set(known))
-    if unknown:
-        close = nearest(unknown[0], known)
-        raise OptionError(
-            f"Unknown {what} flag{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}.",
-            remedy=f"Did you mean {' or '.join(close)}?" if close else "",
-        )
-
-
-def _flag_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """``value`` as the kind of thing that the flag's default is, or an :class:`OptionError`."""
-    default = known[name]
-    if isinstance(default, tuple):
-        items = value if isinstance(value, list | tuple) else str(value).split(",")
-        try:
-            numbers = tuple(float(item) for item in items if item != "")
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"Flag {name} is {value!r}; it is a list of numbers.") from error
-        if name == "channel_mult":
-            return numbers
-        if not all(number.is_integer() for number in numbers):
-            raise OptionError(f"Flag {name} is {value!r}; it is a list of whole numbers.")
-        return tuple(int(number) for number in numbers)
-    if default is None:
-        default = 0
-    if type(default) is float and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise OptionError(
-            f"Flag {name} is {value!r}; it is a value of type {type(default).__name__}."
-        )
-    return value
 
 
 # --------------------------------------------------------------------------------------------
@@ -521,10 +379,12 @@ class PublishedClassifier:
     Attributes:
         file: name of the file under :data:`PUBLISHED_URL`.
         config: the network's settings.
+        noise_schedule: of that model, and so of the noise it knows.
     """
 
     file: str
     config: ADMClassifierConfig
+    noise_schedule: Literal["linear", "cosine"] = "linear"
 
 
 def _large(image_size: int, **flags: Any) -> ADMConfig:
@@ -598,6 +458,7 @@ PUBLISHED_CLASSIFIERS: Final[Mapping[str, PublishedClassifier]] = {
     f"adm-{size}-classifier": PublishedClassifier(
         f"{size}x{size}_classifier.pt",
         ADMClassifierConfig.from_flags({"image_size": size, "classifier_depth": depth}),
+        noise_schedule="cosine" if size == 64 else "linear",
     )
     for size, depth in ((64, 4), (128, 2), (256, 2), (512, 2))
 }
@@ -609,174 +470,41 @@ PUBLISHED_CLASSIFIERS: Final[Mapping[str, PublishedClassifier]] = {
 # --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor of the published file.
-
-    Attributes:
-        name: its name in the file.
-        shape: its shape in the file.
-        targets: the parameter it becomes, or the three that its rows are dealt out to.
-        interleaved_heads: 0 where the rows of queries, keys and values lie in three blocks;
-            else the number of heads, each with queries, keys and values of its own in turn.
-    """
-
-    name: str
-    shape: Shape
-    targets: tuple[str, ...]
-    interleaved_heads: int = 0
-
-
-def _weight_and_bias(name: str, target: str, shape: Shape) -> Iterator[_Entry]:
-    yield _Entry(f"{name}.weight", shape, (f"{target}.weight",))
-    yield _Entry(f"{name}.bias", shape[:1], (f"{target}.bias",))
-
-
-def _residual_block(
-    name: str, target: str, trunk: _Trunk, channels: int, out: int
-) -> Iterator[_Entry]:
-    modulation = 2 * out if trunk.use_scale_shift_norm else out
-    yield from _weight_and_bias(f"{name}.in_layers.0", f"{target}.norm1", (channels,))
-    yield from _weight_and_bias(f"{name}.in_layers.2", f"{target}.conv1", (out, channels, 3, 3))
-    yield from _weight_and_bias(
-        f"{name}.emb_layers.1", f"{target}.time_emb_proj", (modulation, trunk.time_channels)
-    )
-    yield from _weight_and_bias(f"{name}.out_layers.0", f"{target}.norm2", (out,))
-    yield from _weight_and_bias(f"{name}.out_layers.3", f"{target}.conv2", (out, out, 3, 3))
-    if channels != out:
-        yield from _weight_and_bias(
-            f"{name}.skip_connection", f"{target}.conv_shortcut", (out, channels, 1, 1)
-        )
-
-
-def _attention_block(
-    name: str, target: str, trunk: _Trunk, channels: int, *, decoder: bool = False
-) -> Iterator[_Entry]:
-    heads = 0 if trunk.use_new_attention_order else trunk.heads(channels, decoder=decoder)
-    yield from _weight_and_bias(f"{name}.norm", f"{target}.group_norm", (channels,))
-    for part, shape in (("weight", (3 * channels, channels, 1)), ("bias", (3 * channels,))):
-        targets = tuple(f"{target}.to_{role}.{part}" for role in "qkv")
-        yield _Entry(f"{name}.qkv.{part}", shape, targets, heads)
-    yield from _weight_and_bias(f"{name}.proj_out", f"{target}.to_out.0", (channels, channels, 1))
-
-
-def _resampler(
-    name: str, target: str, trunk: _Trunk, channels: int, convolution: str
-) -> Iterator[_Entry]:
-    if trunk.resblock_updown:
-        yield from _residual_block(name, target, trunk, channels, channels)
-    else:
-        yield from _weight_and_bias(
-            f"{name}.{convolution}", f"{target}.conv", (channels, channels, 3, 3)
-        )
-
-
-def _skip_channels(trunk: _Trunk) -> list[int]:
-    """Widths of the contracting half's outputs, in order: one for each of its blocks."""
-    skips = [trunk.level_channels[0]]
-    for level, channels in enumerate(trunk.level_channels):
-        last = level == len(trunk.level_channels) - 1
-        skips += [channels] * (trunk.num_res_blocks + (not last))
-    return skips
-
-
-def _contracting_half(trunk: _Trunk) -> Iterator[_Entry]:
-    """Timestep and class embedding, the levels going down, and the middle."""
-    time, base = trunk.time_channels, trunk.base_channels
-    yield from _weight_and_bias("time_embed.0", "time_embedding.linear_1", (time, base))
-    yield from _weight_and_bias("time_embed.2", "time_embedding.linear_2", (time, time))
-    if trunk.num_classes is not None:
-        yield _Entry("label_emb.weight", (trunk.num_classes, time), ("class_embedding.weight",))
-
-    width = trunk.level_channels[0]
-    yield from _weight_and_bias("input_blocks.0.0", "conv_in", (width, trunk.in_channels, 3, 3))
-    block = 1
-    for level, channels in enumerate(trunk.level_channels):
-        target = f"down_blocks.{level}"
-        for layer in range(trunk.num_res_blocks):
-            name = f"input_blocks.{block}"
-            yield from _residual_block(
-                f"{name}.0", f"{target}.resnets.{layer}", trunk, width, channels
-            )
-            width = channels
-            if trunk.level_attention[level]:
-                yield from _attention_block(
-                    f"{name}.1", f"{target}.attentions.{layer}", trunk, width
-                )
-            block += 1
-        if level < len(trunk.level_channels) - 1:
-            yield from _resampler(
-                f"input_blocks.{block}.0", f"{target}.downsamplers.0", trunk, width, "op"
-            )
-            block += 1
-
-    yield from _residual_block("middle_block.0", "mid_block.resnets.0", trunk, width, width)
-    yield from _attention_block("middle_block.1", "mid_block.attentions.0", trunk, width)
-    yield from _residual_block("middle_block.2", "mid_block.resnets.1", trunk, width, width)
-
-
-def _expanding_half(trunk: _Trunk) -> Iterator[_Entry]:
-    """The levels going up, and the output."""
-    skips = _skip_channels(trunk)
-    width = trunk.level_channels[-1]
-    block = 0
-    for up, level in enumerate(reversed(range(len(trunk.level_channels)))):
-        channels, attends = trunk.level_channels[level], trunk.level_attention[level]
-        target = f"up_blocks.{up}"
-        for layer in range(trunk.num_res_blocks + 1):
-            name = f"output_blocks.{block}"
-            yield from _residual_block(
-                f"{name}.0", f"{target}.resnets.{layer}", trunk, width + skips.pop(), channels
-            )
-            width = channels
-            if attends:
-                yield from _attention_block(
-                    f"{name}.1", f"{target}.attentions.{layer}", trunk, width, decoder=True
-                )
-            block += 1
-        if level > 0:
-            # The file puts the resampler into the level's last block, after any attention.
-            name = f"output_blocks.{block - 1}.{1 + attends}"
-            yield from _resampler(name, f"{target}.upsamplers.0", trunk, width, "conv")
-    yield from _weight_and_bias("out.0", "conv_norm_out", (width,))
-    yield from _weight_and_bias("out.2", "conv_out", (trunk.out_channels, width, 3, 3))
-
-
-def _pooling_head(config: ADMClassifierConfig) -> Iterator[_Entry]:
+def _pooling_head(config: ADMClassifierConfig) -> Iterator[Entry]:
     trunk = config._trunk()
     width, classes = trunk.level_channels[-1], trunk.out_channels
     if config.pool == "attention":
-        yield from _weight_and_bias("out.0", "head.0", (width,))
-        yield _Entry(
+        yield from weight_and_bias("out.0", "head.0", (width,))
+        yield Entry(
             "out.2.positional_embedding",
             (width, _positions(trunk)),
             ("head.2.positional_embedding",),
         )
-        yield from _weight_and_bias("out.2.qkv_proj", "head.2.to_qkv", (3 * width, width, 1))
-        yield from _weight_and_bias("out.2.c_proj", "head.2.to_out", (classes, width, 1))
+        yield from weight_and_bias("out.2.qkv_proj", "head.2.to_qkv", (3 * width, width, 1))
+        yield from weight_and_bias("out.2.c_proj", "head.2.to_out", (classes, width, 1))
     elif config.pool == "adaptive":
-        yield from _weight_and_bias("out.0", "head.0", (width,))
-        yield from _weight_and_bias("out.3", "head.3", (classes, width, 1, 1))
+        yield from weight_and_bias("out.0", "head.0", (width,))
+        yield from weight_and_bias("out.3", "head.3", (classes, width, 1, 1))
     else:
-        features = sum(_skip_channels(trunk)) + width
-        yield from _weight_and_bias("out.0", "head.0", (_SPATIAL_WIDTH, features))
+        features = sum(skip_channels(trunk)) + width
+        yield from weight_and_bias("out.0", "head.0", (_SPATIAL_WIDTH, features))
         if config.pool == "spatial_v2":
-            yield from _weight_and_bias("out.1", "head.1", (_SPATIAL_WIDTH,))
+            yield from weight_and_bias("out.1", "head.1", (_SPATIAL_WIDTH,))
         last = 3 if config.pool == "spatial_v2" else 2
-        yield from _weight_and_bias(f"out.{last}", f"head.{last}", (classes, _SPATIAL_WIDTH))
+        yield from weight_and_bias(f"out.{last}", f"head.{last}", (classes, _SPATIAL_WIDTH))
 
 
-def _positions(trunk: _Trunk) -> int:
+def _positions(trunk: Trunk) -> int:
     """Positions the attention pool sees: the coarsest level's pixels and their mean."""
     side: int = trunk.image_size // 2 ** (len(trunk.level_channels) - 1)
     return side**2 + 1
 
 
-def _entries(config: ADMConfig | ADMClassifierConfig) -> list[_Entry]:
+def _entries(config: ADMConfig | ADMClassifierConfig) -> list[Entry]:
     trunk = config._trunk()
     if isinstance(config, ADMConfig):
-        return [*_contracting_half(trunk), *_expanding_half(trunk)]
-    return [*_contracting_half(trunk), *_pooling_head(config)]
+        return [*contracting_half(trunk), *expanding_half(trunk)]
+    return [*contracting_half(trunk), *_pooling_head(config)]
 
 
 def published_layout(config: ADMConfig | ADMClassifierConfig) -> dict[str, Shape]:
@@ -806,7 +534,7 @@ def build_adm(config: ADMConfig) -> UNet2DModel:
     return _build_unet(config._trunk())
 
 
-def _build_unet(trunk: _Trunk) -> UNet2DModel:
+def _build_unet(trunk: Trunk) -> UNet2DModel:
     updown = trunk.resblock_updown
     down = "ResnetDownsampleBlock2D" if updown else "DownBlock2D"
     up = "ResnetUpsampleBlock2D" if updown else "UpBlock2D"
@@ -833,35 +561,15 @@ def _build_unet(trunk: _Trunk) -> UNet2DModel:
         dropout=trunk.dropout,
         act_fn="silu",
         attention_head_dim=None if trunk.num_head_channels == -1 else trunk.num_head_channels,
-        norm_num_groups=_GROUPS,
+        norm_num_groups=GROUPS,
         # Left out, diffusers drops the middle attention's normalisation with scale_shift.
-        attn_norm_num_groups=_GROUPS,
-        norm_eps=_NORM_EPS,
+        attn_norm_num_groups=GROUPS,
+        norm_eps=NORM_EPS,
         resnet_time_scale_shift="scale_shift" if trunk.use_scale_shift_norm else "default",
         num_class_embeds=trunk.num_classes,
     )
-    for name, module in unet.named_modules():
-        if isinstance(module, Attention):
-            heads = trunk.heads(module.inner_dim, decoder=name.startswith("up_blocks"))
-            module.heads = module.sliceable_head_dim = heads
-            module.scale = (module.inner_dim // heads) ** -0.5
-            module.register_forward_hook(_channels_first)
-    if trunk.base_channels != trunk.level_channels[0]:
-        time_proj = Timesteps(trunk.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        unet.add_module("time_proj", time_proj)
-        unet.add_module(
-            "time_embedding", TimestepEmbedding(trunk.base_channels, trunk.time_channels)
-        )
+    finish(unet, trunk)
     return unet
-
-
-def _channels_first(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Forward hook: lay the result out in memory channel by channel.
-
-    diffusers' attention returns a transposed view, which makes the layers after it work
-    channels-last; torch's group normalisation on the CPU is then about ten times less accurate.
-    """
-    return output.contiguous()
 
 
 class AttentionPool(nn.Module):
@@ -954,16 +662,16 @@ class ADMClassifier(nn.Module):
 def _build_head(config: ADMClassifierConfig) -> nn.Sequential:
     trunk = config._trunk()
     width, classes = trunk.level_channels[-1], trunk.out_channels
-    features = sum(_skip_channels(trunk)) + width
+    features = sum(skip_channels(trunk)) + width
     if config.pool == "attention":
         return nn.Sequential(
-            nn.GroupNorm(_GROUPS, width, eps=_NORM_EPS),
+            nn.GroupNorm(GROUPS, width, eps=NORM_EPS),
             nn.SiLU(),
             AttentionPool(width, _positions(trunk), trunk.heads(width), classes),
         )
     if config.pool == "adaptive":
         return nn.Sequential(
-            nn.GroupNorm(_GROUPS, width, eps=_NORM_EPS),
+            nn.GroupNorm(GROUPS, width, eps=NORM_EPS),
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(width, classes, kernel_size=1),
@@ -972,7 +680,7 @@ def _build_head(config: ADMClassifierConfig) -> nn.Sequential:
     hidden: Sequence[nn.Module] = (
         (nn.ReLU(),)
         if config.pool == "spatial"
-        else (nn.GroupNorm(_GROUPS, _SPATIAL_WIDTH, eps=_NORM_EPS), nn.SiLU())
+        else (nn.GroupNorm(GROUPS, _SPATIAL_WIDTH, eps=NORM_EPS), nn.SiLU())
     )
     return nn.Sequential(
         nn.Linear(features, _SPATIAL_WIDTH), *hidden, nn.Linear(_SPATIAL_WIDTH, classes)
@@ -982,9 +690,6 @@ def _build_head(config: ADMClassifierConfig) -> nn.Sequential:
 # --------------------------------------------------------------------------------------------
 # From files to networks
 # --------------------------------------------------------------------------------------------
-
-_Config = TypeVar("_Config", ADMConfig, ADMClassifierConfig)
-_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def load_adm(path: str | os.PathLike[str], config: ADMConfig) -> UNet2DModel:
@@ -1004,7 +709,7 @@ def load_adm(path: str | os.PathLike[str], config: ADMConfig) -> UNet2DModel:
             it then names the first tensors that differ and, if the file has the shapes of a
             published one, which one that is.
     """
-    return _load(build_adm, path, config)
+    return load_network(path, lambda: build_adm(config), _entries(config), PUBLISHED_URL)
 
 
 def load_adm_classifier(path: str | os.PathLike[str], config: ADMClassifierConfig) -> ADMClassifier:
@@ -1021,22 +726,7 @@ def load_adm_classifier(path: str | os.PathLike[str], config: ADMClassifierConfi
     Raises:
         CheckpointError: as :func:`load_adm` does.
     """
-    return _load(ADMClassifier, path, config)
-
-
-def _load(
-    build: Callable[[_Config], _Network], path: str | os.PathLike[str], config: _Config
-) -> _Network:
-    state = read_state_dict(path)
-    try:
-        converted = convert_state_dict(state, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from error
-    # Built without memory and given the converted tensors, so that there is only one copy.
-    with torch.device("meta"):
-        network = build(config)
-    network.load_state_dict(converted, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+    return load_network(path, lambda: ADMClassifier(config), _entries(config), PUBLISHED_URL)
 
 
 def convert_state_dict(
@@ -1061,28 +751,7 @@ def convert_state_dict(
     Raises:
         CheckpointError: if names, shapes or number formats do not fit the configuration.
     """
-    entries = _entries(config)
-    _require_fit(state, {entry.name: entry.shape for entry in entries})
-    converted: dict[str, Tensor] = {}
-    for entry in entries:
-        tensor = state[entry.name]
-        if tensor.ndim == 3:
-            tensor = tensor.squeeze(2)
-        if entry.interleaved_heads:
-            by_head = tensor.reshape(entry.interleaved_heads, 3, -1, *tensor.shape[1:])
-            parts = [part.flatten(0, 1) for part in by_head.unbind(1)]
-        else:
-            parts = list(tensor.chunk(len(entry.targets)))
-        for target, part in zip(entry.targets, parts, strict=True):
-            converted[target] = part.to(
-                torch.float32, copy=True, memory_format=torch.contiguous_format
-            )
-    return converted
-
-
-def _require_fit(state: Mapping[str, Tensor], layout: Mapping[str, Shape]) -> None:
-    """Raise :class:`CheckpointError` unless ``state`` has the layout's names and shapes."""
-    require_layout(state, layout, identify, PUBLISHED_URL)
+    return convert(state, _entries(config), PUBLISHED_URL)
 
 
 def identify(shapes: Mapping[str, Shape]) -> list[str]:

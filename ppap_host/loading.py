@@ -1,0 +1,69 @@
+"""Makes the backbones and guides that users name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from ppap_host.backbone import Backbone
+from ppap_host.errors import OptionError, nearest
+from ppap_host.guide import Guide
+from ppap_host.registry import Registry
+
+
+def load_backbone(
+    found: Registry,
+    name: str,
+    checkpoint: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Backbone:
+    """The backbone of this name, on the CPU in float32.
+
+    Args:
+        checkpoint: its weights; None where it ships its own.
+        options: what else its factory takes, by name, such as ``vae`` or ``upsampler``.
+
+    Raises:
+        OptionError: the factory takes no such option; says which it takes.
+        PpapError: as :meth:`ppap_host.registry.Registry.make`.
+    """
+    options = dict(options or {})
+    taken = _options(found.load("backbone", name))
+    for option in options:
+        if taken is not None and option not in taken:
+            close = nearest(option, taken, 1)
+            known = ", ".join(f"{o}=..." for o in taken) or "none"
+            raise OptionError(
+                f"The backbone {name!r} takes no option {option!r}.",
+                remedy=(f"Did you mean {close[0]!r}? " if close else "") + f"It takes: {known}.",
+            )
+    # mypy takes an abstract class for no type.
+    return found.make("backbone", name, Backbone, checkpoint=checkpoint, **options)  # type: ignore[type-abstract]
+
+
+def load_guide(found: Registry, name: str, model: str | None = None) -> Guide:
+    """The guide of this name, its network frozen, on the CPU in float32.
+
+    Args:
+        model: checkpoint, folder or hub name; None for the network the plugin ships.
+
+    Raises:
+        PpapError: as :meth:`ppap_host.registry.Registry.make`.
+    """
+    guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
+    guide.network().requires_grad_(False)
+    return guide
+
+
+def _options(factory: object) -> list[str] | None:
+    """What a factory takes besides the checkpoint; None if that cannot be told."""
+    if not callable(factory):
+        return None
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.name != "checkpoint"]

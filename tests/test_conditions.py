@@ -1,0 +1,90 @@
+"""Classes, and what else a backbone is told, from the command line to the images."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from teaching import world
+
+from ppap_host.cli.options import backbone_options
+from ppap_host.config import RunConfig
+from ppap_host.errors import OptionError
+from ppap_host.harvest import HarvestConfig, harvest
+from ppap_host.images import to_unit
+from ppap_host.loading import load_backbone
+from ppap_host.run import generate, set_up
+from ppap_host.sampling import Health
+
+CONFIG = RunConfig(backbone="classes", steps=8, num=2, device="cpu")
+
+
+def mean(config: RunConfig) -> float:
+    return generate(set_up(config, found=world()), [0, 1], Health()).mean().item()
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_a_class_decides_what_is_made(k: int) -> None:
+    assert mean(replace(CONFIG, class_index=k, cfg=1.0)) == pytest.approx(0.3 * k - 0.3, abs=0.03)
+
+
+def test_without_a_class_the_unconditional_branch_is_used_alone() -> None:
+    assert mean(CONFIG) == pytest.approx(-0.9, abs=0.03)
+
+
+def test_classifier_free_guidance_leads_away_from_the_unconditional_branch() -> None:
+    plain, default = (mean(replace(CONFIG, class_index=0, cfg=cfg)) for cfg in (1.0, None))
+    assert default > plain + 0.2  # the backbone's default is 2
+
+
+def test_a_class_for_a_backbone_without_classes_is_refused() -> None:
+    with pytest.raises(OptionError, match="knows no classes"):
+        set_up(replace(CONFIG, backbone="gaussian", class_index=1), found=world())
+
+
+def test_cfg_needs_something_to_strengthen() -> None:
+    with pytest.raises(OptionError, match="a prompt or a class"):
+        set_up(replace(CONFIG, cfg=3.0), found=world())
+
+
+def test_a_negative_class_is_refused_by_the_name_of_its_option() -> None:
+    with pytest.raises(OptionError, match="--class -1"):
+        replace(CONFIG, class_index=-1)
+
+
+def test_options_reach_the_backbone_and_repeat_from_toml() -> None:
+    config = replace(CONFIG, backbone_options={"shade": "0.25"})
+    assert mean(config) == pytest.approx(-0.65, abs=0.03)
+    assert RunConfig.from_dict(tomllib.loads(config.to_toml()), "toml") == config
+
+
+def test_an_option_that_a_backbone_does_not_take_is_named_with_those_it_takes() -> None:
+    with pytest.raises(OptionError) as caught:
+        load_backbone(world(), "classes", None, {"shadow": "1"})
+    assert "'shadow'" in caught.value.message
+    assert "'shade'" in caught.value.remedy
+    with pytest.raises(OptionError, match="takes no option 'vae'"):
+        load_backbone(world(), "gaussian", None, {"vae": "here"})
+
+
+def test_options_must_be_texts() -> None:
+    with pytest.raises(OptionError, match="texts"):
+        RunConfig.from_dict({"backbone_options": {"shade": 1}}, "here")
+
+
+def test_options_of_the_command_line() -> None:
+    assert backbone_options("v", None, ["tile-size=32"]) == {"vae": "v", "tile_size": "32"}
+    with pytest.raises(OptionError, match="no value"):
+        backbone_options(None, None, ["tiles"])
+
+
+def test_a_harvest_draws_a_class_for_each_image_from_its_number(tmp_path: Path) -> None:
+    config = HarvestConfig("classes", num=30, shard=10, batch=5, steps=5, device="cpu", cfg=1.0)
+    made = to_unit(harvest(config, tmp_path / "a", found=world()).pixels())
+    drawn = (made.mean(dim=(1, 2, 3)) / 0.3 + 1).round()
+    assert set(drawn.tolist()) == {0.0, 1.0, 2.0}
+    fewer = harvest(replace(config, num=7, shard=7, batch=7), tmp_path / "b", found=world())
+    assert torch.equal(to_unit(fewer.pixels()), made[:7])
