@@ -8,7 +8,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["tests", "lint", "types", "docs"]
 
 PLUGINS = [
-    f"./plugins/ppap-plugin-{name}" for name in ("classifier", "depth", "openai", "segmentation")
+    f"./plugins/ppap-plugin-{name}"
+    for name in ("classifier", "depth", "dit", "edm", "openai", "segmentation")
 ]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "timm>=1.0"]
 

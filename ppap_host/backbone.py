@@ -51,6 +51,8 @@ class Backbone(ABC):
             for all; the others keep the conditional prediction.
         state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
             affair.
+        start_temperature: what the initial noise is multiplied with.
+        default_steps: how many steps it takes as an upsampler where the user names none.
         class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
             others.
     """
@@ -63,6 +65,8 @@ class Backbone(ABC):
     cfg_channels: int | None = None
     state_dtype: torch.dtype = torch.float32
     class_count: int | None = None
+    start_temperature: float = 1.0
+    default_steps: int | str = 50
 
     @abstractmethod
     def walk(self, steps: int | str) -> Walk:
@@ -108,6 +112,21 @@ class Backbone(ABC):
                 remedy="Leave out --class, or choose a class-conditional backbone (`ppap list`).",
             )
         return {}
+
+    def upsampler(self) -> Backbone | None:
+        """The model that enlarges the images of this one, if it was given one."""
+        return None
+
+    def conditioned_on(self, images: Float[Tensor, "b 3 h w"]) -> Condition:
+        """The condition of an upsampler for these smaller images in [-1, 1], one an image.
+
+        Raises:
+            OptionError: the backbone enlarges no images.
+        """
+        raise OptionError(
+            f"The backbone {self.name!r} enlarges no images.",
+            remedy="Give an upsampler with --upsampler.",
+        )
 
     def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""

@@ -81,22 +81,22 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
 
     config = RunConfig(guides=(GuideConfig("depth", str(target)),), num=batch, batch=batch)
     setup = set_up(config)
-    active = setup.guides[0]
-    condition = repeat_condition(setup.backbone.encode_prompts([""]), batch)
-    middle = len(setup.walk) // 2
-    level = setup.walk.levels[middle]
-    x = torch.randn(batch, *setup.backbone.state_shape)
+    active, base = setup.guides[0], setup.stages[0]
+    condition = repeat_condition(base.backbone.encode_prompts([""]), batch)
+    middle = len(base.walk) // 2
+    level = base.walk.levels[middle]
+    x = torch.randn(batch, *base.backbone.state_shape)
     evaluator = Evaluator(
-        setup.backbone,
-        lambda x, level: setup.backbone.predict(x, level, condition),
+        base.backbone,
+        lambda x, level: base.backbone.predict(x, level, condition),
         [Guidance(active.guide, active.target.value, active.recipe, active.scale)],
-        ancestral=setup.solver.ancestral,
+        ancestral=base.solver.ancestral,
         health=Health(),
     )
 
     def backbone_alone() -> None:
         with torch.no_grad():
-            setup.backbone.predict(x, level, condition)
+            base.backbone.predict(x, level, condition)
 
     def guide_alone() -> None:
         leaf = x.clone().requires_grad_(True)
@@ -104,10 +104,10 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
         torch.autograd.grad(loss.sum(), leaf)
 
     def whole_step() -> None:
-        setup.solver.step(
+        base.solver.step(
             x,
             middle,
-            setup.walk,
+            base.walk,
             evaluator,
             lambda: torch.zeros_like(x),
             None,

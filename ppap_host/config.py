@@ -12,7 +12,10 @@ from typing import Any
 
 import tomli_w
 
-from ppap_host.errors import OptionError, nearest
+from ppap_host.errors import OptionError, nearest, unknown_name
+
+STAGES = ("base", "upsampler", "both")
+"""Of a cascade, for guides."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class GuideConfig:
         recipe: its own recipe; None takes the run's.
         experts: an expert set by name or path, or "none"; None takes a registered set that fits.
         interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
+        stage: of a cascade that it guides: base, upsampler or both; None is the base.
     """
 
     name: str
@@ -36,6 +40,11 @@ class GuideConfig:
     recipe: str | None = None
     experts: str | None = None
     interval: str | None = None
+    stage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stage not in (None, *STAGES):
+            raise unknown_name("stage", str(self.stage), STAGES)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class RunConfig:
             and "x0" for the others.
         balance: how several guides make room for each other: project or sum.
         steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10".
+        upsampler_steps: the same for the upsampler of a cascade; None takes its own default.
         sampler: name of the solver.
         eta: stochasticity of DDIM, in [0, 1].
         seed: >= 0; image k depends on the seed and k alone.
@@ -73,6 +83,7 @@ class RunConfig:
     recipe: str | None = None
     balance: str = "project"
     steps: int | str = 50
+    upsampler_steps: int | str | None = None
     sampler: str = "ddim"
     eta: float = 0.0
     seed: int = 0
@@ -89,6 +100,11 @@ class RunConfig:
                     f"--{name.removesuffix('_index')} {value} is out of range.",
                     remedy=f"Give a whole number from {low} on.",
                 )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a prompt or a class that classifier-free guidance can strengthen."""
+        return bool(self.prompt) or self.class_index is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; None where a default decides."""
@@ -151,6 +167,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float),
     "int | None": (int,),
     "int | str": (int, str),
+    "int | str | None": (int, str),
     "Mapping[str, str]": (dict,),
 }
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ppap_host import images
-from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode
+from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode, repeat_condition
 from ppap_host.balance import BALANCES
 from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
@@ -51,7 +51,7 @@ Watch = Callable[[str, int, int], None]
 
 @dataclass
 class ActiveGuide:
-    """A guide of this run with what it was asked for."""
+    """A guide at a stage of this run, with what it was asked for."""
 
     config: GuideConfig
     guide: Guide
@@ -63,17 +63,41 @@ class ActiveGuide:
 
 
 @dataclass
-class Setup:
-    """Everything loaded and checked before the first step."""
+class Stage:
+    """One diffusion model of a run, with the guides that steer it.
 
-    config: RunConfig
+    Attributes:
+        name: "base" or "upsampler".
+        cfg: classifier-free guidance scale.
+    """
+
+    name: str
     backbone: Backbone
-    guides: list[ActiveGuide]
     walk: Walk
     solver: Solver
-    device: torch.device
     cfg: float
+    guides: list[ActiveGuide] = field(default_factory=list)
+
+
+@dataclass
+class Setup:
+    """Everything loaded and checked before the first step.
+
+    Attributes:
+        stages: the base, and the upsampler of a cascade.
+        guides: in the configuration's order, as they see the finished images.
+    """
+
+    config: RunConfig
+    stages: list[Stage]
+    guides: list[ActiveGuide]
+    device: torch.device
     plugins: set[str]
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(len(stage.walk) for stage in self.stages)
 
 
 @dataclass
@@ -131,62 +155,121 @@ def set_up(
     used += [("guide", g.name) for g in config.guides]
     plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
     backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
-    walk = backbone.walk(config.steps)
-    solver = make_solver(config.sampler, config.eta, backbone)
-    conditional = bool(config.prompt) or config.class_index is not None
-    if not conditional and config.cfg not in (None, 1.0):
+    if not config.conditional and config.cfg not in (None, 1.0):
         raise OptionError(
             f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
             remedy="Add --prompt or --class, or leave out --cfg.",
         )
-    cfg = (config.cfg if config.cfg is not None else backbone.default_cfg) if conditional else 1.0
-    _conditions(backbone, config, cfg)  # says early what words or classes it does not know
-    backbone.to(device, dtype)
+    upsampler = backbone.upsampler()
+    if upsampler is None and config.upsampler_steps is not None:
+        raise OptionError(
+            "--upsampler-steps belongs to an upsampler, and there is none.",
+            remedy="Give one with --upsampler, or leave out --upsampler-steps.",
+        )
+    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+    if upsampler is not None:
+        steps = config.upsampler_steps or upsampler.default_steps
+        stages.append(_stage("upsampler", upsampler, steps, None, config))
+    for stage in stages:
+        _conditions(stage, config)  # says early what words or classes it does not know
+        stage.backbone.to(device, dtype)
     guides = []
     sources = target_files or {}
     for i, g in enumerate(config.guides):
         guide = load_guide(found, g.name, g.model)
-        choice = choose(g, g.recipe or config.recipe, guide, backbone, walk, found)
-        guide, recipe = choice.guide, choice.recipe
+        steered = _steered(g, stages)
+        choices = [
+            choose(g, g.recipe or config.recipe, guide, stage.backbone, stage.walk, found)
+            for stage in steered
+        ]
         guide.to(device, dtype)
-        target = guide.read_target(sources.get(i, g.target), backbone.image_size)
-        target = replace(target, value=target.value.to(device))
+        source = sources.get(i, g.target)
+        sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
+        targets = {size: _read_target(guide, source, size, device) for size in sizes}
         defaults = guide.default_scale
-        scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
-        guides.append(ActiveGuide(g, guide, target, recipe, scale, choice.experts, choice.files))
-    return Setup(config, backbone, guides, walk, solver, device, cfg, plugins)
+        for stage, choice in zip(steered, choices, strict=True):
+            recipe = choice.recipe
+            scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
+            target = targets[stage.backbone.image_size]
+            active = ActiveGuide(
+                g, choice.guide, target, recipe, scale, choice.experts, choice.files
+            )
+            stage.guides.append(active)
+        guides.append(replace(active, target=targets[stages[-1].backbone.image_size]))
+    return Setup(config, stages, guides, device, plugins)
 
 
-def _conditions(backbone: Backbone, config: RunConfig, cfg: float) -> tuple[Condition, Condition]:
+def _stage(
+    name: str, backbone: Backbone, steps: int | str, cfg: float | None, config: RunConfig
+) -> Stage:
+    scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
+    solver = make_solver(config.sampler, config.eta, backbone)
+    return Stage(name, backbone, backbone.walk(steps), solver, scale)
+
+
+def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
+    """The stages that a guide steers."""
+    wanted = {None: ("base",), "both": ("base", "upsampler")}.get(guide.stage, (guide.stage,))
+    if len(stages) == 1 and "upsampler" in wanted:
+        raise OptionError(
+            f"The guide {guide.name!r} is to steer an upsampler, and there is none.",
+            remedy="Give one with --upsampler, or leave out --stage.",
+        )
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def _read_target(guide: Guide, text: str, size: tuple[int, int], device: torch.device) -> Target:
+    target = guide.read_target(text, size)
+    return replace(target, value=target.value.to(device))
+
+
+def _conditions(stage: Stage, config: RunConfig) -> tuple[Condition, Condition]:
     """What the images are conditioned on, and the unconditional branch where one is needed."""
-    wanted = encode(backbone, [config.prompt], [config.class_index])
-    return wanted, wanted if cfg == 1 else encode(backbone, [""], [None])
+    wanted = encode(stage.backbone, [config.prompt], [config.class_index])
+    return wanted, wanted if stage.cfg == 1 else encode(stage.backbone, [""], [None])
 
 
 def generate(
     setup: Setup,
     indices: list[int],
     health: Health,
-    watch: Callable[[StepReport], None] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device."""
-    backbone, config = setup.backbone, setup.config
-    denoise = ClassifierFree(backbone, *_conditions(backbone, config, setup.cfg), setup.cfg)
-    guidance = [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in setup.guides]
-    state = sample(
-        backbone,
-        denoise,
-        setup.walk,
-        setup.solver,
-        ImageNoise(config.seed, indices, backbone.state_shape),
-        guidance,
-        device=setup.device,
-        watch=watch,
-        health=health,
-        balance=BALANCES[config.balance],
-    )
-    with torch.no_grad():
-        return backbone.decode(state)
+    """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device.
+
+    Args:
+        watch: told how many of the :attr:`Setup.steps` are done.
+    """
+    config, smaller, done = setup.config, None, 0
+    for number, stage in enumerate(setup.stages):
+        backbone = stage.backbone
+        wanted, unconditional = _conditions(stage, config)
+        if smaller is not None:
+            enlarged, rows = backbone.conditioned_on(smaller), len(indices)
+            wanted = {**repeat_condition(wanted, rows), **enlarged}
+            unconditional = {**repeat_condition(unconditional, rows), **enlarged}
+
+        def on_step(report: StepReport, before: int = done) -> None:
+            if watch is not None:
+                watch(before + report.step + 1)
+
+        state = sample(
+            backbone,
+            ClassifierFree(backbone, wanted, unconditional, stage.cfg),
+            stage.walk,
+            stage.solver,
+            ImageNoise(config.seed, indices, backbone.state_shape, number),
+            [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in stage.guides],
+            device=setup.device,
+            watch=on_step,
+            health=health,
+            balance=BALANCES[config.balance],
+        )
+        done += len(stage.walk)
+        with torch.no_grad():
+            smaller = backbone.decode(state).float()
+    assert smaller is not None
+    return smaller
 
 
 def run(
@@ -227,9 +310,8 @@ def run(
         for first in range(0, config.num, config.batch):
             indices = list(range(first, min(first + config.batch, config.num)))
 
-            def on_step(report: StepReport, first: int = first, size: int = len(indices)) -> None:
-                steps = first * report.steps + (report.step + 1) * size
-                watch("sampling", steps, config.num * report.steps)
+            def on_step(steps: int, first: int = first, size: int = len(indices)) -> None:
+                watch("sampling", first * setup.steps + steps * size, config.num * setup.steps)
 
             with clock.part("sample"):
                 x = generate(setup, indices, health, on_step)
@@ -305,7 +387,10 @@ def check_writable(out: Path) -> bool:
 
 def _describe(setup: Setup, out: Path) -> dict[str, Any]:
     """What the record says of everything that was loaded; copies the targets' files to ``out``."""
-    model_files = file_hashes(setup.backbone.files(), setup.config.backbone)
+    base = setup.stages[0]
+    model_files = file_hashes(base.backbone.files(), setup.config.backbone)
+    for stage in setup.stages[1:]:
+        model_files |= file_hashes(stage.backbone.files(), stage.name)
     targets = []
     for i, g in enumerate(setup.guides):
         model_files |= file_hashes(g.guide.files(), g.config.name)
@@ -331,16 +416,18 @@ def _describe(setup: Setup, out: Path) -> dict[str, Any]:
     return {
         "used": {
             "device": str(setup.device),
-            "cfg": setup.cfg,
-            "steps": len(setup.walk),
+            "cfg": base.cfg,
+            "steps": setup.steps,
             "guides": [
                 {
                     "name": g.config.name,
                     "recipe": g.recipe.name,
                     "scale": g.scale,
                     "experts": g.experts,
+                    "stage": stage.name,
                 }
-                for g in setup.guides
+                for stage in setup.stages
+                for g in stage.guides
             ],
         },
         "versions": package_versions(setup.plugins),

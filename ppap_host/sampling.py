@@ -40,13 +40,17 @@ class ImageNoise:
         seed: the run's seed, >= 0.
         indices: which images (0, 1, ...) the rows of a batch are.
         shape: of one state, (c, h, w).
+        stage: of a cascade, >= 0; every stage has noise of its own.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, seed: int, indices: Sequence[int], shape: tuple[int, ...], stage: int = 0
+    ) -> None:
         self._streams = []
         self._shape = shape
         for k in indices:
-            word = np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0]
+            entropy = [seed, k, stage] if stage else [seed, k]
+            word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
             self._streams.append(torch.Generator().manual_seed(int(word >> np.uint64(1))))
 
     def __call__(self) -> Tensor:
@@ -446,8 +450,9 @@ def sample(
     evaluator = Evaluator(
         backbone, denoise, guidance, ancestral=solver.ancestral, health=health, balance=balance
     )
-    x = walk.levels[0].scale * draw() if start is None else start
-    x = x.to(device=device, dtype=backbone.state_dtype)
+    if start is None:
+        start = backbone.start_temperature * walk.levels[0].scale * draw()
+    x = start.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
     for i in range(len(walk)):
         x, estimate, memory = solver.step(x, i, walk, evaluator, draw, memory)

@@ -81,6 +81,10 @@ def run(
         list[str] | None,
         typer.Option("--interval", help="Noise levels of each guide: LOW:HIGH in log-SNR."),
     ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="Of a cascade, for each guide: base, upsampler, both."),
+    ] = None,
     balance: Annotated[
         str | None,
         typer.Option("--balance", help="Of several guides: project or sum. [default: project]"),
@@ -88,6 +92,9 @@ def run(
     steps: Annotated[
         str | None,
         typer.Option("--steps", help="Denoising steps, or a spacing (ddim25). [default: 50]"),
+    ] = None,
+    upsampler_steps: Annotated[
+        str | None, typer.Option("--upsampler-steps", help="The same for an upsampler.")
     ] = None,
     sampler: Annotated[
         str | None, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun. [default: ddim]")
@@ -127,8 +134,8 @@ def run(
 ) -> None:
     """Generate images steered by guides.
 
-    What describes a guide (--target, --scale, --model, --experts, --interval) belongs to the
-    --guide in the same place:
+    What describes a guide (--target, --scale, --model, --experts, --interval, --stage) belongs to
+    the --guide in the same place:
 
     ppap run --guide depth --target room.png --scale 1.5
     """
@@ -146,7 +153,7 @@ def run(
         "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype,
-        "steps": int(steps) if steps is not None and steps.isdecimal() else steps,
+        "steps": _spacing(steps), "upsampler_steps": _spacing(upsampler_steps),
     }  # fmt: skip
     values |= {key: value for key, value in given.items() if value is not None}
     recipes = recipe or []
@@ -156,7 +163,7 @@ def run(
         guide or [],
         {
             "target": target or [], "scale": scale or [], "model": model or [], "recipe": recipes,
-            "experts": experts or [], "interval": interval or [],
+            "experts": experts or [], "interval": interval or [], "stage": stage or [],
         },
     )  # fmt: skip
     if guides:
@@ -166,6 +173,10 @@ def run(
         print(settings.to_toml(), end="")
         return
     finish(execute(settings, out or next_folder(DEFAULT_OUT)), as_json)
+
+
+def _spacing(steps: str | None) -> int | str | None:
+    return int(steps) if steps is not None and steps.isdecimal() else steps
 
 
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

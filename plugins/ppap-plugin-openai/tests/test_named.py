@@ -23,10 +23,12 @@ from ppap_plugin_openai.glide_backbone import GlideBackbone, GlideUpsampler
 from torch import Tensor
 
 from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.config import RunConfig
 from ppap_host.errors import CheckpointError, OptionError
 from ppap_host.noise import DiscreteSchedule, cosine_betas, linear_betas
 from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, ImageNoise, sample
+from ppap_host.run import generate, set_up
+from ppap_host.sampling import DDIM, Health, ImageNoise, sample
 
 State = Callable[[Any], dict[str, Tensor]]
 PUBLISHED = {**PUBLISHED_ADM, **PUBLISHED_GLIDE}
@@ -230,3 +232,63 @@ def test_the_wrong_published_file_is_named(tmp_path: Path, weightless_state: Sta
     torch.save(weightless_state(PUBLISHED_GLIDE["glide-upsampler"].config), path)
     with pytest.raises(CheckpointError, match=r"published glide-upsampler\."):
         load("glide", path)
+
+
+def write_glide(folder: Path, name: str, flags: dict[str, Any], random_state: State) -> str:
+    """A random GLIDE network in the published format."""
+    path = folder / PUBLISHED_GLIDE[name].file
+    kind = {"inpaint": "inpaint" in name, "super_res": "upsampler" in name}
+    torch.save(random_state(GlideConfig.from_flags(flags | kind)), path)
+    Path(f"{path}.json").write_text(json.dumps(flags))
+    return str(path)
+
+
+def test_a_glide_cascade_runs_by_its_names(vocabulary: Path, random_state: State) -> None:
+    base = write_glide(vocabulary, "glide", GLIDE_FLAGS, random_state)
+    second = write_glide(
+        vocabulary, "glide-upsampler", GLIDE_FLAGS | {"image_size": 16}, random_state
+    )
+    config = RunConfig(
+        backbone="glide", checkpoint=base, backbone_options={"upsampler": second},
+        prompt="a red cat", steps=3, upsampler_steps=2, num=2, device="cpu",
+    )  # fmt: skip
+    setup = set_up(config)
+    assert [(s.cfg, s.backbone.image_size) for s in setup.stages] == [
+        (3.0, (8, 8)),
+        (1.0, (16, 16)),
+    ]
+    pictures = generate(setup, [0, 1], Health())
+    assert pictures.shape == (2, 3, 16, 16) and pictures.isfinite().all()
+    other = generate(set_up(replace(config, prompt="a dog")), [0, 1], Health())
+    assert not torch.equal(pictures, other)
+    assert len(set_up(replace(config, upsampler_steps=None)).stages[1].walk) == 27
+
+
+def test_an_upsampler_of_an_upsampler_is_refused(vocabulary: Path, random_state: State) -> None:
+    second = write_glide(vocabulary, "glide-upsampler", GLIDE_FLAGS, random_state)
+    with pytest.raises(OptionError, match="an upsampler itself"):
+        named.published_glide("glide-upsampler", second, upsampler=second)
+
+
+def test_a_conditional_adm_needs_a_class_and_takes_it(tmp_path: Path, random_state: State) -> None:
+    flags = ADM_FLAGS | {"class_cond": True}
+    path = tmp_path / "model.pt"
+    torch.save(random_state(ADMConfig.from_flags(flags)), path)
+    Path(f"{path}.json").write_text(json.dumps(flags))
+    config = RunConfig(backbone="adm", checkpoint=str(path), steps=2, num=1, device="cpu")
+    with pytest.raises(OptionError, match="needs a class from 0 to 999"):
+        set_up(config)
+    one, two = (generate(set_up(replace(config, class_index=k)), [0], Health()) for k in (1, 2))
+    assert not torch.equal(one, two)
+
+
+def test_an_upsampler_for_other_images_is_named(
+    tmp_path: Path, weightless_state: State, random_state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = PUBLISHED_ADM["adm-64-cond"]
+    monkeypatch.setitem(PUBLISHED_ADM, "adm-64-cond", replace(entry, config=small(entry.config)))
+    torch.save(random_state(small(entry.config)), tmp_path / entry.file)
+    wrong = tmp_path / "wrong.pt"
+    torch.save(weightless_state(PUBLISHED_ADM["adm-128-512-upsampler"].config), wrong)
+    with pytest.raises(OptionError, match="adm-128-512-upsampler"):
+        named.published_adm("adm-64-cond", str(tmp_path), upsampler=str(wrong))

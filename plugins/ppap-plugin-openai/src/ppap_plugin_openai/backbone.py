@@ -40,6 +40,7 @@ class ADMBackbone(Backbone):
         diffusion_steps: of its training.
         files: that it was read from.
         name: what the user calls it, for errors.
+        upsampler: what enlarges its images.
     """
 
     name = "adm"
@@ -51,16 +52,22 @@ class ADMBackbone(Backbone):
         diffusion_steps: int = 1000,
         files: Sequence[Path] = (),
         name: str = "adm",
+        upsampler: Backbone | None = None,
     ) -> None:
         size = int(unet.config.sample_size)
         self.unet, self.state_shape, self.name = unet, (3, size, size), name
         self._schedule = DiscreteSchedule.from_betas(BETAS[noise_schedule](diffusion_steps))
-        self._files = tuple(files)
+        self._files, self._upsampler = tuple(files), upsampler
+        self.class_count = unet.config.num_class_embeds
         self._dtype, self._device = torch.float32, torch.device("cpu")
 
     def walk(self, steps: int | str) -> Walk:
         """The respaced process; "ddim25", "250" and "10,10,10" as guided-diffusion has them."""
         return self._schedule.walk(steps)
+
+    def upsampler(self) -> Backbone | None:
+        """The one it was given."""
+        return self._upsampler
 
     def levels(self) -> tuple[NoiseLevel, ...]:
         """All steps of its training."""

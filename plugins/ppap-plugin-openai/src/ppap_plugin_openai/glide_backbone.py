@@ -36,17 +36,16 @@ class GlideBackbone(Backbone):
         diffusion_steps: of its training.
         files: that it was read from.
         name: what the user calls it, for errors.
+        upsampler: what enlarges its images.
 
     Attributes:
         keeps_known: whether the predicted x_0 is replaced by what is known of the image wherever a
             mask says so, as glide-text2im's notebook does.
-        start_temperature: what initial noise is to be multiplied with.
     """
 
     name = "glide"
     default_cfg = 3.0
     keeps_known: bool = True
-    start_temperature: float = 1.0
     _usual_schedule: GlideSchedule = "squaredcos_cap_v2"
 
     def __init__(
@@ -58,6 +57,7 @@ class GlideBackbone(Backbone):
         diffusion_steps: int = 1000,
         files: Sequence[Path] = (),
         name: str | None = None,
+        upsampler: Backbone | None = None,
     ) -> None:
         self.network, self.config = network, network.config
         self.name = self.name if name is None else name
@@ -66,11 +66,16 @@ class GlideBackbone(Backbone):
         self._schedule = DiscreteSchedule.from_betas(betas)
         self._vocabulary, self._files = vocabulary, tuple(files)
         self._tokenizer: PromptTokenizer | None = None
+        self._upsampler = upsampler
         self._dtype, self._device = torch.float32, torch.device("cpu")
 
     def walk(self, steps: int | str) -> Walk:
         """The respaced process; "100" and "fast27" as glide-text2im has them."""
         return self._schedule.walk(steps)
+
+    def upsampler(self) -> Backbone | None:
+        """The one it was given."""
+        return self._upsampler
 
     def levels(self) -> tuple[NoiseLevel, ...]:
         """All steps of its training."""
@@ -195,6 +200,7 @@ class GlideUpsampler(GlideBackbone):
     name = "glide-upsampler"
     default_cfg = 1.0
     start_temperature = UPSAMPLER_TEMPERATURE
+    default_steps = "fast27"
     _usual_schedule: GlideSchedule = "linear"
 
     def conditioned_on(self, images: Float[Tensor, "b 3 h w"]) -> Condition:

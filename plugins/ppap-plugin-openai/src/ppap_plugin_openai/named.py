@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ppap_host.backbone import Backbone
 from ppap_host.checkpoints import read_state_dict
 from ppap_host.errors import CheckpointError, OptionError
 from ppap_plugin_openai import adm as _adm
@@ -18,18 +19,37 @@ from ppap_plugin_openai.loading import recognise
 from ppap_plugin_openai.tokens import HUB, vocabulary_files
 
 
-def published_adm(name: str, checkpoint: str | None = None) -> ADMBackbone:
+def published_adm(
+    name: str, checkpoint: str | None = None, upsampler: str | None = None
+) -> ADMBackbone:
     """The model ``name`` of :data:`ppap_plugin_openai.adm.PUBLISHED_ADM`.
 
     Args:
         checkpoint: its file, or a folder that holds it under its published name.
+        upsampler: file of a published upsampler for its images.
 
     Raises:
         CheckpointError: there is no such file, or it is not this model.
+        OptionError: the upsampler does not fit it.
     """
     entry = _adm.PUBLISHED_ADM[name]
     path = _file(name, checkpoint, _adm.PUBLISHED_URL, entry.file)
-    return _adm_backbone(name, [path], entry.config, entry.noise_schedule, 1000)
+    second = None if upsampler is None else _upsampler_of(name, entry.config, upsampler)
+    return _adm_backbone(name, [path], entry.config, entry.noise_schedule, 1000, second)
+
+
+def _upsampler_of(name: str, config: _adm.ADMConfig, checkpoint: str) -> Backbone:
+    """The published upsampler in a file, for the images of a base model."""
+    shapes = {key: tuple(value.shape) for key, value in read_state_dict(checkpoint).items()}
+    known = [found for found in recognise(shapes) if found in _adm.PUBLISHED_ADM]
+    for found in known:
+        if _adm.PUBLISHED_ADM[found].config.small_size == config.image_size:
+            return published_adm(found, checkpoint)
+    raise OptionError(
+        f"{checkpoint}: no upsampler for images of {config.image_size} pixels, as {name!r} makes "
+        f"them; it has the shapes of {' or '.join(known) or 'no published one'}.",
+        remedy="Give the file of adm-64-256-upsampler or adm-128-512-upsampler.",
+    )
 
 
 def adm(checkpoint: str | None = None) -> ADMBackbone:
@@ -65,13 +85,19 @@ def adm(checkpoint: str | None = None) -> ADMBackbone:
 
 
 def _adm_backbone(
-    name: str, files: Sequence[Path], config: _adm.ADMConfig, schedule: Any, steps: int
-) -> ADMBackbone:
+    name: str, files: Sequence[Path], config: _adm.ADMConfig, schedule: Any, steps: int,
+    upsampler: Backbone | None = None,
+) -> ADMBackbone:  # fmt: skip
     cls = ADMBackbone if config.small_size is None else ADMUpsampler
-    return cls(_adm.load_adm(files[0], config), schedule, steps, files, name)
+    return cls(_adm.load_adm(files[0], config), schedule, steps, files, name, upsampler)
 
 
-def published_glide(name: str, checkpoint: str | None = None) -> GlideBackbone:
+def published_glide(
+    name: str,
+    checkpoint: str | None = None,
+    upsampler: str | None = None,
+    vocabulary: str | None = None,
+) -> GlideBackbone:
     """The model ``name`` of :data:`ppap_plugin_openai.glide.PUBLISHED_GLIDE`, or one like it.
 
     One that was trained with other flags says so in ``<checkpoint>.json``, by the names of
@@ -80,6 +106,8 @@ def published_glide(name: str, checkpoint: str | None = None) -> GlideBackbone:
 
     Args:
         checkpoint: its file, or a folder that holds it under its published name.
+        upsampler: file of the upsampler for its images.
+        vocabulary: folder or hub name of the tokenizer's files.
 
     Raises:
         CheckpointError: there is no such file, or it is not this model.
@@ -100,14 +128,23 @@ def published_glide(name: str, checkpoint: str | None = None) -> GlideBackbone:
                 f"{path}.json: describes another kind of network than {name!r}.",
                 remedy=f"Choose one of {', '.join(_glide.PUBLISHED_GLIDE)}.",
             )
-    cls = GlideUpsampler if config.super_res else GlideBackbone
+    cls: type[GlideBackbone] = GlideUpsampler if config.super_res else GlideBackbone
+    second = None
+    if upsampler is not None:
+        if config.super_res:
+            raise OptionError(
+                f"The backbone {name!r} is an upsampler itself.", remedy="Leave out --upsampler."
+            )
+        larger = "glide-inpaint-upsampler" if config.inpaint else "glide-upsampler"
+        second = published_glide(larger, upsampler, vocabulary=vocabulary)
     return cls(
         _glide.load_glide(path, config),
-        vocabulary=path.parent if vocabulary_files(path.parent) else HUB,
+        vocabulary=vocabulary or (path.parent if vocabulary_files(path.parent) else HUB),
         noise_schedule=schedule,  # type: ignore[arg-type]  # _process checks it
         diffusion_steps=steps,
         files=files,
         name=name,
+        upsampler=second,
     )
 
 

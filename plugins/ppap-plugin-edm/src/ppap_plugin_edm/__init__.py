@@ -1,0 +1,19 @@
+"""The backbone ``edm`` for ppap-host: diffusion models of NVlabs/edm."""
+
+from __future__ import annotations
+
+from ppap_host.hookspecs import Entry, hookimpl
+
+ppap_interface = 1
+
+
+@hookimpl
+def ppap_backbones() -> list[Entry]:
+    """The backbone of this plugin."""
+    return [
+        Entry(
+            "edm",
+            "ppap_plugin_edm.backbone:EDMBackbone",
+            "NVIDIA's EDM, VP, VE and iDDPM models (edm-*.pkl and baseline-*.pkl)",
+        )
+    ]
