@@ -80,6 +80,14 @@ class Backbone(ABC):
         about a thousand.
         """
 
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with relative noise s = sigma / alpha, or the nearest one its network knows.
+
+        The default is the nearest of :meth:`levels`.
+        """
+        known = [level for level in self.levels() if level.alpha]
+        return min(known, key=lambda level: abs(level.sigma / level.alpha - s))
+
     @abstractmethod
     def predict(
         self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition

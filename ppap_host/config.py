@@ -66,6 +66,9 @@ class RunConfig:
         upsampler_steps: the same for the upsampler of a cascade; None takes its own default.
         sampler: name of the solver.
         eta: stochasticity of DDIM, in [0, 1].
+        churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
+        churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
+        churn_noise: S_noise, > 0.
         seed: >= 0; image k depends on the seed and k alone.
         num: images to make.
         batch: images to make at a time.
@@ -86,6 +89,9 @@ class RunConfig:
     upsampler_steps: int | str | None = None
     sampler: str = "ddim"
     eta: float = 0.0
+    churn: float = 0.0
+    churn_range: str | None = None
+    churn_noise: float = 1.0
     seed: int = 0
     num: int = 4
     batch: int = 8

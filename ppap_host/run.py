@@ -36,6 +36,7 @@ from ppap_host.record import (
 )
 from ppap_host.registry import Kind, Registry, registry
 from ppap_host.sampling import (
+    Churn,
     Guidance,
     Health,
     ImageNoise,
@@ -203,7 +204,8 @@ def _stage(
     name: str, backbone: Backbone, steps: int | str, cfg: float | None, config: RunConfig
 ) -> Stage:
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
-    solver = make_solver(config.sampler, config.eta, backbone)
+    churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+    solver = make_solver(config.sampler, config.eta, backbone, churn)
     return Stage(name, backbone, backbone.walk(steps), solver, scale)
 
 

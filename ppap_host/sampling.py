@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -276,28 +276,6 @@ class DPMSolverPP2M(Solver):
         return x, estimate, (lam, estimate.x0)
 
 
-@runtime_checkable
-class AnyLevel(Protocol):
-    """A backbone that knows its noise levels in between those it lists."""
-
-    def level_at(self, s: float) -> NoiseLevel:
-        """The level with sigma / alpha = ``s``, or the nearest one that its network knows."""
-
-
-def levels_of(backbone: Backbone) -> LevelAt:
-    """How the level of a relative noise s = sigma / alpha is found for ``backbone``.
-
-    Exactly if it is an :class:`AnyLevel`, else among the levels that it was trained on.
-    """
-    if isinstance(backbone, AnyLevel):
-        return backbone.level_at
-
-    def nearest(s: float) -> NoiseLevel:
-        return min(backbone.levels(), key=lambda level: abs(level.sigma / level.alpha - s))
-
-    return nearest
-
-
 @dataclass(frozen=True)
 class Churn:
     """How much noise is put back before each step (Karras et al., 2022, algorithm 2).
@@ -318,6 +296,22 @@ class Churn:
     low: float = 0.0
     high: float = math.inf
     noise: float = 1.0
+
+    @classmethod
+    def of(cls, amount: float, between: str | None = None, noise: float = 1.0) -> Churn:
+        """From what a user writes: ``between`` is "low:high", either side may be empty.
+
+        Raises:
+            OptionError: it is no interval, or a value is out of range.
+        """
+        try:
+            low, high = (between or ":").split(":")
+            return cls(amount, float(low or 0), float(high or "inf"), noise)
+        except ValueError:
+            raise OptionError(
+                f"--churn-range {between!r} is no interval of noise.",
+                remedy="Give LOW:HIGH in sigma / alpha, such as 0.05:50.",
+            ) from None
 
     def __post_init__(self) -> None:
         if not 0 <= self.amount < math.inf:
@@ -346,7 +340,8 @@ class Heun(Solver):
 
     Attributes:
         churn: how much noise is put back; it is drawn at every step, also where none is put back.
-        level_at: the level to go back to for its s (:func:`levels_of`); needed for churn alone.
+        level_at: the level to go back to for its s; needed for churn alone
+            (:meth:`ppap_host.backbone.Backbone.level_at`).
     """
 
     churn: Churn = Churn()
@@ -355,7 +350,7 @@ class Heun(Solver):
 
     def __post_init__(self) -> None:
         if self.churn.amount and self.level_at is None:
-            raise ValueError("Heun with churn needs level_at, such as levels_of(backbone).")
+            raise ValueError("Heun with churn needs level_at, such as backbone.level_at.")
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -394,7 +389,7 @@ SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
     "ddim": lambda eta, _: DDIM(eta=eta),
     "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
     "dpm++": lambda *_: DPMSolverPP2M(),
-    "heun": lambda _, backbone: Heun(level_at=levels_of(backbone)),
+    "heun": lambda _, backbone: Heun(level_at=backbone.level_at),
 }
 """How each sampler of :data:`ppap_host.names.SAMPLER_SUMMARIES` is made, from eta and backbone."""
 
@@ -492,6 +487,6 @@ def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None =
 
 
 __all__ = [
-    "DDIM", "DDPM", "SAMPLERS", "AnyLevel", "Churn", "DPMSolverPP2M", "Evaluator", "Guidance",
-    "Health", "Heun", "ImageNoise", "Solver", "StepReport", "levels_of", "make_solver", "sample",
+    "DDIM", "DDPM", "SAMPLERS", "Churn", "DPMSolverPP2M", "Evaluator", "Guidance",
+    "Health", "Heun", "ImageNoise", "Solver", "StepReport", "make_solver", "sample",
 ]  # fmt: skip

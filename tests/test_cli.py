@@ -62,9 +62,8 @@ def test_every_option_of_run_is_explained(ppap_here: Call) -> None:
     for field in fields(RunConfig):
         unlike = {
             "guides": "guide", "class_index": "class", "backbone_options": "backbone-option",
-            "upsampler_steps": "upsampler-steps",
         }  # fmt: skip
-        option = f"--{unlike.get(field.name, field.name)}"
+        option = f"--{unlike.get(field.name, field.name.replace('_', '-'))}"
         (line,) = re.findall(rf"^ +(?:-\w, )?{option}(?![-\w]).*$", text, re.MULTILINE)
         assert len(line.split()) > 3, line
 

@@ -28,7 +28,6 @@ from ppap_host.sampling import (
     ImageNoise,
     Solver,
     StepReport,
-    levels_of,
     make_solver,
     sample,
 )
@@ -118,7 +117,7 @@ def test_churn_keeps_the_data_distribution(amount: float) -> None:
 def test_churn_evaluates_at_trained_levels_above_those_of_the_walk() -> None:
     """Karras et al. (2022), algorithm 2: by min(S_churn / steps, sqrt(2) - 1), within bounds."""
     world, walk = GaussianBackbone(), GaussianBackbone().walk(10)
-    at = levels_of(world)
+    at = world.level_at
     relative = [level.sigma / level.alpha for level in walk.levels]
     for amount, low, high in ((2.0, 0.0, math.inf), (100.0, 0.1, 5.0)):
         seen: list[NoiseLevel] = []

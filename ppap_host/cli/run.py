@@ -102,6 +102,15 @@ def run(
     eta: Annotated[
         float | None, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1. [default: 0]")
     ] = None,
+    churn: Annotated[
+        float | None, typer.Option("--churn", help="S_churn of heun. [default: 0]")
+    ] = None,
+    churn_range: Annotated[
+        str | None, typer.Option("--churn-range", help="LOW:HIGH, S_tmin and S_tmax of heun.")
+    ] = None,
+    churn_noise: Annotated[
+        float | None, typer.Option("--churn-noise", help="S_noise of heun. [default: 1]")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Image k depends on seed and k. [default: 0]")
     ] = None,
@@ -151,7 +160,8 @@ def run(
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
         "class_index": class_index,
         "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
-        "balance": balance, "sampler": sampler, "eta": eta, "seed": seed, "num": num,
+        "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
+        "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype,
         "steps": _spacing(steps), "upsampler_steps": _spacing(upsampler_steps),
     }  # fmt: skip

@@ -31,7 +31,6 @@ from ppap_host.sampling import (
     Heun,
     ImageNoise,
     Solver,
-    levels_of,
     make_solver,
     sample,
 )
@@ -342,7 +341,6 @@ def test_churn_is_made_by_name_and_goes_to_levels_that_the_network_knows() -> No
     raised = [level for level in seen if level not in walk.levels]
     assert raised
     assert {level.sigma for level in raised} <= set(backbone.network.u.double().tolist())
-    assert levels_of(backbone) == backbone.level_at
 
 
 def test_the_class_reaches_the_sample() -> None:
