@@ -126,6 +126,17 @@ class Progress:
     seconds: float = 0.0
 
 
+def fresh_patch(guide: Guide, config: TuningConfig, seed: int = 0) -> Patch:
+    """An untaught expert of the kind that ``config`` asks for."""
+    network = guide.network()
+    if config.method == "full":
+        return Patch.full(network)
+    plan = guide.patch_plan(network)
+    if config.rank is not None:
+        plan = dataclasses.replace(plan, rank=config.rank)
+    return Patch.fresh(network, plan, seed=seed)
+
+
 def see_through(guide: Guide, patch: Patch | None, x: Tensor) -> Tensor:
     """The output of a guide's network, patched or as it is, for RGB ``x``; differentiable in the
     patch."""
@@ -232,13 +243,7 @@ class Tuning:
 
     def _fresh(self, network: nn.Module, i: int) -> Patch:
         config = self.config
-        if config.method == "full":
-            patch = Patch.full(network)
-        else:
-            plan = self.guide.patch_plan(network)
-            if config.rank is not None:
-                plan = dataclasses.replace(plan, rank=config.rank)
-            patch = Patch.fresh(network, plan, seed=1000 * config.seed + i)
+        patch = fresh_patch(self.guide, config, 1000 * config.seed + i)
         count = min(_STATISTICS_BATCHES, -(-len(self.train) // config.batch))
         estimate_statistics(network, patch, self._for_statistics(i, count))
         return patch

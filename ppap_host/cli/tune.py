@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppap_host.cli.options import Checkpoint
+from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
 from ppap_host.cli.output import for_people, print_json, stderr
 from ppap_host.errors import CheckpointError, OptionError, OutputError, unknown_name
 
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 def tune(
     guide: Annotated[str, typer.Argument(help="The guide, as in `ppap list`.")],
-    harvest: Annotated[Path, typer.Option("--harvest", help="Folder of `ppap harvest`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
+    harvest: Annotated[
+        Path | None, typer.Option("--harvest", help="Folder of `ppap harvest`; needed to tune.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write, or to go on with; needed to tune."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Network of the guide.")
     ] = None,
@@ -31,6 +36,8 @@ def tune(
         str | None, typer.Option("--backbone", "-b", help="Default: the harvest's own.")
     ] = None,
     checkpoint: Checkpoint = None,
+    vae: Vae = None,
+    backbone_option: BackboneOption = None,
     experts: Annotated[int, typer.Option("--experts", "-n", help="Noise ranges, N.")] = 5,
     method: Annotated[
         str, typer.Option("--method", help="patch, or full: every parameter (a baseline).")
@@ -55,6 +62,18 @@ def tune(
         str, typer.Option("--licence", help="Of the expert set, kept in its metadata.")
     ] = "",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what harvest and tuning will cost.")
+    ] = False,
+    num: Annotated[
+        int, typer.Option("--num", min=1, help="Images of the harvest to estimate.")
+    ] = 2000,
+    harvest_steps: Annotated[
+        str, typer.Option("--harvest-steps", help="Denoising steps of the harvest to estimate.")
+    ] = "25",
+    harvest_cfg: Annotated[
+        bool, typer.Option("--harvest-cfg", help="Estimate a harvest with prompts and --cfg.")
+    ] = False,
 ) -> None:
     """Teach a guide's experts what noise is; no data set and no labels are needed.
 
@@ -62,6 +81,9 @@ def tune(
     processes share each batch:
 
     torchrun --nproc_per_node 2 -m ppap_host tune depth --harvest harvest --out my-experts
+
+    --estimate needs neither harvest nor folder: it counts operations, times a probe on the device,
+    and says how long both will take.
     """
     from ppap_host.registry import registry
     from ppap_host.tuning import TuningConfig
@@ -74,6 +96,19 @@ def tune(
         experts=experts, method="full" if method == "full" else "patch", rank=rank, steps=steps,
         batch=batch, lr=lr, seed=seed, held_out=held_out, patience=patience,
     )  # fmt: skip
+    if estimate:
+        options = backbone_options(vae, None, backbone_option)
+        _estimate(
+            guide, model, backbone or "shapes", checkpoint, options, config,
+            num, harvest_steps, harvest_cfg, device,
+        )  # fmt: skip
+        return
+    if harvest is None or out is None:
+        raise OptionError(
+            f"--{'harvest' if harvest is None else 'out'} is missing.",
+            remedy="Give a folder of `ppap harvest` with --harvest, and one to write with --out; "
+            "only --estimate needs neither.",
+        )
     target = out / "experts.safetensors"
     if target.exists():
         raise OutputError(
@@ -89,6 +124,67 @@ def tune(
         stderr().print(f"Look at {out / 'tuning.png'}; use it with --experts {out}")
     else:
         print_json(record)
+
+
+def _estimate(
+    name: str,
+    model: str | None,
+    backbone: str,
+    checkpoint: str | None,
+    options: dict[str, str],
+    config: Any,
+    num: int,
+    steps: str,
+    cfg: bool,
+    device_name: str,
+) -> None:
+    """Prints what a harvest and a tuning will cost."""
+    from ppap_host.cost import estimate
+    from ppap_host.devices import pick_device, pick_dtype
+    from ppap_host.loading import load_backbone, load_guide
+    from ppap_host.registry import registry
+
+    found, device = registry(), pick_device(device_name)
+    dtype = pick_dtype("float32", device)
+    diffusion = load_backbone(found, backbone, checkpoint, options)
+    diffusion.to(device, dtype)
+    guide = load_guide(found, name, model).to(device, dtype)
+    cost = estimate(
+        guide, diffusion, config, images=num, steps=int(steps) if steps.isdecimal() else steps,
+        cfg=cfg, device=device,
+    )  # fmt: skip
+    if not for_people(False):
+        print_json(cost.to_dict())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{name} on {backbone}, {device}", title_justify="left")
+    for title in ("", "what", "one image", "in all", "time"):
+        table.add_column(title, justify="left" if title in ("", "what") else "right")
+    rows = (
+        ("harvest", f"{num:,} images, {cost.evaluations} evaluations each", cost.generating.flops,
+         cost.harvest),
+        ("tuning", f"{config.experts} experts, {cost.lessons:,} noised images, "
+         f"{cost.trainable:,} numbers", cost.learning.flops, cost.tuning),
+    )  # fmt: skip
+    for title, what, each, total in rows:
+        table.add_row(title, what, _flop(each), _flop(total.flops), _time(total.seconds))
+    Console().print(table)
+
+
+def _flop(count: float) -> str:
+    for power, unit in ((18, "E"), (15, "P"), (12, "T"), (9, "G")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}FLOP"
+    return f"{count / 10**6:.1f} MFLOP"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _tune(
