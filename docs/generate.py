@@ -23,7 +23,8 @@ DOCS = Path(__file__).parent
 COMMANDS = (
     "", "run", "rerun", "list", "doctor",
     "harvest", "tune", "experts", "experts show", "experts verify", "experts merge",
-    "bench", "bench ppap", "shapes", "shapes render", "shapes evaluate",
+    "bench", "bench ppap", "bench capacity", "weights",
+    "shapes", "shapes render", "shapes evaluate",
 )  # fmt: skip
 WHAT_VIEWS_SAY = ("through_backbone", "sees_noise")
 """Fields of views that tell the host how to use them, not how they are made."""

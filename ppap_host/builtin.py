@@ -9,13 +9,18 @@ ppap_interface = INTERFACE
 
 @hookimpl
 def ppap_backbones() -> list[Entry]:
-    """The built-in world's diffusion model."""
+    """The built-in world's diffusion model, and diffusers' pipelines."""
     return [
         Entry(
             "shapes",
             "ppap_host.shapes.backbone:ShapesBackbone",
             "rooms with coloured solids, 64 x 64, reads captions; ships with the host",
-        )
+        ),
+        Entry(
+            "diffusers",
+            "ppap_host.pipelines.backbone:load",
+            "a pipeline of diffusers (Stable Diffusion, SDXL, SD 3, PixArt, ...) by --checkpoint",
+        ),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.noise import NoiseRange, Walk
 from ppap_host.recipes import Recipe
+from ppap_host.record import file_hashes
 from ppap_host.registry import Registry
 
 SET_FILE = "experts.safetensors"
@@ -72,12 +74,23 @@ def fitting_set(
             metadata.get("network_sha256") == network
             and tuple(metadata.get("image_size", ())) == backbone.image_size
             and metadata.get("harvest", {}).get("backbone") == backbone.name
+            and _same_files(metadata.get("backbone", {}).get("files"), backbone)
         )
         if fits:
             experts = ExpertSet.load(path)
             if count in (None, len(experts.patches)):
                 return entry.name, experts, path
     return None
+
+
+def _same_files(recorded: Mapping[str, str] | None, backbone: Backbone) -> bool:
+    """Whether a set was made with these weights of the backbone, as far as it says.
+
+    Names alone don't tell: all pipelines of diffusers have one, and so has every own training.
+    """
+    if not recorded:
+        return True
+    return set(recorded.values()) == set(file_hashes(backbone.files(), backbone.name).values())
 
 
 def choose(

@@ -24,6 +24,8 @@ from typing import Any
 
 import pluggy
 
+from ppap_host.weights import PublishedFile
+
 INTERFACE = 1
 """Version of this interface; a plugin written for another one is reported and left out."""
 
@@ -72,3 +74,10 @@ def ppap_recipes() -> list[Entry]:  # type: ignore[empty-body]
 def ppap_expert_sets() -> list[Entry]:  # type: ignore[empty-body]
     """Expert sets shipped with a plugin. Each factory is called without arguments and returns the
     path of the set's safetensors file."""
+
+
+@hookspec
+def ppap_weights() -> list[PublishedFile]:  # type: ignore[empty-body]
+    """Files of weights that the models' authors have published, for ``ppap weights``. Their names
+    are those of the backbones and guides that need them, where there are any. The table belongs
+    into a light module of its own, with nothing but :mod:`ppap_host.weights` to import."""

@@ -9,6 +9,7 @@ from ppap_host.backbone import Backbone
 from ppap_host.errors import OptionError, nearest
 from ppap_host.guide import Guide
 from ppap_host.registry import Registry
+from ppap_host.weights import default_folder, stored
 
 
 def load_backbone(
@@ -20,7 +21,8 @@ def load_backbone(
     """The backbone of this name, on the CPU in float32.
 
     Args:
-        checkpoint: its weights; None where it ships its own.
+        checkpoint: its weights, or the name of a published file that `ppap weights` has fetched;
+            None where it ships its own, or was fetched under its own name.
         options: what else its factory takes, by name, such as ``vae`` or ``upsampler``.
 
     Raises:
@@ -37,8 +39,19 @@ def load_backbone(
                 f"The backbone {name!r} takes no option {option!r}.",
                 remedy=(f"Did you mean {close[0]!r}? " if close else "") + f"It takes: {known}.",
             )
+    weights = _fetched(found, name, checkpoint)
     # mypy takes an abstract class for no type.
-    return found.make("backbone", name, Backbone, checkpoint=checkpoint, **options)  # type: ignore[type-abstract]
+    return found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+
+
+def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
+    """The file that ``ppap weights`` has fetched for a backbone, else the checkpoint as it was."""
+    wanted = checkpoint or name
+    if wanted not in found.published_files():
+        return checkpoint
+    file = found.published(wanted)
+    path = stored(file, default_folder(file))
+    return checkpoint if path is None else str(path)
 
 
 def load_guide(found: Registry, name: str, model: str | None = None) -> Guide:

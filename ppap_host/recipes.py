@@ -37,6 +37,7 @@ class Estimate:
         eps: the noise that belongs to ``x0``.
         v: the learned variance's coefficient in [-1, 1], or None.
         mean_shift: gradient that the ancestral step adds to its mean, times the variance.
+        clip: bounds of a clean state (:attr:`ppap_host.backbone.Backbone.clip`); None for latents.
     """
 
     level: NoiseLevel
@@ -45,6 +46,7 @@ class Estimate:
     eps: Float[Tensor, "b c h w"]
     v: Float[Tensor, "b c h w"] | None = None
     mean_shift: Float[Tensor, "b c h w"] | None = None
+    clip: tuple[float, float] | None = None
 
 
 @runtime_checkable
@@ -251,13 +253,12 @@ class CleanPoint:
     """
 
     keep_eps: bool = False
-    bound: float | None = 1.0
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
-        """The shifted estimate; x_0 stays within ``bound`` where one is given."""
+        """The shifted estimate; x_0 stays within the backbone's bounds, if it has any."""
         x0 = estimate.x0 + gradient
-        if self.bound is not None:
-            x0 = x0.clamp(-self.bound, self.bound)
+        if estimate.clip is not None:
+            x0 = x0.clamp(*estimate.clip)
         if self.keep_eps:
             return replace(estimate, x0=x0)
         eps = (estimate.x - estimate.level.alpha * x0) / estimate.level.sigma

@@ -16,6 +16,7 @@ from ppap_host import hookspecs
 from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
 from ppap_host.hookspecs import INTERFACE, Entry
 from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+from ppap_host.weights import PublishedFile
 
 if TYPE_CHECKING:
     from ppap_host.config import RunConfig
@@ -33,6 +34,9 @@ HOOKS: dict[Kind, str] = {
     "recipe": "ppap_recipes",
     "expert set": "ppap_expert_sets",
 }
+WEIGHTS_HOOK = "ppap_weights"
+PUBLISHED = "published file"
+"""What files of :data:`WEIGHTS_HOOK` are called in messages; they are no kind of entry."""
 
 # What the project itself publishes, so that an unknown name can be answered with a command.
 KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
@@ -40,7 +44,15 @@ KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
         "classifier": "ppap-plugin-classifier",
         "depth": "ppap-plugin-depth",
         "segmentation": "ppap-plugin-segmentation",
-    }
+        "adm-classifier": "ppap-plugin-openai",
+    },
+    "backbone": {
+        "adm": "ppap-plugin-openai",
+        "adm-256-uncond": "ppap-plugin-openai",
+        "dit-xl-2-256": "ppap-plugin-dit",
+        "edm": "ppap-plugin-edm",
+        "glide": "ppap-plugin-openai",
+    },
 }
 
 
@@ -56,6 +68,7 @@ class Plugin:
         warning: what is wrong with it although it works, or None.
         seconds: its import took.
         offers: what it registered, by kind.
+        published: files of weights that it declares.
     """
 
     name: str
@@ -66,6 +79,7 @@ class Plugin:
     warning: str | None = None
     seconds: float = 0.0
     offers: dict[Kind, list[Entry]] = field(default_factory=dict)
+    published: list[PublishedFile] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -87,6 +101,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
         self._claims: dict[Kind, dict[str, list[tuple[Plugin, Entry]]]] = {k: {} for k in HOOKS}
+        self._published: dict[str, list[tuple[Plugin, PublishedFile]]] = {}
         found = metadata.entry_points(group=ENTRY_POINTS) if entry_points is None else entry_points
         self._add("host", "ppap-host", _version("ppap-host"), "ppap_host.builtin", _host_module)
         for point in sorted(found, key=lambda p: (p.name, p.value)):
@@ -115,6 +130,7 @@ class Registry:
             plugin.problem = f"fails in a hook: {_in_a_line(error)}"
         if plugin.problem is not None:
             plugin.offers.clear()
+            plugin.published.clear()
             return
         if plugin.seconds > SLOW_IMPORT:
             plugin.warning = (
@@ -124,6 +140,8 @@ class Registry:
         for kind, entries in plugin.offers.items():
             for entry in entries:
                 self._claims[kind].setdefault(entry.name, []).append((plugin, entry))
+        for file in plugin.published:
+            self._published.setdefault(file.name, []).append((plugin, file))
 
     def _register(self, plugin: Plugin, loaded: object) -> str | None:
         """Checks and registers a loaded plugin; the reason if it must be left out."""
@@ -143,7 +161,7 @@ class Registry:
             self._manager.unregister(loaded)
             return (
                 f"implements unknown hooks {', '.join(sorted(unknown))}; "
-                f"known: {', '.join(sorted(HOOKS.values()))}"
+                f"known: {', '.join(sorted([*HOOKS.values(), WEIGHTS_HOOK]))}"
             )
         for kind, hook in HOOKS.items():
             if not hasattr(loaded, hook):
@@ -154,19 +172,56 @@ class Registry:
                     self._manager.unregister(loaded)
                     return f"{hook} must return a list of Entry, not of {type(entry).__name__}"
             plugin.offers[kind] = entries
+        if hasattr(loaded, WEIGHTS_HOOK):
+            files = list(getattr(loaded, WEIGHTS_HOOK)())
+            for file in files:
+                if not isinstance(file, PublishedFile):
+                    self._manager.unregister(loaded)
+                    return (
+                        f"{WEIGHTS_HOOK} must return a list of PublishedFile, "
+                        f"not of {type(file).__name__}"
+                    )
+            plugin.published = files
         return None
 
     def names(self, kind: Kind) -> dict[str, list[tuple[Plugin, Entry]]]:
         """Everything of a kind: name -> who claims it (more than one is a collision)."""
         return dict(sorted(self._claims[kind].items()))
 
-    def collisions(self) -> list[tuple[Kind, str, list[str]]]:
+    def published_files(self) -> dict[str, list[tuple[Plugin, PublishedFile]]]:
+        """All published files of weights: name -> who claims it (more than one is a collision)."""
+        return dict(sorted(self._published.items()))
+
+    def published(self, name: str) -> PublishedFile:
+        """The one published file of this name.
+
+        Raises:
+            PluginError: two plugins claim the name.
+            UnknownNameError: nobody declares it; says the nearest names.
+        """
+        claims = self._published.get(name, [])
+        if len(claims) == 1:
+            return claims[0][1]
+        if claims:
+            raise _claimed_twice(PUBLISHED, name, [plugin for plugin, _ in claims])
+        error = unknown_name(PUBLISHED, name, self._published)
+        if not self._published:
+            error.remedy = "No plugin that is installed declares one."
+        raise error
+
+    def collisions(self) -> list[tuple[str, str, list[str]]]:
         """Names that several plugins claim: (kind, name, labels of the plugins)."""
-        return [
-            (kind, name, sorted(plugin.label for plugin, _ in owners))
+        owners: dict[tuple[str, str], list[Plugin]] = {
+            (kind, name): [plugin for plugin, _ in found]
             for kind, claims in self._claims.items()
-            for name, owners in claims.items()
-            if len(owners) > 1
+            for name, found in claims.items()
+        }
+        for name, files in self._published.items():
+            owners[PUBLISHED, name] = [plugin for plugin, _ in files]
+        return [
+            (kind, name, sorted(plugin.label for plugin in plugins))
+            for (kind, name), plugins in owners.items()
+            if len(plugins) > 1
         ]
 
     def entry(self, kind: Kind, name: str) -> Entry:
@@ -180,16 +235,7 @@ class Registry:
         if len(claims) == 1:
             return claims[0][1]
         if claims:
-            owners = " and ".join(sorted({plugin.label for plugin, _ in claims}))
-            raise PluginError(
-                f"The {kind} {name!r} is claimed by {owners}.",
-                remedy="Uninstall one of them: "
-                + " or ".join(
-                    f"`pip uninstall {dist}`"
-                    for dist in sorted({plugin.distribution for plugin, _ in claims})
-                )
-                + ".",
-            )
+            raise _claimed_twice(kind, name, [plugin for plugin, _ in claims])
         known_as = KNOWN_PLUGINS.get(kind, {}).get(name)
         for plugin in self.plugins:
             if plugin.problem and (plugin.name == name or plugin.distribution == known_as):
@@ -275,6 +321,17 @@ class Registry:
                 offers = ", ".join(f"{k!r} with `pip install {p}`" for k, p in missing.items())
                 error.remedy += f" Not installed here: {offers}."
         return error
+
+
+def _claimed_twice(kind: str, name: str, plugins: Iterable[Plugin]) -> PluginError:
+    owners = " and ".join(sorted({plugin.label for plugin in plugins}))
+    distributions = sorted({plugin.distribution for plugin in plugins})
+    return PluginError(
+        f"The {kind} {name!r} is claimed by {owners}.",
+        remedy="Uninstall one of them: "
+        + " or ".join(f"`pip uninstall {dist}`" for dist in distributions)
+        + ".",
+    )
 
 
 def _host_module() -> ModuleType:

@@ -127,7 +127,7 @@ class Evaluator:
         x0 = (x - level.sigma * prediction.eps) / level.alpha
         if self.backbone.clip is not None:
             x0 = x0.clamp(*self.backbone.clip)
-        return Estimate(level, x, x0, prediction.eps, prediction.v)
+        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=self.backbone.clip)
 
     def _gradient(self, g: Guidance, estimate: Estimate, last: bool) -> Tensor:
         view = g.recipe.view
@@ -152,7 +152,7 @@ def _detached(estimate: Estimate) -> Estimate:
     level, x, x0 = estimate.level, estimate.x.detach(), estimate.x0.detach()
     eps = (x - level.alpha * x0) / level.sigma
     v = None if estimate.v is None else estimate.v.detach()
-    return Estimate(level, x, x0, eps, v)
+    return Estimate(level, x, x0, eps, v, clip=estimate.clip)
 
 
 class Solver(ABC):

@@ -88,3 +88,31 @@ def test_a_harvest_draws_a_class_for_each_image_from_its_number(tmp_path: Path) 
     assert set(drawn.tolist()) == {0.0, 1.0, 2.0}
     fewer = harvest(replace(config, num=7, shard=7, batch=7), tmp_path / "b", found=world())
     assert torch.equal(to_unit(fewer.pixels()), made[:7])
+
+
+def test_a_fetched_file_serves_where_no_checkpoint_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the backbone's own name, or by that of one of many files."""
+    from ppap_host import loading
+    from ppap_host.weights import PublishedFile
+
+    found = world()
+    (plugin, _), *_ = found.names("backbone")["classes"]
+    files = {
+        name: PublishedFile(name, f"https://example.org/{name}.pt", f"{name}.pt", "CC0", "")
+        for name in ("classes", "classes-small", "absent")
+    }
+    monkeypatch.setattr(found, "_published", {n: [(plugin, f)] for n, f in files.items()})
+    monkeypatch.setattr(loading, "default_folder", lambda file: tmp_path)
+    for name in ("classes", "classes-small"):
+        (tmp_path / f"{name}.pt").write_bytes(b"weights")
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        "worlds.ClassBackbone.__init__", lambda self, checkpoint=None: seen.append(checkpoint)
+    )
+    for given in (None, "classes-small", "absent", "own.pt"):
+        load_backbone(found, "classes", given)
+    assert seen == [
+        str(tmp_path / "classes.pt"), str(tmp_path / "classes-small.pt"), "absent", "own.pt",
+    ]  # fmt: skip

@@ -32,7 +32,7 @@ STEPS, CFG = 6, 3.0
 TOY = Recipe(
     name="toy",
     view=Predicted(),
-    place=CleanPoint(bound=None),
+    place=CleanPoint(),
     strength=PosteriorSpread(),
     gradient=(Normalised(),),
 )
@@ -105,7 +105,7 @@ def test_the_guides_loss_falls(name: str) -> None:
     assert callback.health.skipped == {}
 
 
-@pytest.mark.parametrize("recipe", [TOY, replace(X0, place=CleanPoint(bound=None)), NAIVE])
+@pytest.mark.parametrize("recipe", [TOY, replace(X0, place=CleanPoint()), NAIVE])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_is_the_hosts_own_guidance(name: str, recipe: Recipe) -> None:
     """With a scheduler of first order, pipeline and host's loop make the same latents."""

@@ -137,9 +137,34 @@ def test_the_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
         return run_module.RunResult({"images": [entry]}, out, [Image.new("RGB", (64, 64))])
 
     monkeypatch.setattr(run_module, "run", fake)
-    (block,) = blocks(ROOT / "README.md", "python")
+    _, block = blocks(ROOT / "README.md", "python")
     exec(block, {})
     assert capsys.readouterr().out == "00000.png (64, 64) {'depth': {'abs-rel': 0.1}}\n"
+
+
+def test_the_readmes_two_lines_for_a_script_of_diffusers_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ppap_host
+
+    def callback(pipe: Any, guides: list[str], targets: list[str]) -> Any:
+        return lambda: (pipe, guides, targets)
+
+    class Result:
+        images = ["picture"]  # noqa: RUF012
+
+    asked = []
+
+    def pipe(prompt: str, callback_on_step_end: Any) -> Result:
+        asked.append((prompt, callback_on_step_end()))
+        return Result()
+
+    monkeypatch.setattr(ppap_host, "diffusers_callback", callback)
+    block, _ = blocks(ROOT / "README.md", "python")
+    names: dict[str, Any] = {"pipe": pipe}
+    exec(block, names)
+    assert names["image"] == "picture"
+    assert asked == [("a dog", (pipe, ["depth"], ["room.jpg"]))]
 
 
 def test_the_plugin_page_shows_every_file_of_the_example() -> None:

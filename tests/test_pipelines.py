@@ -169,6 +169,8 @@ def test_levels_are_where_the_scheduler_itself_puts_noise(name: str, karras: boo
     kind = getattr(diffusers, name)
     if karras and "use_karras_sigmas" not in inspect.signature(kind).parameters:
         pytest.skip("has no such option")
+    if karras and name == "SASolverScheduler":
+        pytest.skip("adds noise for the rounded time, not for the sigma that its steps use")
     settings = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     scheduler = kind(**settings, **({"use_karras_sigmas": True} if karras else {}))
     scheduler.set_timesteps(8)
@@ -181,8 +183,6 @@ def test_levels_are_where_the_scheduler_itself_puts_noise(name: str, karras: boo
     for t, level in zip(scheduler.timesteps, visited, strict=True):
         if name == "KDPM2DiscreteScheduler" and float(t) % 1:
             continue  # between two levels, where it adds no noise itself
-        if len({other.sigma for other in visited if other.time == level.time}) > 1:
-            continue  # its own look-up by rounded times cannot tell these apart
         scheduler._step_index = None
         args = (x0, t[None], eps) if add.__name__ == "scale_noise" else (x0, eps, t[None])
         theirs = add(*args) / schedule.own_scale(level)
@@ -351,7 +351,7 @@ def test_a_guide_steers(name: str) -> None:
     recipe = Recipe(
         name="toy",
         view=Predicted(),
-        place=CleanPoint(bound=None),
+        place=CleanPoint(),
         strength=PosteriorSpread(),
         gradient=(Normalised(),),
     )
@@ -394,6 +394,14 @@ def test_a_saved_pipeline_is_the_same_backbone(name: str, tmp_path: Path) -> Non
     kinds = {path.suffix for path in after.files()}
     assert kinds == {".json", ".safetensors"}
     assert after.files()[0].name == "model_index.json"
+
+
+def test_loading_draws_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny("sd").save_pretrained(tmp_path)
+    capfd.readouterr()
+    by_name(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert diffusers.utils.logging.is_progress_bar_enabled()
 
 
 def test_half_precision_keeps_the_autoencoder_whole() -> None:

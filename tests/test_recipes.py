@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ppap_host.noise import NoiseLevel
-from ppap_host.recipes import PPAP, X0, Estimate, Smoothed, limited
+from ppap_host.recipes import PPAP, X0, CleanPoint, Estimate, Smoothed, limited
 
-ESTIMATE = Estimate(NoiseLevel(0.6, 0.8, 0.0), *[torch.zeros(1, 3, 16, 16)] * 3)
+LEVEL = NoiseLevel(0.6, 0.8, 0.0)
+ESTIMATE = Estimate(LEVEL, *[torch.zeros(1, 3, 16, 16)] * 3)
 
 
 def test_smoothing_keeps_a_flat_gradient_and_takes_away_a_checkerboard() -> None:
@@ -49,6 +50,16 @@ def test_a_limit_keeps_the_direction_and_holds_for_any_size_of_gradient() -> Non
     torch.testing.assert_close(cosine, torch.ones(4))
     assert torch.equal(limited(direction, math.inf), direction)
     assert torch.equal(limited(torch.zeros(1, 3, 8, 8), 2.0), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
+def test_a_moved_clean_state_keeps_the_bounds_of_its_backbone(
+    clip: tuple[float, float] | None,
+) -> None:
+    x0 = torch.full((1, 3, 4, 4), 0.8)
+    moved = CleanPoint()(Estimate(LEVEL, x0, x0, x0, clip=clip), torch.full_like(x0, 5.0), False)
+    assert moved.x0.max().item() == pytest.approx(1.0 if clip else 5.8)
+    torch.testing.assert_close(LEVEL.alpha * moved.x0 + LEVEL.sigma * moved.eps, x0)
 
 
 def test_guidance_at_x_t_and_at_x_0_differ_in_the_view_and_its_units_alone() -> None:

@@ -174,7 +174,7 @@ def test_every_recipe_pulls_towards_the_target_with_every_solver(
     world = GaussianBackbone()
     guide, target = QuadraticGuide(noise=1.0), torch.full((1, *world.state_shape), 0.9)
     plain = run(world, solver, 20)
-    scale = 0.2 if recipe is NAIVE else 0.8 / math.sqrt(48)
+    scale = {"naive": 0.2, "x0": 0.8 / math.sqrt(48)}.get(recipe.name, 2.0 / math.sqrt(48))
     guided = run(world, solver, 20, guidance=[Guidance(guide, target, recipe, scale)])
     assert (guided - target).abs().mean() < 0.9 * (plain - target).abs().mean()
 

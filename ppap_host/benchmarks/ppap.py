@@ -70,7 +70,8 @@ class Settings:
         search: for every arm's strength.
         per_class: test images of each class.
         targets: test targets of depth and segmentation.
-        validation: targets that strengths are chosen on.
+        validation: classes that strengths are chosen on; for depth and segmentation, whose targets
+            differ more, as many targets as are tested.
         references: real images to compare sets of images with.
         harvest: images to harvest if none is given, and labelled ones for the supervised arm.
         tuning_steps: optimiser steps of each of five experts that are tuned here, None for what the
@@ -273,7 +274,10 @@ def run(
 
 def _task(world: World, guide: Guide, settings: Settings, out: Path) -> Task:
     title, objective, higher = world.objectives[guide.name]
-    count = CLASSES * settings.per_class if guide.name == "classifier" else settings.targets
+    if guide.name == "classifier":
+        count, validation = CLASSES * settings.per_class, settings.validation
+    else:
+        count = validation = settings.targets
     folder = out / "targets"
     test_seed, other_seed = settings.seed + TEST_NOISE, settings.seed + VALIDATION_NOISE
     return Task(
@@ -281,9 +285,7 @@ def _task(world: World, guide: Guide, settings: Settings, out: Path) -> Task:
         title=title,
         guide=guide,
         test=world.assignment(guide, count, test_seed, folder, validation=False),
-        validation=world.assignment(
-            guide, settings.validation, other_seed, folder, validation=True
-        ),
+        validation=world.assignment(guide, validation, other_seed, folder, validation=True),
         objective=objective,
         higher_is_better=higher,
         floors=world.floors(guide, count),

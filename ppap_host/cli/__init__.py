@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppap_host.cli import bench, doctor, experts, harvest, rerun, run, shapes, tune
+from ppap_host.cli import bench, doctor, experts, harvest, rerun, run, shapes, tune, weights
 from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail
 from ppap_host.errors import PluginError, PpapError
@@ -48,6 +48,7 @@ app.command("run")(run.run)
 app.command("rerun")(rerun.rerun)
 app.command("list")(list_command.list_everything)
 app.command("doctor")(doctor.doctor)
+app.command("weights")(weights.weights)
 app.command("harvest")(harvest.harvest)
 app.command("tune")(tune.tune)
 app.add_typer(experts.app, name="experts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.weights import PublishedFile
 
 ppap_interface = 1
 
@@ -17,3 +18,11 @@ def ppap_backbones() -> list[Entry]:
             "NVIDIA's EDM, VP, VE and iDDPM models (edm-*.pkl and baseline-*.pkl)",
         )
     ]
+
+
+@hookimpl
+def ppap_weights() -> list[PublishedFile]:
+    """The files that were published for these models."""
+    from ppap_plugin_edm.published import PUBLISHED
+
+    return list(PUBLISHED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.weights import PublishedFile
 
 ppap_interface = 1
 
@@ -46,3 +47,11 @@ def ppap_guides() -> list[Entry]:
             "an ImageNet class, by a classifier that was trained on noise; for the recipe naive",
         )
     ]
+
+
+@hookimpl
+def ppap_weights() -> list[PublishedFile]:
+    """The files that were published for these models."""
+    from ppap_plugin_openai.published import PUBLISHED
+
+    return list(PUBLISHED)

@@ -1,0 +1,204 @@
+"""The backbone ``diffusers``: a pipeline of diffusers on the host's noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import is_transformers_available
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ppap_host.backbone import Backbone, Condition, FixedVariance, Prediction
+from ppap_host.errors import CheckpointError
+from ppap_host.noise import NoiseLevel, Walk
+from ppap_host.pipelines.families import Family, family_named, supported
+from ppap_host.pipelines.schedules import as_rows, learned_variance
+from ppap_host.pipelines.sources import local_folder, quietly
+
+_REMEDY = (
+    "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "
+    "stable-diffusion-v1-5/stable-diffusion-v1-5."
+)
+
+
+class PipelineBackbone(Backbone):
+    """A diffusers pipeline whose networks, conditioning and decoder the host uses.
+
+    The noise levels are those of the pipeline's scheduler, the steps the host's own. Its safety
+    checker, if it has one, has no part in this.
+
+    Args:
+        pipe: a pipeline in memory; its networks are frozen.
+        files: that it was read from.
+
+    Raises:
+        CheckpointError: pipelines of this kind, or with such a scheduler, are not known.
+    """
+
+    name = "diffusers"
+
+    def __init__(self, pipe: Any, files: Sequence[Path] = ()) -> None:
+        made = family_named(type(pipe).__name__)
+        if made is None:
+            raise _unknown(type(pipe).__name__)
+        for module in _networks(pipe):
+            module.requires_grad_(False).eval()
+        self.family: Family = made(pipe)
+        self.state_shape = self.family.state_shape
+        self.default_cfg = self.family.default_cfg
+        self.clip = None if self.family.latent else _bounds(pipe.scheduler)
+        self.fixed_variance = _fixed_variance(pipe.scheduler)
+        self._learned = learned_variance(pipe.scheduler)
+        self._files = tuple(files)
+        self._dtype: torch.dtype = self.family.net.dtype
+
+    def walk(self, steps: int | str) -> Walk:
+        """The levels that the pipeline's scheduler visits in so many steps, then the clean image.
+
+        Networks with discrete steps also take a spacing such as "ddim25" or "10,10,10".
+        """
+        return self.family.schedule.walk(steps)
+
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """The levels of its training; a grid of a thousand for continuous schedules."""
+        return self.family.schedule.levels()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """By the pipeline's own text encoders."""
+        if not self.family.reads_text:
+            return super().encode_prompts(prompts)
+        with torch.no_grad():
+            condition = self.family.encode(prompts)
+        return {key: rows.to(self.family.net.device) for key, rows in condition.items()}
+
+    def predict(
+        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+    ) -> Prediction:
+        """Noise, and the variance coefficient where the scheduler says that it was learned."""
+        if self.family.reads_text and not condition:
+            condition = self.encode_prompts([""] * len(x))
+        schedule = self.family.schedule
+        shown = schedule.network_input(x, level).to(self._dtype)
+        out = self.family.network(shown, as_rows(level, x), condition).to(x.dtype)
+        channels = x.shape[1]
+        eps = schedule.eps(x, out[:, :channels], level)
+        return Prediction(eps, out[:, channels:] if self._learned else None)
+
+    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """RGB in about [-1, 1] by the pipeline's autoencoder; the identity for pixels."""
+        if self.family.autoencoder is None:
+            return x0
+        return self.family.autoencoder.decode(x0)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images it makes."""
+        return self.family.image_size
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PipelineBackbone:
+        """Moves all networks; the autoencoder computes in float32 where float16 is asked for."""
+        for module in _networks(self.family.pipe):
+            if self.family.latent and module is self.family.pipe.vae:
+                continue  # it has a number format of its own
+            # nn.Module's own `to`: diffusers' override warns about changes of precision.
+            nn.Module.to(module, device=device, dtype=dtype)
+        if self.family.autoencoder is not None:
+            self.family.autoencoder.to(device, dtype)
+        self._dtype = dtype
+        return self
+
+    def files(self) -> Sequence[Path]:
+        """Configurations and weights; none for a pipeline in memory."""
+        return self._files
+
+
+def load(checkpoint: str | None = None) -> PipelineBackbone:
+    """The backbone of a pipeline on the hub or in a folder.
+
+    Only safetensors are read, and no code that comes with a pipeline is run.
+
+    Args:
+        checkpoint: hub name, or folder with a ``model_index.json``.
+
+    Raises:
+        CheckpointError: it cannot be found or downloaded, is no pipeline of a known kind, or has
+            no safetensors weights.
+    """
+    if checkpoint is None:
+        raise CheckpointError("The backbone 'diffusers' comes without weights.", remedy=_REMEDY)
+    folder = local_folder(checkpoint, _REMEDY)
+    try:
+        index = DiffusionPipeline.load_config(checkpoint if folder is None else str(folder))
+    # diffusers and the hub's client each have exceptions of their own; whichever it was, there is
+    # no pipeline of this name.
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint!r} gives no pipeline ({type(error).__name__}).", remedy=_REMEDY
+        ) from error
+    name = str(index.get("_class_name"))
+    family = family_named(name)
+    if family is None:
+        raise _unknown(name, f"{checkpoint!r} is a ")
+    if family.reads_text and not is_transformers_available():
+        raise CheckpointError(
+            f"{checkpoint!r} has text encoders, which need transformers.",
+            remedy="Install it with `pip install transformers`.",
+        )
+    left_out = {part: None for part in family.left_out if part in index}
+    if "requires_safety_checker" in index:
+        left_out["requires_safety_checker"] = False  # type: ignore[assignment]
+    kind = getattr(diffusers, name)
+    try:
+        if folder is None:
+            found = DiffusionPipeline.download(checkpoint, use_safetensors=True, **left_out)
+            folder = Path(found)
+        with quietly():
+            pipe = kind.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, **left_out
+            )
+    # As above: diffusers, transformers and safetensors raise anything for files that do not fit.
+    except Exception as error:
+        raise CheckpointError(
+            f"The {name} of {checkpoint!r} cannot be loaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}).",
+            remedy="Each of its networks needs safetensors weights that fit its configuration; "
+            "pickles (.bin, .ckpt) are not read.",
+        ) from error
+    for module in _networks(pipe):
+        nn.Module.to(module, dtype=torch.float32)
+    parts = [folder / part for part in index if not part.startswith("_") and part not in left_out]
+    read = (p for part in parts for p in part.rglob("*") if p.suffix in (".json", ".safetensors"))
+    return PipelineBackbone(pipe, [folder / "model_index.json", *sorted(read)])
+
+
+def _unknown(name: str, where: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{where}{name}, and pipelines of this kind are not known here.",
+        remedy=f"Known: {supported()}.",
+    )
+
+
+def _networks(pipe: Any) -> list[nn.Module]:
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def _bounds(scheduler: Any) -> tuple[float, float] | None:
+    """What a pixel model's x_0 is clipped to: as the scheduler does, static where it is dynamic."""
+    config = scheduler.config
+    if config.get("thresholding"):
+        return (-1.0, 1.0)
+    if not config.get("clip_sample", False):
+        return None
+    largest = float(config.get("clip_sample_range", 1.0))
+    return (-largest, largest)
+
+
+def _fixed_variance(scheduler: Any) -> FixedVariance:
+    small: Literal["small"] = "small"
+    kind = str(scheduler.config.get("variance_type", "fixed_small"))
+    return small if kind.startswith("fixed_small") else "large"
