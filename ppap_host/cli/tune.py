@@ -51,6 +51,10 @@ def tune(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 32,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0, help="Of AdamW.")] = 1e-4,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the frozen network; experts are float32.")
+    ] = "float32",
     held_out: Annotated[
         float, typer.Option("--held-out", help="Share of the harvest to stop early by.")
     ] = 0.1,
@@ -94,13 +98,14 @@ def tune(
         raise unknown_name("method", method, ("patch", "full"))
     config = TuningConfig(
         experts=experts, method="full" if method == "full" else "patch", rank=rank, steps=steps,
-        batch=batch, lr=lr, seed=seed, held_out=held_out, patience=patience,
+        batch=batch, lr=lr, weight_decay=weight_decay, seed=seed, held_out=held_out,
+        patience=patience,
     )  # fmt: skip
     if estimate:
         options = backbone_options(vae, None, backbone_option)
         _estimate(
             guide, model, backbone or "shapes", checkpoint, options, config,
-            num, harvest_steps, harvest_cfg, device,
+            num, harvest_steps, harvest_cfg, device, dtype,
         )  # fmt: skip
         return
     if harvest is None or out is None:
@@ -116,7 +121,7 @@ def tune(
             remedy="Give another folder with --out; nothing is overwritten.",
         )
     record = _tune(
-        guide, model, backbone, checkpoint, harvest, target, config, licence, device
+        guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype
     )  # fmt: skip
     if record is None:
         return
@@ -137,6 +142,7 @@ def _estimate(
     steps: str,
     cfg: bool,
     device_name: str,
+    dtype_name: str,
 ) -> None:
     """Prints what a harvest and a tuning will cost."""
     from ppap_host.cost import estimate
@@ -145,7 +151,7 @@ def _estimate(
     from ppap_host.registry import registry
 
     found, device = registry(), pick_device(device_name)
-    dtype = pick_dtype("float32", device)
+    dtype = pick_dtype(dtype_name, device)
     diffusion = load_backbone(found, backbone, checkpoint, options)
     diffusion.to(device, dtype)
     guide = load_guide(found, name, model).to(device, dtype)
@@ -197,6 +203,7 @@ def _tune(
     config: Any,
     licence: str,
     device_name: str,
+    dtype_name: str,
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.cli.run import progress_bar
@@ -230,7 +237,7 @@ def _tune(
     )
     levels, size = diffusion.levels(), diffusion.image_size
     del diffusion
-    guide = load_guide(found, name, model).to(device, pick_dtype("float32", device))
+    guide = load_guide(found, name, model).to(device, pick_dtype(dtype_name, device))
     table = _LiveTable() if processes.first and stderr().is_terminal else None
     plugins = [p.distribution for p, _ in found.names("guide")[name]]
     progress: list[Progress] = []
