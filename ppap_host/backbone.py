@@ -121,6 +121,24 @@ class Backbone(ABC):
             )
         return {}
 
+    def inpainting(
+        self, images: Float[Tensor, "b 3 h w"], known: Float[Tensor, "b 1 h w"]
+    ) -> Condition:
+        """The condition for filling in these images.
+
+        Args:
+            images: RGB in [-1, 1], of :attr:`image_size`; unknown pixels are not looked at.
+            known: 1 where a pixel is known, 0 where it is to be filled in.
+
+        Raises:
+            OptionError: the backbone was not trained for it.
+        """
+        raise OptionError(
+            f"The backbone {self.name!r} cannot fill in images.",
+            remedy="Leave out --image and --mask, or choose a backbone for inpainting "
+            "(`ppap list`).",
+        )
+
     def upsampler(self) -> Backbone | None:
         """The model that enlarges the images of this one, if it was given one."""
         return None

@@ -58,6 +58,7 @@ class RunConfig:
         prompt: text for text-conditional backbones, "" for none.
         class_index: of class-conditional backbones, >= 0; None for none.
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
+        image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others.
@@ -82,6 +83,8 @@ class RunConfig:
     prompt: str = ""
     class_index: int | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    mask: str | None = None
     cfg: float | None = None
     recipe: str | None = None
     balance: str = "project"
@@ -99,6 +102,12 @@ class RunConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if (self.image is None) != (self.mask is None):
+            raise OptionError(
+                "--image and --mask belong together.",
+                remedy="Give the picture with --image, and with --mask one of the same picture "
+                "that is white where it is to be made anew.",
+            )
         for name, low in (("num", 1), ("batch", 1), ("seed", 0), ("class_index", 0)):
             value = getattr(self, name)
             if value is not None and value < low:

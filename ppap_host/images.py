@@ -208,6 +208,29 @@ def _read_npy(path: Path) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def read_known(
+    image: Path, mask: Path, size: tuple[int, int]
+) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
+    """A picture in [-1, 1] that is to be filled in, and 1 where it is known.
+
+    Args:
+        mask: white where the picture is to be made anew, black where it is kept; read and cropped
+            as the picture is.
+        size: (height, width).
+
+    Raises:
+        TargetError: as :func:`read_rgb`; or the mask keeps everything.
+    """
+    grey = to_tensor(read_rgb(mask, size)).mean(dim=1, keepdim=True)
+    known = (grey < 0).float()
+    if bool(known.all()):
+        raise TargetError(
+            f"The mask {str(mask)!r} has nothing white, so nothing is to be made anew.",
+            remedy="Paint white what is to be filled in.",
+        )
+    return to_tensor(read_rgb(image, size)), known
+
+
 def to_unit(pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """RGB in [-1, 1], float32, from 8 bits."""
     return pixels.float() / 127.5 - 1

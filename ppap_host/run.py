@@ -70,6 +70,7 @@ class Stage:
     Attributes:
         name: "base" or "upsampler".
         cfg: classifier-free guidance scale.
+        given: what both branches of it are conditioned on, besides prompt and class.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Stage:
     walk: Walk
     solver: Solver
     cfg: float
+    given: Condition = field(default_factory=dict)
     guides: list[ActiveGuide] = field(default_factory=list)
 
 
@@ -87,6 +89,7 @@ class Setup:
     Attributes:
         stages: the base, and the upsampler of a cascade.
         guides: in the configuration's order, as they see the finished images.
+        inputs: files of the image to fill in and its mask.
     """
 
     config: RunConfig
@@ -94,6 +97,7 @@ class Setup:
     guides: list[ActiveGuide]
     device: torch.device
     plugins: set[str]
+    inputs: dict[str, Path] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -135,14 +139,14 @@ class Stopwatch:
 
 def set_up(
     config: RunConfig,
-    target_files: Mapping[int, str] | None = None,
+    target_files: Mapping[int | str, str] | None = None,
     found: Registry | None = None,
 ) -> Setup:
     """Checks a configuration and loads what it names.
 
     Args:
-        target_files: where to read the targets of these guides instead of where the configuration
-            says, for repeating a run whose files have moved.
+        target_files: where to read the targets of these guides, and "image" and "mask", instead of
+            where the configuration says, for repeating a run whose files have moved.
         found: the plugins to choose from; by default those installed.
 
     Raises:
@@ -174,8 +178,16 @@ def set_up(
     for stage in stages:
         _conditions(stage, config)  # says early what words or classes it does not know
         stage.backbone.to(device, dtype)
-    guides = []
     sources = target_files or {}
+    inputs = {
+        name: Path(sources.get(name, path))
+        for name, path in (("image", config.image), ("mask", config.mask))
+        if path is not None
+    }
+    for stage in stages if inputs else ():
+        image, known = images.read_known(inputs["image"], inputs["mask"], stage.backbone.image_size)
+        stage.given = stage.backbone.inpainting(image.to(device), known.to(device))
+    guides = []
     for i, g in enumerate(config.guides):
         guide = load_guide(found, g.name, g.model)
         steered = _steered(g, stages)
@@ -197,7 +209,7 @@ def set_up(
             )
             stage.guides.append(active)
         guides.append(replace(active, target=targets[stages[-1].backbone.image_size]))
-    return Setup(config, stages, guides, device, plugins)
+    return Setup(config, stages, guides, device, plugins, inputs)
 
 
 def _stage(
@@ -227,8 +239,10 @@ def _read_target(guide: Guide, text: str, size: tuple[int, int], device: torch.d
 
 def _conditions(stage: Stage, config: RunConfig) -> tuple[Condition, Condition]:
     """What the images are conditioned on, and the unconditional branch where one is needed."""
-    wanted = encode(stage.backbone, [config.prompt], [config.class_index])
-    return wanted, wanted if stage.cfg == 1 else encode(stage.backbone, [""], [None])
+    wanted = {**encode(stage.backbone, [config.prompt], [config.class_index]), **stage.given}
+    if stage.cfg == 1:
+        return wanted, wanted
+    return wanted, {**encode(stage.backbone, [""], [None]), **stage.given}
 
 
 def generate(
@@ -278,7 +292,7 @@ def run(
     config: RunConfig,
     out: Path,
     watch: Watch | None = None,
-    target_files: Mapping[int, str] | None = None,
+    target_files: Mapping[int | str, str] | None = None,
 ) -> RunResult:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -387,34 +401,38 @@ def check_writable(out: Path) -> bool:
     return created
 
 
+def _copied(path: Path, out: Path, name: str) -> dict[str, str]:
+    """Copies a file that decides what is made beside the images; what the record says of it."""
+    copy = out / "targets" / f"{name}{path.suffix.lower()}"
+    try:
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot copy the target to {str(copy)!r}: {error.strerror}.",
+            remedy="Free some space or choose another folder with --out.",
+        ) from None
+    return {"copy": copy.relative_to(out).as_posix(), "sha256": sha256_file(path)}
+
+
 def _describe(setup: Setup, out: Path) -> dict[str, Any]:
     """What the record says of everything that was loaded; copies the targets' files to ``out``."""
     base = setup.stages[0]
     model_files = file_hashes(base.backbone.files(), setup.config.backbone)
-    for stage in setup.stages[1:]:
-        model_files |= file_hashes(stage.backbone.files(), stage.name)
+    for stage in setup.stages:
+        if stage is not base:
+            model_files |= file_hashes(stage.backbone.files(), stage.name)
+        for g in stage.guides:
+            model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
     targets = []
     for i, g in enumerate(setup.guides):
         model_files |= file_hashes(g.guide.files(), g.config.name)
-        model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
         for j, path in enumerate(g.target.files):
-            copy = out / "targets" / f"{i}-{j}{path.suffix.lower()}"
-            try:
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
-            except OSError as error:
-                raise OutputError(
-                    f"Cannot copy the target to {str(copy)!r}: {error.strerror}.",
-                    remedy="Free some space or choose another folder with --out.",
-                ) from None
-            targets.append(
-                {
-                    "guide": i,
-                    "given": g.config.target,
-                    "copy": copy.relative_to(out).as_posix(),
-                    "sha256": sha256_file(path),
-                }
-            )
+            copied = _copied(path, out, f"{i}-{j}")
+            targets.append({"guide": i, "given": g.config.target} | copied)
+    for name, path in setup.inputs.items():
+        given = getattr(setup.config, name)
+        targets.append({"input": name, "given": given} | _copied(path, out, name))
     return {
         "used": {
             "device": str(setup.device),

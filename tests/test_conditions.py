@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from teaching import world
+from typer.testing import CliRunner
 
+from ppap_host.cli import app
 from ppap_host.cli.options import backbone_options
 from ppap_host.config import RunConfig
-from ppap_host.errors import OptionError
+from ppap_host.errors import OptionError, TargetError
 from ppap_host.harvest import HarvestConfig, harvest
 from ppap_host.images import to_unit
 from ppap_host.loading import load_backbone
-from ppap_host.run import generate, set_up
+from ppap_host.run import generate, run, set_up
 from ppap_host.sampling import Health
 
 CONFIG = RunConfig(backbone="classes", steps=8, num=2, device="cpu")
@@ -116,3 +120,49 @@ def test_a_fetched_file_serves_where_no_checkpoint_is_given(
     assert seen == [
         str(tmp_path / "classes.pt"), str(tmp_path / "classes-small.pt"), "absent", "own.pt",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def filling(tmp_path: Path) -> RunConfig:
+    """The right half of a bright picture is to be made anew."""
+    picture = Image.new("RGB", (32, 32), (230, 230, 230))
+    picture.save(tmp_path / "picture.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    mask.save(tmp_path / "mask.png")
+    return replace(
+        CONFIG,
+        backbone="filling", image=str(tmp_path / "picture.png"), mask=str(tmp_path / "mask.png"),
+    )  # fmt: skip
+
+
+def test_what_is_known_of_a_picture_stays_and_the_rest_is_made(filling: RunConfig) -> None:
+    made = generate(set_up(filling, found=world()), [0, 1], Health())
+    assert (made[..., :4] - (230 / 127.5 - 1)).abs().max() < 0.02
+    assert made[..., 4:].mean().item() == pytest.approx(-0.5, abs=0.05)
+
+
+def test_a_filled_in_picture_can_be_made_again_from_its_copies(
+    filling: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppap_host.run.registry", world)
+    monkeypatch.setattr("ppap_host.registry.registry", world)
+    record = run(filling, tmp_path / "run").record
+    assert [t["input"] for t in record["targets"]] == ["image", "mask"]
+    for name in ("picture.png", "mask.png"):
+        (tmp_path / name).unlink()
+    result = CliRunner().invoke(app, ["rerun", str(tmp_path / "run"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["identical"]
+
+
+def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
+    filling: RunConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="belong together"):
+        replace(filling, mask=None)
+    with pytest.raises(OptionError, match="cannot fill in"):
+        set_up(replace(filling, backbone="gaussian"), found=world())
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    with pytest.raises(TargetError, match="nothing white"):
+        set_up(replace(filling, mask=str(tmp_path / "black.png")), found=world())

@@ -68,6 +68,23 @@ class ClassBackbone(GaussianBackbone):
         return Prediction(level.sigma * (x - level.alpha * mean) / variance)
 
 
+class FillingBackbone(GaussianBackbone):
+    """Keeps what is known of an image and draws the rest."""
+
+    name = "filling"
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        super().__init__(mean=-0.5, spread=0.05, shape=(3, 8, 8))
+
+    def inpainting(self, images: Tensor, known: Tensor) -> Condition:
+        return {"image": images * known, "known": known}
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        free = super().predict(x, level, {}).eps
+        kept = (x - level.alpha * condition["image"]) / level.sigma
+        return Prediction(torch.where(condition["known"] > 0, kept, free))
+
+
 class QuadraticGuide(Guide):
     """log p(y | x_0) = -(x_0 - y)^2 / (2 noise^2), exact at every noise level of a Gaussian world.
 

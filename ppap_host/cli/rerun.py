@@ -67,17 +67,17 @@ def _tell(outcome: dict[str, Any]) -> None:
         console.print(f"  {reason}")
 
 
-def _find_targets(record: dict[str, Any], folder: Path) -> dict[int, str]:
+def _find_targets(record: dict[str, Any], folder: Path) -> dict[int | str, str]:
     """Where each target file of the record is now: the copy beside it, or the path as given.
 
     Raises:
         RecordError: a file is gone.
     """
-    found = {}
+    found: dict[int | str, str] = {}
     for target in record["targets"]:
         for path in (folder / target["copy"], Path(target["given"])):
             if os.path.isfile(path):
-                found[target["guide"]] = str(path)
+                found[target.get("guide", target.get("input"))] = str(path)
                 break
         else:
             raise RecordError(

@@ -57,6 +57,12 @@ def run(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Text, for backbones that read text.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="Picture to fill in, for inpainting backbones.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", help="White where the picture is to be made anew.")
+    ] = None,
     cfg: Annotated[
         float | None,
         typer.Option("--cfg", help="Classifier-free guidance scale of prompt or class."),
@@ -158,6 +164,7 @@ def run(
         out = Path(configured)
     given = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
+        "image": image, "mask": mask,
         "class_index": class_index,
         "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
@@ -226,7 +233,7 @@ def next_folder(base: Path) -> Path:
 
 
 def execute(
-    settings: RunConfig, out: Path, target_files: dict[int, str] | None = None
+    settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
 ) -> RunResult:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
     from ppap_host.config import new_record

@@ -13,6 +13,7 @@ from typing import Any
 import ppap_plugin_openai
 import pytest
 import torch
+from PIL import Image
 from ppap_plugin_openai import named
 from ppap_plugin_openai.adm import PUBLISHED_ADM, ADMConfig
 from ppap_plugin_openai.adm import PUBLISHED_URL as ADM_URL
@@ -292,3 +293,23 @@ def test_an_upsampler_for_other_images_is_named(
     torch.save(weightless_state(PUBLISHED_ADM["adm-128-512-upsampler"].config), wrong)
     with pytest.raises(OptionError, match="adm-128-512-upsampler"):
         named.published_adm("adm-64-cond", str(tmp_path), upsampler=str(wrong))
+
+
+def test_a_glide_cascade_fills_in_a_picture(vocabulary: Path, random_state: State) -> None:
+    base = write_glide(vocabulary, "glide-inpaint", GLIDE_FLAGS, random_state)
+    second = write_glide(
+        vocabulary, "glide-inpaint-upsampler", GLIDE_FLAGS | {"image_size": 16}, random_state
+    )
+    Image.new("RGB", (40, 40), (200, 40, 40)).save(vocabulary / "picture.png")
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (20, 0, 40, 40))
+    mask.save(vocabulary / "mask.png")
+    config = RunConfig(
+        backbone="glide-inpaint", checkpoint=base, backbone_options={"upsampler": second},
+        prompt="a red cat", steps=3, upsampler_steps=2, num=2, device="cpu",
+        image=str(vocabulary / "picture.png"), mask=str(vocabulary / "mask.png"),
+    )  # fmt: skip
+    made = generate(set_up(config), [0, 1], Health())
+    wanted = torch.tensor([200, 40, 40]).view(3, 1, 1) / 127.5 - 1
+    assert (made[..., :7] - wanted).abs().max() < 0.02
+    assert (made[..., 9:] - wanted).abs().mean() > 0.1
