@@ -40,7 +40,7 @@ TINY = Settings(
     validation=4,
     references=12,
     harvest=8,
-    tuning_steps=2,
+    tuning_steps={"classifier": 2, "depth": 2},
     curve_images=5,
     curve_levels=3,
 )
@@ -258,10 +258,10 @@ def test_which_arms_there_are(finished: Finished) -> None:
     _, outcome, tuner = finished
     names = [[arm.name for arm in result.arms] for result in outcome.tasks]
     assert names[0] == [
-        "unguided", "naive", "x0", "single", "supervised-5", "ppap-1", "ppap-2", "ppap-5",
+        "unguided", "score", "naive", "x0", "single", "supervised-5", "ppap-1", "ppap-2", "ppap-5",
         "ppap-10",
     ]  # fmt: skip
-    assert names[1] == ["unguided", "naive", "x0", "single", "ppap-5"]
+    assert names[1] == ["unguided", "score", "naive", "x0", "single", "ppap-5"]
     assert tuner.asked == [
         ("classifier", 1, "full"), ("classifier", 5, "full"), ("classifier", 1, "patch"),
         ("classifier", 2, "patch"), ("classifier", 5, "patch"), ("classifier", 10, "patch"),
@@ -339,7 +339,7 @@ def test_the_report_is_complete(finished: Finished) -> None:
         for arm in task["arms"]:
             assert {"frechet", "precision", "recall"} < set(arm["measures"])
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
-    assert len(rows) == 9 + 5
+    assert len(rows) == 10 + 6
     assert {row["guide"] for row in rows} == {"classifier", "depth"}
     table = (out / "table.md").read_text()
     for arm in outcome.tasks[0].arms:

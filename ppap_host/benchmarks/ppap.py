@@ -39,7 +39,7 @@ from ppap_host.guide import Guide
 from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
 from ppap_host.images import to_unit
 from ppap_host.noise import NoiseLevel
-from ppap_host.recipes import PPAP, X0
+from ppap_host.recipes import NAIVE, PPAP, X0
 from ppap_host.record import file_hashes, package_versions
 from ppap_host.registry import registry
 from ppap_host.sampling import Guidance
@@ -74,8 +74,9 @@ class Settings:
             differ more, as many targets as are tested.
         references: real images to compare sets of images with.
         harvest: images to harvest if none is given, and labelled ones for the supervised arm.
-        tuning_steps: optimiser steps of each of five experts that are tuned here, None for what the
-            guide says it needs; one expert gets five times as many, ten get half as many.
+        tuning_steps: optimiser steps of each of five experts that are tuned here, by guide; one
+            expert gets five times as many, ten get half as many. The classifier, of which most arms
+            are compared, gets less than half of its guide's own number.
         curve_images, curve_levels: of the curves against noise.
         seed: of everything that is not fixed.
     """
@@ -86,8 +87,10 @@ class Settings:
     targets: int = 48
     validation: int = 24
     references: int = 512
-    harvest: int = 600
-    tuning_steps: int | None = None
+    harvest: int = 2000
+    tuning_steps: Mapping[str, int] = field(
+        default_factory=lambda: {"classifier": 250, "depth": 250, "segmentation": 500}
+    )
     curve_images: int = 64
     curve_levels: int = 15
     seed: int = 0
@@ -102,7 +105,7 @@ QUICK = Settings(
     validation=8,
     references=128,
     harvest=100,
-    tuning_steps=20,
+    tuning_steps={"classifier": 20, "depth": 20, "segmentation": 20},
     curve_images=16,
     curve_levels=8,
 )
@@ -321,8 +324,11 @@ class School:
         all_of_them = guide.name == "classifier"
         arms = [
             Arm("unguided", "Unguided"),
+            Arm("score", "Off-the-shelf at x_t, score shifted", NAIVE),
             # PPAP to the letter but for the experts, so that they are all the difference.
-            Arm("naive", "Off-the-shelf at x_t", replace(PPAP, needs_experts=False)),
+            Arm(
+                "naive", "Off-the-shelf at x_t, recipe of PPAP", replace(PPAP, needs_experts=False)
+            ),
             Arm("x0", "Off-the-shelf at x_0", X0),
             Arm("single", "Single noise-aware", PPAP, self._maker(guide, "single", 1, "full")),
         ]
@@ -364,8 +370,7 @@ class School:
     def _tuned(self, guide: Guide, key: str, count: int, method: Method, labels: bool) -> ExpertSet:
         lesson = self._labelled(guide) if labels else self._harvested().lesson(guide, self.watch)
         # The same number of training images in all, however many experts share them.
-        each_of_five = self.settings.tuning_steps or guide.tuning_steps
-        steps = max(1, 5 * each_of_five // count)
+        steps = max(1, 5 * self.settings.tuning_steps[guide.name] // count)
         wanted = {
             "network": network_hash(guide.network()),
             "lesson": tensor_hash(lesson.pixels, lesson.teacher),

@@ -62,6 +62,7 @@ GREY, INK = "#8a8a8a", "#262626"
 # What each arm looks like in every plot; PPAP's own get darker with the number of experts.
 ARM_COLOURS = {
     "unguided": GREY,
+    "score": COLOURS[4],
     "naive": COLOURS[5],
     "x0": COLOURS[2],
     "single": COLOURS[1],

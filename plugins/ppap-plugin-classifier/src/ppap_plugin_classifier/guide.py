@@ -49,7 +49,8 @@ class ClassifierGuide(Guide):
     """
 
     name = "classifier"
-    default_scale: Mapping[str, float] = {"": 8.0, "x0": 2.0, "naive": 10.0}
+    default_scale: Mapping[str, float] = {"": 8.0, "x0": 32.0, "naive": 10.0}
+    tuning_steps = 600
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
