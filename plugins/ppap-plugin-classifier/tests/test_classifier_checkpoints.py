@@ -14,7 +14,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from ppap_plugin_classifier.checkpoint import load_checkpoint, read_preparation
+from ppap_plugin_classifier.checkpoint import load_checkpoint
+from ppap_plugin_classifier.checkpoint.from_timm import read_preparation
 from ppap_plugin_classifier.guide import ClassifierGuide
 from ppap_plugin_classifier.shipped import BUNDLED
 from safetensors.torch import load_file, save_file
@@ -387,7 +388,7 @@ def test_an_empty_folder_and_a_lone_file_are_said(resnet: Path, tmp_path: Path) 
 )
 def test_a_damaged_config_is_said(resnet: Path, text: str) -> None:
     (resnet / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="does not describe a timm model"):
+    with pytest.raises(CheckpointError, match="does not describe a model of timm or transformers"):
         ClassifierGuide(str(resnet))
 
 

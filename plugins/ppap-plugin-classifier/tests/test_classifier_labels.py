@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ppap_plugin_classifier.checkpoint import read_labels
+from ppap_plugin_classifier.checkpoint.from_timm import read_labels
 from ppap_plugin_classifier.labels import Labels
 
 from ppap_host.errors import TargetError

@@ -15,13 +15,11 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
-from ppap_plugin_segmentation.checkpoint import (
-    Preparation,
-    load_checkpoint,
-    read_albumentations,
-    read_processor,
-)
+from ppap_plugin_segmentation.checkpoint import load_checkpoint
+from ppap_plugin_segmentation.from_smp import read_albumentations
+from ppap_plugin_segmentation.from_transformers import read_processor
 from ppap_plugin_segmentation.guide import SegmentationGuide
+from ppap_plugin_segmentation.model import Preparation
 from torch import nn
 from transformers import (
     BertConfig,

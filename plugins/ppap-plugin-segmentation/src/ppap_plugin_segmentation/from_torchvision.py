@@ -62,10 +62,9 @@ def load_torchvision(name: str) -> Checkpoint:
     categories = tuple(str(label) for label in weights.meta["categories"])
     last = [key for key in _layout(architecture, len(categories)) if key.endswith(".weight")][-1]
     count = len(state[last]) if last in state and state[last].ndim else len(categories)
-    layouts = {other: _layout(other, count) for other in {architecture}}
     require_layout(
         state,
-        layouts[architecture],
+        _layout(architecture, count),
         lambda shapes: [other for other in known if _layout(other, count) == shapes],
     )
     model = _built(architecture, count)
