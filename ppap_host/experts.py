@@ -231,7 +231,8 @@ def _is_statistic(name: str) -> bool:
 
 
 def _statistics(network: nn.Module) -> dict[str, Tensor]:
-    return {n: b.detach().clone() for n, b in network.named_buffers() if _is_statistic(n)}
+    buffers = {n: b.detach() for n, b in network.named_buffers() if _is_statistic(n)}
+    return {name: _at_least_float32(buffer).clone() for name, buffer in buffers.items()}
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -372,7 +372,7 @@ class _Maker:
             )
             with torch.no_grad():
                 made.append(images.to_pixels(self.backbone.decode(x)).cpu())
-        return torch.cat(made)
+        return torch.cat(made).contiguous()  # decoders may leave another memory format
 
     def _condition(self, part: list[int]) -> Condition:
         prompts = self.config.prompts
