@@ -1,4 +1,4 @@
-"""The guide ``classifier`` for ppap-host: any image classifier that timm can load."""
+"""The guide ``classifier`` for ppap-host: any classifier of timm, torchvision, transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ppap_guides() -> list[Entry]:
         Entry(
             "classifier",
             "ppap_plugin_classifier.guide:ClassifierGuide",
-            "a class by name, or what an image is seen as (ResNet, ViT, anything in timm)",
+            "a class by name, or what an image is seen as (ResNet, ViT, ConvNeXt ...)",
         )
     ]
 

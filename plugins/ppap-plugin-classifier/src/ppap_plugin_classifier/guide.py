@@ -36,7 +36,7 @@ class ClassifierGuide(Guide):
     The network's output is a row of logits a picture, [b, c].
 
     Args:
-        model: any classifier that timm can build, see
+        model: any classifier of timm, torchvision or transformers, see
             :func:`ppap_plugin_classifier.checkpoint.load_checkpoint`; None for the one that knows
             the built-in world.
 
@@ -65,7 +65,7 @@ class ClassifierGuide(Guide):
         return self._network
 
     def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Resized and normalised as the checkpoint's configuration says."""
+        """The whole picture, resized and normalised as the checkpoint wants it."""
         return self._preparation(x)
 
     def read_target(self, text: str, size: tuple[int, int]) -> Target:

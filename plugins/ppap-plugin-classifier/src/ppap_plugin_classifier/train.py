@@ -121,7 +121,8 @@ def train(
             optimiser.step()
             average += (float(loss.detach()) - average) / min(step + 1, 100)
             progress.update(task, advance=1, description=f"training, loss {average:.4f}")
-    return model.eval().to(memory_format=torch.contiguous_format)
+    trained: nn.Module = model.eval().to(memory_format=torch.contiguous_format)
+    return trained
 
 
 def save(model: nn.Module, width: float, out: Path, trained: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ppap_host.errors import CheckpointError
 
 _MODES = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
-_ALWAYS_METRIC = ("zoedepth", "glpn", "depth_pro")
+# Depth Pro is none of them: before its field of view is applied, it predicts inverse depth.
+_ALWAYS_METRIC = ("zoedepth", "glpn")
 _REMEDY = (
     "Give --model a folder or hub name of a depth estimation model with safetensors weights, such "
     "as Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf."
@@ -26,15 +27,24 @@ _REMEDY = (
 
 
 class DepthNetwork(nn.Module):
-    """A depth model of transformers as a plain function of pixels."""
+    """A depth model of transformers as a plain function of pixels.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: what has a ``predicted_depth``.
+        singly: whether it is to see each image of a batch alone. A ZoeDepth with several heads, one
+            for rooms and one for streets, lets the images of a batch vote on the head for all.
+    """
+
+    def __init__(self, model: nn.Module, singly: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.singly = singly
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h2 w2"]:
         """The predicted map: inverse depth (relative models) or metres (metric ones)."""
-        depth: Tensor = self.model(pixel_values=pixels).predicted_depth
+        parts = pixels.split(1) if self.singly else (pixels,)
+        maps = [self.model(pixel_values=part).predicted_depth for part in parts]
+        depth: Tensor = torch.cat(maps) if self.singly else maps[0]
         return depth.squeeze(1) if depth.ndim == 4 else depth
 
 
@@ -46,7 +56,7 @@ class Preparation:
     Padding is left out: it would put pixels into the map that are not in the picture.
 
     Attributes:
-        size: (height, width) asked for, None to keep the image's.
+        size: (height, width) asked for, None to keep the image's but for what is over a multiple.
         keep_aspect_ratio: scale both sides alike, by the factor nearer to one.
         multiple_of: each side is rounded to a multiple of this, then cut to a whole number
             (ZoeDepth's own value is 1 / 32).
@@ -67,7 +77,8 @@ class Preparation:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the network is given for an image of this size."""
         if self.size is None:
-            return height, width
+            whole = int(self.multiple_of)
+            return max(whole, height // whole * whole), max(whole, width // whole * whole)
         scales = [self.size[0] / height, self.size[1] / width]
         if self.keep_aspect_ratio:
             # The processors' rule: the smaller change wins, a tie goes to the height.
@@ -128,6 +139,8 @@ def load_checkpoint(name: str) -> Checkpoint:
 
     try:
         config = AutoConfig.from_pretrained(source)
+        if getattr(config, "max_depth", 1) is None:
+            config.max_depth = 1  # as Depth Anything's first releases in transformers read it
         with _quiet(local):
             model, report = AutoModelForDepthEstimation.from_pretrained(
                 source, config=config, use_safetensors=True, dtype=torch.float32,
@@ -148,15 +161,21 @@ def load_checkpoint(name: str) -> Checkpoint:
             f"The depth model {name!r} lacks {len(lost)} of its weights, such as {lost[0]!r}.",
             remedy="It may be a backbone without its depth head. " + _REMEDY,
         )
+    heads = len(getattr(config, "bin_configurations", None) or ())
     here = Path(found).parent
     files = [here / "config.json", here / "preprocessor_config.json", *here.glob("*.safetensors")]
     return Checkpoint(
-        DepthNetwork(model).eval().requires_grad_(False),
-        read_preparation(name, processor),
-        config.model_type in _ALWAYS_METRIC
-        or getattr(config, "depth_estimation_type", "relative") == "metric",
+        DepthNetwork(model, singly=heads > 1).eval().requires_grad_(False),
+        _fitting(read_preparation(name, processor), config),
+        predicts_metres(config),
         tuple(sorted(file for file in files if file.exists())),
     )
+
+
+def predicts_metres(config: Any) -> bool:
+    """Whether a depth model of transformers with this configuration predicts metres."""
+    kind = getattr(config, "depth_estimation_type", "relative")
+    return config.model_type in _ALWAYS_METRIC or kind == "metric"
 
 
 @contextmanager
@@ -181,33 +200,56 @@ def read_preparation(name: str, processor: Any) -> Preparation:
         CheckpointError: it resizes in a way that is not understood.
     """
     size: tuple[int, int] | None = None
-    mode = "bilinear"
+    mode, multiple = "bilinear", 1.0
+    kind = type(processor).__name__
     if getattr(processor, "do_resize", False):
         wanted = getattr(processor, "size", None) or {}
         height, width = (_entry(wanted, side) for side in ("height", "width"))
         resample = getattr(processor, "resample", None)
-        if not height or not width or resample not in _MODES:
+        # GLPN's asks for no size, but cuts what is over a multiple of its divisor.
+        cut = kind.startswith("GLPN") and getattr(processor, "size_divisor", None)
+        if not (cut or (height and width)) or resample not in _MODES:
             raise CheckpointError(
-                f"The image processor {type(processor).__name__} of the model {name!r} resizes "
-                f"to {wanted or 'no size'} with filter {resample}, which is not supported.",
+                f"The image processor {kind} of the model {name!r} resizes to "
+                f"{wanted or 'no size'} with filter {resample}, which is not supported.",
                 remedy="Use a model whose preprocessor_config.json gives a height and a width, "
                 "and bilinear or bicubic resampling.",
             )
-        size, mode = (height, width), _MODES[Resampling(resample)]
+        size = (height, width) if height and width and not cut else None
+        mode = _MODES[Resampling(resample)]
+        multiple = float(cut or getattr(processor, "ensure_multiple_of", None) or 1)
     rescale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
-    normalise = getattr(processor, "do_normalize", True)
+    # GLPN's has no mean; it only rescales.
+    normalise = getattr(processor, "do_normalize", None) or False
     mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
     std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
     return Preparation(
         size=size,
         keep_aspect_ratio=bool(getattr(processor, "keep_aspect_ratio", False)),
-        multiple_of=float(getattr(processor, "ensure_multiple_of", None) or 1),
+        multiple_of=multiple,
         mode=mode,
-        align_corners=type(processor).__name__.startswith("ZoeDepth"),
+        align_corners=kind.startswith("ZoeDepth"),
         rescale=rescale,
         mean=mean,
         std=std,
     )
+
+
+def _fitting(preparation: Preparation, config: Any) -> Preparation:
+    """Without the sizes that transformers' DPT refuses, whatever its image processor says.
+
+    With a ViT of its own it takes any grid of patches for a square, and with BiT (MiDaS hybrid)
+    nothing but images of the size it was trained with. Other backbones take any size.
+    """
+    hybrid = bool(getattr(config, "is_hybrid", False))
+    if config.model_type != "dpt" or (config.backbone_config is not None and not hybrid):
+        return preparation
+    trained = config.image_size
+    trained = (trained, trained) if isinstance(trained, int) else tuple(trained)
+    if hybrid:
+        return replace(preparation, size=trained, keep_aspect_ratio=False, multiple_of=1.0)
+    side = max(preparation.size or trained)
+    return replace(preparation, size=(side, side), keep_aspect_ratio=False)
 
 
 def _entry(size: Any, side: str) -> int | None:

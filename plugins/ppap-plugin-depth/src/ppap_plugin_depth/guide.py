@@ -35,8 +35,8 @@ class DepthGuide(Guide):
 
     Args:
         model: a local folder or a hub name of any model for monocular depth estimation that
-            transformers knows (DPT, Depth Anything, ZoeDepth); None for the one that knows the
-            built-in world.
+            transformers knows (DPT, MiDaS hybrids, Depth Anything, ZoeDepth, GLPN); None for the
+            one that knows the built-in world.
 
     Attributes:
         metric: whether the network predicts metres.

@@ -1,4 +1,4 @@
-"""The guide ``segmentation`` for ppap-host: U-Net, FPN, DeepLabV3, SegFormer and their kin."""
+"""The guide ``segmentation`` for ppap-host: U-Net, DeepLabV3, SegFormer, Mask2Former and kin."""
 
 from __future__ import annotations
 

@@ -120,12 +120,14 @@ def _weights(name: str, architecture: str, tag: str) -> Any:
             f"The model {name!r} asks for weights that torchvision has not got: {tag!r}.",
             remedy=f"For {architecture} it has: {', '.join(published.__members__)}.",
         )
-    return published[tag]
+    found: Any = published[tag]
+    return found
 
 
 def _downloaded(name: str, weights: Any) -> Path:
     """The file of published weights in torch's cache, fetched if it is not there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(weights.url).path)
+    file = str(os.path.basename(urlparse(str(weights.url)).path))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         try:
             weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

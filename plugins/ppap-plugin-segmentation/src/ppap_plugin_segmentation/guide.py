@@ -32,11 +32,14 @@ EXPERT_RANK = 4
 class SegmentationGuide(Guide):
     """Segments of the scene.
 
-    The network's output is the logits of its classes, [b, C, h, w], at its own resolution.
+    The network's output is the logits of its classes, [b, C, h, w], at its own resolution. For
+    networks that classify masks they are the log of the normalised per-class scores
+    (:func:`~ppap_plugin_segmentation.queries.log_scores`).
 
     Args:
         model: a local folder or a hub name of a model that segmentation-models-pytorch saved (Unet,
-            FPN, DeepLabV3 ...) or of one for transformers' semantic segmentation (SegFormer ...);
+            FPN, DeepLabV3 ...) or of one for transformers' semantic segmentation (SegFormer ...,
+            MaskFormer, Mask2Former), or one of torchvision, ``torchvision:deeplabv3_resnet50``;
             None for the one that knows the built-in world.
 
     Attributes:
@@ -63,7 +66,7 @@ class SegmentationGuide(Guide):
         return self._network
 
     def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Resized and normalised as the checkpoint says, each side a multiple of its stride."""
+        """Resized and normalised as the checkpoint says, to sides that its network can take."""
         return self._preparation(x)
 
     def patch_plan(self, network: nn.Module) -> PatchPlan:

@@ -81,7 +81,7 @@ class Preparation:
         if self.size is not None:
             height, width = self.size
         elif self.shortest_edge is not None:
-            height, width = self._by_edges(height, width, self.shortest_edge)
+            height, width = self._by_edges(height, width, float(self.shortest_edge))
         m = self.multiple_of
         if self.upwards:
             return -(-height // m) * m, -(-width // m) * m

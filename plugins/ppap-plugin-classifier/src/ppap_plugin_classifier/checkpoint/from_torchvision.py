@@ -58,8 +58,8 @@ def load(name: str, rest: str) -> Checkpoint:
         )
     # Weights without classes are those of a backbone, whose head was never trained.
     entries = {
-        entry.name: entry
-        for entry in models.get_model_weights(architecture)
+        key: entry
+        for key, entry in models.get_model_weights(architecture).__members__.items()
         if entry.meta.get("categories")
     }
     if wanted not in entries and (wanted or not entries):
@@ -67,17 +67,16 @@ def load(name: str, rest: str) -> Checkpoint:
             f"torchvision has no classifier's weights {wanted or 'at all'!r} for {architecture}.",
             remedy=f"It has: {', '.join(entries)}." if entries else _REMEDY,
         )
-    # DEFAULT is an alias of one of the entries.
-    entry = entries[wanted or models.get_model_weights(architecture).DEFAULT.name]
+    entry = entries[wanted or "DEFAULT"]
     if file:
         path = Path(file).expanduser()
         published = next((e for e in entries.values() if _filename(e) == path.name), None)
-        own = bool(wanted) or published is not None
+        as_published = bool(wanted) or published is not None
         entry = entry if wanted else published or entry
     else:
-        path, own = _downloaded(name, entry), True
+        path, as_published = _downloaded(name, entry), True
     state = read_state_dict(path)
-    network, classes = _built(name, models, architecture, entry if own else None, state)
+    network, classes = _built(name, models, architecture, entry if as_published else None, state)
     return Checkpoint(
         network.float().eval().requires_grad_(False),
         read_transform(name, entry.transforms()),
