@@ -61,7 +61,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     """A checkpoint with its JSON file, and the folder of an autoencoder."""
     state = {k: torch.randn(s) * 0.1 for k, s in published_layout(TINY).items()}
     torch.save(state, tmp_path / "dit.pt")
-    (tmp_path / "dit.json").write_text(json.dumps({"num_heads": 2}))
+    (tmp_path / "dit.pt.json").write_text(json.dumps({"num_heads": 2}))
     tiny_vae().save_pretrained(tmp_path / "vae")
     return str(tmp_path / "dit.pt"), str(tmp_path / "vae")
 

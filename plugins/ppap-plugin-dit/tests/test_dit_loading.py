@@ -116,7 +116,7 @@ def test_networks_come_frozen_in_float32_and_outlive_their_file(tmp_path: Path) 
 def test_a_configuration_is_told_from_the_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
     config = replace(TINY, **changes)
     path = saved(tmp_path / "dit.pt", random_state(config))
-    (tmp_path / "dit.json").write_text(json.dumps({"num_heads": config.num_heads}))
+    (tmp_path / "dit.pt.json").write_text(json.dumps({"num_heads": config.num_heads}))
     network, found = load_dit(path)
     assert found == config
     assert network.config.num_attention_heads == config.num_heads
@@ -131,7 +131,7 @@ def test_the_papers_networks_need_nothing_beside_them() -> None:
 def test_a_json_file_beside_says_that_there_is_no_null_class(tmp_path: Path) -> None:
     path = saved(tmp_path / "dit.pt", random_state(TINY))
     beside = {"num_heads": 2, "class_dropout_prob": 0.0, "mlp_ratio": 4.0}
-    (tmp_path / "dit.json").write_text(json.dumps(beside))
+    (tmp_path / "dit.pt.json").write_text(json.dumps(beside))
     _, found = load_dit(path)
     assert (found.num_classes, found.null_class) == (4, False)
 
@@ -272,7 +272,7 @@ def test_what_is_no_file_of_weights_is_named(content: bytes, words: str, tmp_pat
 )
 def test_a_wrong_json_file_beside_is_an_error(text: str, words: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "dit.pt", random_state(TINY))
-    (tmp_path / "dit.json").write_text(text)
+    (tmp_path / "dit.pt.json").write_text(text)
     with pytest.raises(CheckpointError, match=words):
         load_dit(path)
 

@@ -185,7 +185,7 @@ def dit(checkpoint: str | None = None, vae: str | None = None) -> DiTBackbone:
     """Any DiT: its configuration is told from the tensors.
 
     A network whose width and depth are none of the paper's needs a JSON file beside the checkpoint,
-    ``name.json`` for ``name.pt``, with its ``num_heads``. The file may hold any argument of the
+    ``name.pt.json`` for ``name.pt``, with its ``num_heads``. The file may hold any argument of the
     published constructor; ``"class_dropout_prob": 0`` says that there is no null class.
 
     Args:

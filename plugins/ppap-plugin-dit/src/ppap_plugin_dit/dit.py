@@ -288,8 +288,8 @@ def infer_config(shapes: Mapping[str, Shape], num_heads: int | None = None) -> D
         raise CheckpointError(
             f"A DiT of width {d} and depth {depth} is none of the paper's, and the number of its "
             "attention heads cannot be told from its tensors.",
-            remedy='Write {"num_heads": ...} to a JSON file beside the checkpoint, with the same '
-            "name but for its ending.",
+            remedy='Write {"num_heads": ...} to a JSON file beside the checkpoint, '
+            "model.pt.json for model.pt.",
         )
     try:
         return DiTConfig(
@@ -308,12 +308,12 @@ def infer_config(shapes: Mapping[str, Shape], num_heads: int | None = None) -> D
 
 
 def read_arguments(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a JSON file beside a checkpoint says of it (``name.json`` beside ``name.pt``), if any.
+    """What a JSON file beside a checkpoint says of it, if any: ``name.pt.json`` for ``name.pt``.
 
     Raises:
         CheckpointError: there is one, but it holds no JSON object.
     """
-    path = Path(checkpoint).with_suffix(".json")
+    path = Path(f"{checkpoint}.json")
     if not os.path.isfile(path):
         return {}
     try:
