@@ -54,6 +54,9 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Another training of the backbone.")
     ] = None,
+    experts: Annotated[
+        str | None, typer.Option("--experts", "-e", help="Of the guide; default: one that fits.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="For classes and depth: a sheet of the results."),
@@ -90,11 +93,11 @@ def evaluate(
             found = registry()
             name = "depth" if what == "depth" else "classifier"
             guide = found.load("guide", name)()
-            chosen = choose(
-                GuideConfig(name, ""), recipe, guide, backbone, backbone.walk(steps), found
-            )
+            asked = GuideConfig(name, "", experts=experts)
+            chosen = choose(asked, recipe, guide, backbone, backbone.walk(steps), found)
             defaults = guide.default_scale
-            strength = scale if scale is not None else defaults.get(recipe, defaults[""])
+            usual = defaults.get(chosen.recipe.name, defaults[""])
+            strength = usual if scale is None else scale
             measure = measures.depth_error if what == "depth" else measures.class_accuracy
             outcome = measure(
                 backbone, solver, settings, chosen.guide, chosen.recipe, strength, num, watch
