@@ -152,7 +152,8 @@ def _file(name: str, checkpoint: str | None, url: str, file: str) -> Path:
     if checkpoint is None:
         raise CheckpointError(
             f"The backbone {name!r} ships no weights.",
-            remedy=f"Download {url}{file} and give it with --checkpoint.",
+            remedy=f"Fetch it with `ppap weights {name}`, or download {url}{file} and give it with "
+            "--checkpoint.",
         )
     path = Path(checkpoint)
     return path / file if path.is_dir() else path
