@@ -347,7 +347,7 @@ def test_the_report_is_complete(finished: Finished) -> None:
     page = (out / "index.html").read_text()
     for tag in page.split('<img src="')[1:]:
         assert (out / tag.split('"')[0]).exists()
-    assert page.count("<details>") == 9 + 5
+    assert page.count("<details>") == 10 + 6
     assert "nan" not in page
 
 
