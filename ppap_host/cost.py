@@ -19,7 +19,8 @@ from ppap_host.backbone import Backbone, encode, repeat_condition
 from ppap_host.guide import Guide
 from ppap_host.tuning import TuningConfig, fresh_patch, see_through
 
-_PROBE_IMAGES = 4
+_BACKBONE_IMAGES = 4
+_GUIDE_PIXELS = 2**20  # of a probe: a whole batch of small images, few of large ones
 _PROBES = 3
 
 
@@ -119,12 +120,14 @@ def estimate(
     """
     walk = backbone.walk(steps)
     level = walk.levels[len(walk) // 2]
-    count = min(_PROBE_IMAGES, config.batch)
-    label = None if backbone.class_count is None else 0
-    condition = repeat_condition(encode(backbone, [""], [label]), count)
-    x = torch.randn(count, *backbone.state_shape, device=device, dtype=backbone.state_dtype)
     height, width = backbone.image_size
-    pixels = torch.rand(count, 3, height, width, device=device) * 2 - 1
+    shown = max(1, min(config.batch, _GUIDE_PIXELS // (height * width)))
+    label = None if backbone.class_count is None else 0
+    condition = repeat_condition(encode(backbone, [""], [label]), _BACKBONE_IMAGES)
+    x = torch.randn(
+        _BACKBONE_IMAGES, *backbone.state_shape, device=device, dtype=backbone.state_dtype
+    )
+    pixels = torch.rand(shown, 3, height, width, device=device) * 2 - 1
     patch = fresh_patch(guide, config)
     for tensor in patch.trainable():
         tensor.requires_grad_(True)
@@ -141,9 +144,9 @@ def estimate(
         student = see_through(guide, patch, pixels)
         guide.distance(student, student.detach() + 0.1).sum().backward()
 
-    generating = measure(generate, count, device)
-    teaching = measure(teach, count, device)
-    learning = measure(learn, count, device)
+    generating = measure(generate, _BACKBONE_IMAGES, device)
+    teaching = measure(teach, shown, device)
+    learning = measure(learn, shown, device)
     each = guide.tuning_steps if config.steps is None else config.steps
     return Estimate(
         images=images,
