@@ -70,7 +70,7 @@ class Stage:
     Attributes:
         name: "base" or "upsampler".
         cfg: classifier-free guidance scale.
-        given: what both branches of it are conditioned on, besides prompt and class.
+        condition, unconditional: of one image, for both branches of it.
     """
 
     name: str
@@ -78,7 +78,8 @@ class Stage:
     walk: Walk
     solver: Solver
     cfg: float
-    given: Condition = field(default_factory=dict)
+    condition: Condition = field(default_factory=dict)
+    unconditional: Condition = field(default_factory=dict)
     guides: list[ActiveGuide] = field(default_factory=list)
 
 
@@ -175,18 +176,15 @@ def set_up(
     if upsampler is not None:
         steps = config.upsampler_steps or upsampler.default_steps
         stages.append(_stage("upsampler", upsampler, steps, None, config))
-    for stage in stages:
-        _conditions(stage, config)  # says early what words or classes it does not know
-        stage.backbone.to(device, dtype)
     sources = target_files or {}
     inputs = {
         name: Path(sources.get(name, path))
         for name, path in (("image", config.image), ("mask", config.mask))
         if path is not None
     }
-    for stage in stages if inputs else ():
-        image, known = images.read_known(inputs["image"], inputs["mask"], stage.backbone.image_size)
-        stage.given = stage.backbone.inpainting(image.to(device), known.to(device))
+    for stage in stages:
+        stage.backbone.to(device, dtype)
+        _set_conditions(stage, config, inputs, device)
     guides = []
     for i, g in enumerate(config.guides):
         guide = load_guide(found, g.name, g.model)
@@ -237,12 +235,19 @@ def _read_target(guide: Guide, text: str, size: tuple[int, int], device: torch.d
     return replace(target, value=target.value.to(device))
 
 
-def _conditions(stage: Stage, config: RunConfig) -> tuple[Condition, Condition]:
+def _set_conditions(
+    stage: Stage, config: RunConfig, inputs: Mapping[str, Path], device: torch.device
+) -> None:
     """What the images are conditioned on, and the unconditional branch where one is needed."""
-    wanted = {**encode(stage.backbone, [config.prompt], [config.class_index]), **stage.given}
-    if stage.cfg == 1:
-        return wanted, wanted
-    return wanted, {**encode(stage.backbone, [""], [None]), **stage.given}
+    backbone = stage.backbone
+    given: Condition = {}
+    if inputs:
+        image, known = images.read_known(inputs["image"], inputs["mask"], backbone.image_size)
+        given = backbone.inpainting(image.to(device), known.to(device))
+    stage.condition = {**encode(backbone, [config.prompt], [config.class_index]), **given}
+    stage.unconditional = stage.condition
+    if stage.cfg != 1:
+        stage.unconditional = {**encode(backbone, [""], [None]), **given}
 
 
 def generate(
@@ -259,7 +264,7 @@ def generate(
     config, smaller, done = setup.config, None, 0
     for number, stage in enumerate(setup.stages):
         backbone = stage.backbone
-        wanted, unconditional = _conditions(stage, config)
+        wanted, unconditional = stage.condition, stage.unconditional
         if smaller is not None:
             enlarged, rows = backbone.conditioned_on(smaller), len(indices)
             wanted = {**repeat_condition(wanted, rows), **enlarged}
@@ -418,10 +423,10 @@ def _copied(path: Path, out: Path, name: str) -> dict[str, str]:
 def _describe(setup: Setup, out: Path) -> dict[str, Any]:
     """What the record says of everything that was loaded; copies the targets' files to ``out``."""
     base = setup.stages[0]
-    model_files = file_hashes(base.backbone.files(), setup.config.backbone)
+    model_files: dict[str, str] = {}
     for stage in setup.stages:
-        if stage is not base:
-            model_files |= file_hashes(stage.backbone.files(), stage.name)
+        known_as = setup.config.backbone if stage is base else stage.name
+        model_files |= file_hashes(stage.backbone.files(), known_as)
         for g in stage.guides:
             model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
     targets = []
