@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ppap_host.errors import CheckpointError
-from ppap_host.guide import Guide, PatchPlan, Target
+from ppap_host.guide import Guide, PatchPlan, Wrapped
 from ppap_host.images import write_file
 from ppap_host.noise import NoiseLevel, NoiseRange
 
@@ -735,7 +734,7 @@ def _size(size: Sequence[int]) -> str:
     return " x ".join(str(side) for side in size)
 
 
-class WithExperts(Guide):
+class WithExperts(Wrapped):
     """A guide that sees noised images through the expert for their level, clean ones as it is.
 
     Weights are merged once for each noise range and kept until another range is asked for.
@@ -753,9 +752,8 @@ class WithExperts(Guide):
         self, guide: Guide, experts: ExpertSet, image_size: tuple[int, int] | None = None
     ) -> None:
         experts.check(guide.network(), guide.name, image_size)
-        self.guide, self.experts = guide, experts
-        self.name, self.default_scale = guide.name, guide.default_scale
-        self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
+        super().__init__(guide)
+        self.experts = experts
         self._active: tuple[int, Patched] | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
@@ -768,59 +766,10 @@ class WithExperts(Guide):
                 self._active = (index, self.experts.patches[index].over(self.network()))
         return self.through(self._active[1], x)
 
-    def through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The guide's."""
-        return self.guide.through(network, x)
-
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""
-        self.guide.to(device, dtype)
         self._active = None
-        return self
-
-    def network(self) -> nn.Module:
-        """The frozen network under the experts."""
-        return self.guide.network()
-
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """As the guide."""
-        return self.guide.read_target(text, size)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.prepare(x)
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.loss(output, target)
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.distance(student, teacher)
-
-    def picture(self, output: Tensor) -> list[Image]:
-        """As the guide."""
-        return self.guide.picture(output)
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        """As the guide."""
-        return self.guide.measure(output, target)
-
-    def as_target(self, output: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.as_target(output)
-
-    def from_labels(self, labels: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.from_labels(labels)
-
-    def patch_plan(self, network: nn.Module) -> PatchPlan:
-        """As the guide."""
-        return self.guide.patch_plan(network)
-
-    def files(self) -> Sequence[Path]:
-        """As the guide."""
-        return self.guide.files()
+        return super().to(device, dtype)
 
 
 def report(network: nn.Module, experts: ExpertSet) -> Mapping[str, float]:

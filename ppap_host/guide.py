@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ppap_host.errors import OptionError
 from ppap_host.noise import NoiseLevel
+from ppap_host.operators import LinearOperator
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ class Guide(ABC):
             undoes that, so that scales of such guides and of those of labels are of one order.
         tuning_steps: optimiser steps of 32 images that each of its experts needs, where the user
             names no number.
+        knows_predictions: whether :meth:`see` is told the level at which a clean image was
+            predicted, and not only that of a noised one.
     """
 
     name: str
     default_scale: Mapping[str, float] = {"": 1.0}
     averages_pixels: bool = False
     tuning_steps: int = 250
+    knows_predictions: bool = False
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -146,6 +151,29 @@ class Guide(ABC):
             remedy="Use a harvest: the network itself is the teacher.",
         )
 
+    def logits(self, output: Tensor) -> Float[Tensor, "b k"]:
+        """The unnormalised log probabilities of the classes, for guides that tell classes apart.
+
+        Raises:
+            OptionError: the guide knows no classes.
+        """
+        raise OptionError(
+            f"The guide {self.name!r} knows no classes.",
+            remedy="Calibration is for guides that give probabilities of classes.",
+        )
+
+    def tempered(self, joint: float, marginal: float) -> Guide:
+        """The guide whose loss is -(joint * l_y - log sum_k exp(marginal * l_k)) of its logits l.
+
+        EluCD's two temperatures (Ma et al., 2024, section 3.3), which multiply the logits: at 1 and
+        1 it is the cross entropy. A guide that knows no classes has none and returns itself.
+        """
+        return self
+
+    def operator(self, target: Tensor) -> LinearOperator | None:
+        """The linear measurement whose result ``target`` is, for guides that are one."""
+        return None
+
     @abstractmethod
     def picture(self, output: Tensor) -> list[Image]:
         """What the guide sees, for people: one picture an image."""
@@ -182,3 +210,88 @@ class Guide(ABC):
     def files(self) -> Sequence[Path]:
         """The model files it was read from, for the run's record."""
         return ()
+
+
+class Wrapped(Guide):
+    """A guide that is another one with something changed; everything else is passed on.
+
+    Attributes:
+        guide: the other one.
+    """
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide = guide
+        self.name, self.default_scale = guide.name, guide.default_scale
+        self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
+        self.knows_predictions = guide.knows_predictions
+
+    def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """As the guide."""
+        return self.guide.see(x, level)
+
+    def through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.through(network, x)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
+        """Moves the guide; returns the wrapped one."""
+        self.guide.to(device, dtype)
+        return self
+
+    def network(self) -> nn.Module:
+        """The guide's network."""
+        return self.guide.network()
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """As the guide."""
+        return self.guide.read_target(text, size)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.prepare(x)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.loss(output, target)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.distance(student, teacher)
+
+    def picture(self, output: Tensor) -> list[Image]:
+        """As the guide."""
+        return self.guide.picture(output)
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        """As the guide."""
+        return self.guide.measure(output, target)
+
+    def as_target(self, output: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.as_target(output)
+
+    def from_labels(self, labels: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.from_labels(labels)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """As the guide."""
+        return self.guide.logits(output)
+
+    def tempered(self, joint: float, marginal: float) -> Guide:
+        """The guide at these temperatures, wrapped alike."""
+        tempered = copy(self)
+        tempered.guide = self.guide.tempered(joint, marginal)
+        return tempered
+
+    def operator(self, target: Tensor) -> LinearOperator | None:
+        """As the guide."""
+        return self.guide.operator(target)
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """As the guide."""
+        return self.guide.patch_plan(network)
+
+    def files(self) -> Sequence[Path]:
+        """As the guide."""
+        return self.guide.files()
