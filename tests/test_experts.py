@@ -25,7 +25,7 @@ from ppap_host.experts import (
     network_hash,
     report,
 )
-from ppap_host.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.guide import Guide, PatchPlan, Wrapped, default_patch_plan
 from ppap_host.noise import DiscreteSchedule, NoiseLevel, NoiseRange, linear_betas, uniform_ranges
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
@@ -251,7 +251,7 @@ def test_a_set_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
 
 def test_nothing_of_the_guide_is_lost_behind_its_experts() -> None:
     public = {name for name, value in vars(Guide).items() if callable(value) and name[0] != "_"}
-    assert public <= vars(WithExperts).keys()
+    assert public <= vars(WithExperts).keys() | vars(Wrapped).keys()
     guide = ScaledGuide()
     guide.averages_pixels = True
     wrapped = WithExperts(guide, two_experts(guide))
