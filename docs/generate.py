@@ -26,8 +26,6 @@ COMMANDS = (
     "bench", "bench ppap", "bench capacity", "weights",
     "shapes", "shapes render", "shapes evaluate",
 )  # fmt: skip
-WHAT_VIEWS_SAY = ("through_backbone", "sees_noise")
-"""Fields of views that tell the host how to use them, not how they are made."""
 
 
 def command_line() -> str:
@@ -62,24 +60,32 @@ def _part(part: object) -> str:
     given = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in dataclasses.fields(part)
-        if f.name not in WHAT_VIEWS_SAY and getattr(part, f.name) != f.default
+        if getattr(part, f.name) != f.default
     ]
     return f"`{type(part).__name__}({', '.join(given)})`"
-
-
-def _levels(recipe: recipes.Recipe) -> str:
-    interval = recipe.interval
-    if interval == recipes.EVERYWHERE:
-        return "all"
-    low = "" if interval.low == -math.inf else f"{interval.low:g} ≤ "
-    high = "" if interval.high == math.inf else f" < {interval.high:g}"
-    return f"{low}log SNR{high}"
 
 
 def _experts(recipe: recipes.Recipe) -> str:
     if recipe.needs_experts:
         return "needed"
-    return "if named" if recipe.view.sees_noise else "none"
+    return "if named"
+
+
+def _guide(recipe: recipes.Recipe) -> str:
+    """What is done to the guide itself."""
+    told = []
+    if math.isfinite(recipe.softplus):
+        told.append(f"Softplus({recipe.softplus:g})")
+    if (recipe.joint, recipe.marginal) != (1, 1):
+        told.append(f"temperatures {recipe.joint:g}, {recipe.marginal:g}")
+    return "; ".join(told) or "as it is"
+
+
+def _setting(recipe: recipes.Recipe, parameter: recipes.Parameter) -> str:
+    value = recipe.value(parameter.name)
+    shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    shown = f"{shown:g}" if isinstance(shown, float) else shown
+    return f"`{parameter.name}={shown}`"
 
 
 def recipe_tables() -> str:
@@ -87,20 +93,33 @@ def recipe_tables() -> str:
     entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
     lines = ["| recipe | what it is |", "|---|---|"]
     lines += [f"| `{entry.name}` | {entry.summary} |" for entry, _ in entries]
-    lines += ["", "They consist of these parts:", ""]
+    lines += ["", "They consist of these parts. A recipe with two rows makes two moves:", ""]
     lines += [
-        "| recipe | view | gradient | place | strength | levels | experts |",
+        "| recipe | view | energy | gradient | ascent | place | strength |",
         "|---|---|---|---|---|---|---|",
     ]
     used: dict[str, type] = {}
     for _, recipe in entries:
-        fixed = (recipe.view, recipe.place, recipe.strength)
-        used |= {type(p).__name__: type(p) for p in (*fixed, *recipe.gradient)}
-        gradient = ", ".join(_part(p) for p in recipe.gradient) or "as it is"
-        view, place, strength = (_part(p) for p in fixed)
+        for number, move in enumerate(recipe.moves):
+            used |= {type(part).__name__: type(part) for part in recipes.parts_of(move)}
+            gradient = ", ".join(_part(p) for p in move.gradient) or "as it is"
+            parts = (move.view, move.energy, gradient, move.ascent, move.place, move.strength)
+            cells = [part if isinstance(part, str) else _part(part) for part in parts]
+            lines.append(
+                " | ".join([f"| `{recipe.name}`" if not number else "| and", *cells]) + " |"
+            )
+    lines += [
+        "",
+        "And these settings, which `--recipe NAME:SETTING=VALUE,...` changes:",
+        "",
+        "| recipe | the guide | a step is taken | experts | settings |",
+        "|---|---|---|---|---|",
+    ]
+    for _, recipe in entries:
+        again = "once" if recipe.recurrence == 1 else f"{recipe.recurrence} times"
+        own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(
-            f"| `{recipe.name}` | {view} | {gradient} | {place} | {strength} "
-            f"| {_levels(recipe)} | {_experts(recipe)} |"
+            f"| `{recipe.name}` | {_guide(recipe)} | {again} | {_experts(recipe)} | {own} |"
         )
     lines += ["", "| part | what it does |", "|---|---|"]
     for name, kind in used.items():

@@ -28,24 +28,22 @@ def ppap_backbones() -> list[Entry]:
 def ppap_recipes() -> list[Entry]:
     """The host's presets."""
     return [
-        Entry(
-            "naive",
-            "ppap_host.recipes:NAIVE",
-            "gradient at x_t, as it is; an off-the-shelf guide fails here, an expert does not",
-        ),
-        Entry(
-            "ppap",
-            "ppap_host.recipes:PPAP",
-            "gradient at x_t by the expert for its noise level (PPAP); needs an expert set",
-        ),
-        Entry(
-            "x0",
-            "ppap_host.recipes:X0",
-            "gradient at the predicted x_0, held constant; no training, one guide call a step",
-        ),
-        Entry(
-            "x0-through",
-            "ppap_host.recipes:X0_THROUGH",
-            "gradient at the predicted x_0, taken back through the backbone; twice the cost",
-        ),
+        Entry(name, f"ppap_host.recipes:{value}", summary)
+        for name, value, summary in (
+            ("naive", "NAIVE", "gradient at x_t, as it is; an off-the-shelf guide fails here"),
+            ("ppap", "PPAP", "gradient at x_t by the expert for its noise; needs an expert set"),
+            ("x0", "X0", "gradient at the predicted x_0, held constant; no training, cheap"),
+            ("x0-through", "X0_THROUGH", "as x0, but taken back through the backbone"),
+            ("elucd", "ELUCD", "EluCD: smooth, tempered classifier at x_0, strength by a sine"),
+            ("elucd-edm", "ELUCD_EDM", "EluCD's variant for EDM: at x_t, normalised"),
+            ("dps", "DPS", "DPS: through the backbone, step size by the root of the loss"),
+            ("freedom", "FREEDOM", "FreeDoM: through the backbone, steps repeated"),
+            ("lgd-mc", "LGD_MC", "LGD-MC: through the backbone, averaged over noise around x_0"),
+            ("mpgd", "MPGD", "MPGD: moves x_0 along its own gradient and keeps eps"),
+            ("ugd", "UGD", "Universal Guidance: forward, backward by Adam, steps repeated"),
+            ("tfg", "TFG", "TFG: all of the training-free parts, each with a strength"),
+            ("adam-dps", "ADAM_DPS", "DPS with Adam's moments over the steps"),
+            ("adam-mpgd", "ADAM_MPGD", "MPGD with Adam's moments over the steps"),
+            ("pigdm", "PIGDM", "PiGDM: pseudo-inverse of a linear measurement"),
+        )
     ]

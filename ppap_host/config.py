@@ -27,7 +27,7 @@ class GuideConfig:
         target: what it should see; a label or a path.
         scale: guidance strength; None takes the guide's own default for the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
-        recipe: its own recipe; None takes the run's.
+        recipe: its own recipe, perhaps with settings (:func:`split_recipe`); None takes the run's.
         experts: an expert set by name or path, or "none"; None takes a registered set that fits.
         interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
         stage: of a cascade that it guides: base, upsampler or both; None is the base.
@@ -159,6 +159,25 @@ class RunConfig:
         return cls(guides=guides, **_checked(cls, values, source))
 
 
+def split_recipe(text: str) -> tuple[str, dict[str, str]]:
+    """The name and the parameters of a recipe as the user writes it, ``tfg:rho=0.5,mu=0.25``.
+
+    Raises:
+        OptionError: what follows the colon is no list of settings.
+    """
+    name, _, settings = text.partition(":")
+    values: dict[str, str] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not key or not value:
+            raise OptionError(
+                f"{setting!r} in the recipe {text!r} sets nothing.",
+                remedy="Write NAME:PARAMETER=VALUE,PARAMETER=VALUE, such as tfg:rho=0.5,mu=0.25.",
+            )
+        values[key] = value
+    return name.strip(), values
+
+
 RECORD_FORMAT = 1
 """Version of the layout of a run's record."""
 
@@ -170,6 +189,8 @@ def new_record(config: RunConfig) -> dict[str, Any]:
         "config": config.to_dict(),
         "status": "running",
         "skipped_guidance": {},
+        "limited_guidance": {},
+        "warnings": [],
         "images": [],
     }
 

@@ -198,6 +198,10 @@ class Guide(ABC):
         own = next((p.dtype for p in self.network().parameters()), prepared.dtype)
         return network(prepared.to(own)).to(x.dtype)
 
+    def usual_scale(self, recipe: str) -> float:
+        """The strength for a recipe where the user names none (:attr:`default_scale`)."""
+        return self.default_scale.get(recipe, self.default_scale.get("", 1.0))
+
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """What experts on this guide may change; by default everything that is cheap."""
         return default_patch_plan(network)

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 
 from ppap_host.backbone import Backbone
+from ppap_host.config import split_recipe
 from ppap_host.errors import OptionError, nearest
 from ppap_host.guide import Guide
+from ppap_host.recipes import Recipe
 from ppap_host.registry import Registry
 from ppap_host.weights import default_folder, stored
 
@@ -66,6 +68,17 @@ def load_guide(found: Registry, name: str, model: str | None = None) -> Guide:
     guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
     guide.network().requires_grad_(False)
     return guide
+
+
+def load_recipe(found: Registry, text: str) -> Recipe:
+    """A recipe as users write it, its settings made (:func:`ppap_host.config.split_recipe`).
+
+    Raises:
+        PpapError: there is no such recipe, or it has no such parameter or not this value for it.
+    """
+    name, values = split_recipe(text)
+    recipe: Recipe = found.load("recipe", name)
+    return recipe.with_values(values)
 
 
 def _options(factory: object) -> list[str] | None:

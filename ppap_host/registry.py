@@ -42,9 +42,16 @@ PUBLISHED = "published file"
 KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
     "guide": {
         "classifier": "ppap-plugin-classifier",
+        "clip": "ppap-plugin-clip",
+        "style": "ppap-plugin-clip",
         "depth": "ppap-plugin-depth",
         "segmentation": "ppap-plugin-segmentation",
         "adm-classifier": "ppap-plugin-openai",
+        "super-resolution": "ppap-plugin-restore",
+        "inpainting": "ppap-plugin-restore",
+        "deblur": "ppap-plugin-restore",
+        "motion-deblur": "ppap-plugin-restore",
+        "colourise": "ppap-plugin-restore",
     },
     "backbone": {
         "adm": "ppap-plugin-openai",
@@ -257,9 +264,11 @@ class Registry:
         self.entry("backbone", config.backbone)
         if config.balance not in BALANCE_SUMMARIES:
             raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
+        from ppap_host.config import split_recipe
+
         for recipe in (config.recipe, *(g.recipe for g in config.guides)):
             if recipe is not None:
-                self.entry("recipe", recipe)
+                self.entry("recipe", split_recipe(recipe)[0])
         for guide in config.guides:
             self.entry("guide", guide.name)
 

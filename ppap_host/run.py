@@ -197,10 +197,9 @@ def set_up(
         source = sources.get(i, g.target)
         sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
         targets = {size: _read_target(guide, source, size, device) for size in sizes}
-        defaults = guide.default_scale
         for stage, choice in zip(steered, choices, strict=True):
             recipe = choice.recipe
-            scale = g.scale if g.scale is not None else defaults.get(recipe.name, defaults[""])
+            scale = guide.usual_scale(recipe.name) if g.scale is None else g.scale
             target = targets[stage.backbone.image_size]
             active = ActiveGuide(
                 g, choice.guide, target, recipe, scale, choice.experts, choice.files
@@ -342,6 +341,8 @@ def run(
             with clock.part("write"):
                 _write_images(result, indices, pictures, rows)
                 record["skipped_guidance"] = dict(health.skipped)
+                record["limited_guidance"] = dict(health.limited)
+                record["warnings"] = health.warnings()
                 _write_record(result, clock)
         with clock.part("write"):
             sheet = _sheet(setup, result.images, seen)
@@ -489,7 +490,9 @@ def _measure(
 
 def _embedded(record: dict[str, Any]) -> dict[str, Any]:
     """The part of a record that is the same whenever the run is repeated."""
-    volatile = ("seconds", "status", "images", "skipped_guidance")
+    volatile = (
+        "seconds", "status", "images", "skipped_guidance", "limited_guidance", "warnings"
+    )  # fmt: skip
     return {key: value for key, value in record.items() if key not in volatile}
 
 

@@ -258,12 +258,8 @@ def execute(
     for used in result.record["used"]["guides"]:
         if used["experts"]:
             console.print(f"{used['name']}: guided by the experts {used['experts']}", style="dim")
-    for name, count in result.record["skipped_guidance"].items():
-        console.print(
-            f"Warning: the gradient of {name!r} was not finite {count} times (images x steps); "
-            "those steps went on without it. A smaller --scale or --dtype float32 may help.",
-            style="yellow",
-        )
+    for warning in result.record["warnings"]:
+        console.print(f"Warning: {warning}", style="yellow")
     return result
 
 

@@ -95,9 +95,7 @@ def evaluate(
             guide = found.load("guide", name)()
             asked = GuideConfig(name, "", experts=experts)
             chosen = choose(asked, recipe, guide, backbone, backbone.walk(steps), found)
-            defaults = guide.default_scale
-            usual = defaults.get(chosen.recipe.name, defaults[""])
-            strength = usual if scale is None else scale
+            strength = guide.usual_scale(chosen.recipe.name) if scale is None else scale
             measure = measures.depth_error if what == "depth" else measures.class_accuracy
             outcome = measure(
                 backbone, solver, settings, chosen.guide, chosen.recipe, strength, num, watch

@@ -34,9 +34,9 @@ from ppap_host.guide import Guide
 from ppap_host.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import Schedule, schedule_of
-from ppap_host.recipes import Recipe
+from ppap_host.recipes import Recipe, Step
 from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, Evaluator, Guidance, Health
+from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, ImageNoise, take_step
 
 
 @dataclass
@@ -59,7 +59,7 @@ class StepGuidance:
     def __init__(self, pipe: Any, backbone: _Recorded, asked: Sequence[_Asked]) -> None:
         self.health = Health()
         self._pipe, self._backbone, self._asked = pipe, backbone, asked
-        self._guidance: list[Guidance] = []
+        self._guided: Evaluator | None = None
         self._made_for: tuple[Any, ...] = ()
 
     def __call__(
@@ -90,41 +90,41 @@ class StepGuidance:
                 remedy="Call diffusers_callback(pipe, ...) when pipe has the scheduler it is to "
                 "run with.",
             )
-        now, then = backbone.levels_of_step(step, timestep, int(pipe.num_timesteps))
+        at = backbone.step_of(step, timestep, int(pipe.num_timesteps))
         # Some multistep schedulers take a step twice; the second leads nowhere new.
-        asked = [a for a in self._asked if a.scale and now.log_snr in a.recipe.interval]
-        if not asked or then.log_snr <= now.log_snr:
+        asked = [a for a in self._asked if a.scale and at.now.log_snr in a.recipe.interval]
+        if not asked or at.then.log_snr <= at.now.log_snr:
             return callback_kwargs
-        shift = self._shift(backbone.state(now), now, then)
-        moved = latents + (backbone.schedule.own_scale(then) * shift).to(latents.dtype)
+        shift = self._shift(backbone.state(at.now), at, new=step == 0)
+        moved = latents + (backbone.schedule.own_scale(at.then) * shift).to(latents.dtype)
         return {**callback_kwargs, "latents": moved}
 
-    def _shift(self, x: Tensor, now: NoiseLevel, then: NoiseLevel) -> Tensor:
-        """What guidance changes in a DDIM step from ``now`` to ``then``."""
-        self._make_ready(x)
-        walk = Walk((now, then))
-
-        def stepped(guidance: Sequence[Guidance]) -> Tensor:
-            evaluate = Evaluator(
-                self._backbone, self._backbone.denoise, guidance, ancestral=False,
-                health=self.health,
-            )  # fmt: skip
-            moved, _, _ = DDIM().step(x, 0, walk, evaluate, _no_noise, None)
-            return moved
-
-        return stepped(self._guidance) - stepped(())
-
-    def _make_ready(self, x: Tensor) -> None:
-        """Targets for the size of the pictures, on the device of the latents."""
+    def _shift(self, x: Tensor, step: Step, new: bool) -> Tensor:
+        """What guidance changes in a DDIM step; ``new`` says that it is the first of a picture."""
         size = self._backbone.size_of(x)
-        if self._made_for == (size, x.device):
-            return
-        self._guidance = []
+        made_for = (size, tuple(x.shape), x.device)
+        if self._guided is None or new or self._made_for != made_for:
+            self._guided, self._made_for = self._evaluator(self._guidance(size, x), x), made_for
+        guided, _, _ = take_step(DDIM(), x, step, self._guided, _no_noise)
+        plain, _, _ = take_step(DDIM(), x, step, self._evaluator([], x), _no_noise)
+        return guided - plain
+
+    def _evaluator(self, guidance: Sequence[Guidance], x: Tensor) -> Evaluator:
+        """For one batch of pictures, from their first step to their last."""
+        noise = ImageNoise(0, range(len(x)), tuple(x.shape[1:]))
+        return Evaluator(
+            self._backbone, self._backbone.denoise, guidance, ancestral=False,
+            health=self.health, stream=noise.stream,
+        )  # fmt: skip
+
+    def _guidance(self, size: tuple[int, int], x: Tensor) -> list[Guidance]:
+        """The guides with targets for the size of the pictures, on the device of the latents."""
+        found = []
         for a in self._asked:
             a.guide.to(x.device, torch.float32)
             target = a.guide.read_target(a.target, size).value.to(x.device)
-            self._guidance.append(Guidance(a.guide, target, a.recipe, a.scale))
-        self._made_for = (size, x.device)
+            found.append(Guidance(a.guide, target, a.recipe, a.scale))
+        return found
 
 
 def diffusers_callback(
@@ -211,16 +211,21 @@ def _ask(
         config = GuideConfig(guide.name, target, experts=experts)
         choice = choose(config, recipe, guide, backbone, backbone.walk(0), found)
         guide, chosen = choice.guide, choice.recipe
-    if chosen.view.through_backbone:
+    if chosen.through_backbone:
         raise OptionError(
             f"The recipe {chosen.name!r} takes the gradient back through the backbone, which has "
             "run before the callback is called.",
             remedy="Use the recipe x0, or `ppap run --backbone diffusers`.",
         )
+    if chosen.recurrence > 1 or any(move.place.enters for move in chosen.moves):
+        raise OptionError(
+            f"The recipe {chosen.name!r} asks the backbone again, which a callback cannot.",
+            remedy=f"Use {chosen.name}:recurrence=1 if it repeats steps, the recipe x0, or "
+            "`ppap run --backbone diffusers`.",
+        )
     guide.read_target(target, backbone.image_size)  # says early what cannot be read
-    defaults = guide.default_scale
     if scale is None:
-        scale = defaults.get(chosen.name, defaults.get("", 1.0))
+        scale = guide.usual_scale(chosen.name)
     return _Asked(guide, target, chosen, float(scale))
 
 
@@ -258,10 +263,8 @@ class _Recorded(Backbone):
         height, width = (size, size) if isinstance(size, int) else size
         self.state_shape = (int(vae.config.latent_channels), int(height), int(width))
 
-    def levels_of_step(
-        self, step: int, timestep: Tensor, steps: int
-    ) -> tuple[NoiseLevel, NoiseLevel]:
-        """The levels that a step of the pipeline starts from and leads to.
+    def step_of(self, step: int, timestep: Tensor, steps: int) -> Step:
+        """The step of the scheduler's walk that a step of the pipeline is.
 
         Args:
             step, timestep: as the pipeline tells them.
@@ -271,8 +274,7 @@ class _Recorded(Backbone):
         places = (times == timestep.to(times.device)).nonzero().flatten().tolist()
         likely = step + len(times) - steps
         here = min(places, key=lambda place: abs(place - likely), default=likely)
-        visited = self.schedule.visited(self.scheduler)
-        return visited[here], visited[here + 1]
+        return Step(Walk(tuple(self.schedule.visited(self.scheduler))), here)
 
     def state(self, now: NoiseLevel) -> Tensor:
         """x_t as the scheduler was given it, on the host's scale, float32."""

@@ -1,0 +1,124 @@
+"""What is known at one step of sampling: where on the walk it is, and the backbone's reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.backbone import FixedVariance
+from ppap_host.noise import NoiseLevel, Walk
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a walk.
+
+    Attributes:
+        index: 0 is the noisiest; the step leads from ``walk.levels[index]`` to the next one.
+        fixed_variance: the ancestral step's variance where the backbone has learned none.
+    """
+
+    walk: Walk
+    index: int
+    fixed_variance: FixedVariance = "large"
+
+    @property
+    def now(self) -> NoiseLevel:
+        """The level the step starts from."""
+        return self.walk.levels[self.index]
+
+    @property
+    def then(self) -> NoiseLevel:
+        """The level the step leads to."""
+        return self.walk.levels[self.index + 1]
+
+    def kept(self) -> float:
+        """How much of the signal's share the step leaves, abar_now / abar_then, in (0, 1].
+
+        abar = alpha^2 / (alpha^2 + sigma^2), so that it is alpha_t of Ho et al. (2020) on every
+        schedule.
+        """
+        return (self.now.alpha / self.now.scale) ** 2 / (self.then.alpha / self.then.scale) ** 2
+
+    def log_variance(
+        self, v: Float[Tensor, "b c h w"] | None, like: Tensor
+    ) -> Float[Tensor, "b c2 h2 w2"]:
+        """The log variance of the ancestral step (Ho et al., 2020; Nichol and Dhariwal, 2021).
+
+        The learned one interpolates in log between posterior variance and beta (Nichol and
+        Dhariwal, 2021, eq. 15). Of the fixed ones "large" is beta and "small" the posterior
+        variance; in the last step both are the posterior variance of the step before.
+
+        Args:
+            v: the learned coefficient in [-1, 1], or None.
+            like: of the state's type and device.
+
+        Returns:
+            As ``v``, or [b, 1, 1, 1] where the variance is fixed.
+        """
+        posterior = self.walk.posterior(self.index)
+        if v is not None:
+            fraction = (v + 1) / 2
+            return fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
+        last = self.index == len(self.walk) - 1
+        fixed = posterior.log_upper
+        if self.fixed_variance == "small" or last:
+            fixed = posterior.log_lower
+        return torch.full_like(like[:, :1, :1, :1], fixed)
+
+    def back(self, x: Tensor, noise: Tensor) -> Tensor:
+        """From a state after the step to one before it, by new noise (Lugmayr et al., 2022, eq. 8).
+
+        Args:
+            x: at :attr:`then`, [b, c, h, w].
+            noise: standard normal, as ``x``.
+        """
+        ratio = self.now.alpha / self.then.alpha
+        added = math.sqrt(max(self.now.sigma**2 - ratio**2 * self.then.sigma**2, 0.0))
+        return ratio * x + added * noise
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known at one step: the state, and the backbone's reading of it.
+
+    Attributes:
+        x: the state x_t entering the step, [b, c, h, w].
+        x0: predicted clean state, clipped as the backbone asks.
+        eps: the noise that belongs to ``x0``.
+        v: the learned variance's coefficient in [-1, 1], or None.
+        mean_shift: gradient that the ancestral step adds to its mean, times the variance.
+        next_shift: what is added to the state after the step.
+        clip: bounds of a clean state (:attr:`ppap_host.backbone.Backbone.clip`); None for latents.
+        step: where on the walk this is; None outside of a walk.
+        loss: the guide's loss of each image where the gradient was last taken, [b].
+        memory: what the parts of one guide's move keep from step to step, by part.
+    """
+
+    level: NoiseLevel
+    x: Float[Tensor, "b c h w"]
+    x0: Float[Tensor, "b c h w"]
+    eps: Float[Tensor, "b c h w"]
+    v: Float[Tensor, "b c h w"] | None = None
+    mean_shift: Float[Tensor, "b c h w"] | None = None
+    clip: tuple[float, float] | None = None
+    next_shift: Float[Tensor, "b c h w"] | None = None
+    step: Step | None = None
+    loss: Float[Tensor, " b"] | None = None
+    memory: dict[Hashable, Any] = field(default_factory=dict)
+
+    def on_walk(self) -> Step:
+        """The step, for parts that make no sense without one.
+
+        Raises:
+            ValueError: the estimate belongs to no walk.
+        """
+        if self.step is None:
+            raise ValueError("This part of a recipe needs to know the step of the walk.")
+        return self.step

@@ -1,0 +1,170 @@
+"""Gradient parts: what is done to a guide's gradient before it is applied."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ppap_host.recipes.estimate import Estimate
+
+_TINY = 1e-30
+
+
+@runtime_checkable
+class GradientPart(Protocol):
+    """A transformation of the guide's gradient, [b, c, h, w] to [b, c, h, w], image by image."""
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """The transformed gradient."""
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of each image, [b, 1, 1, 1]; of numbers of any size."""
+    # Squared as a part of the largest entry, so that no square overflows.
+    peak = x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)
+    return peak * (x / peak).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
+def limited(gradient: Tensor, largest: float) -> Tensor:
+    """Every image's gradient at root mean square ``largest`` at most, direction kept."""
+    return gradient * (largest / root_mean_square(gradient).clamp_min(_TINY)).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Every image's gradient at root mean square 1 (zero stays zero)."""
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient / rms(gradient)."""
+        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return torch.where(rms > 0, gradient / rms.clamp_min(_TINY), gradient)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Every image's gradient at root mean square ``largest`` at most."""
+
+    largest: float = 1.0
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * min(1, largest / rms(gradient))."""
+        return limited(gradient, self.largest)
+
+
+@dataclass(frozen=True)
+class UnitScale:
+    """The gradient with respect to x_t / sqrt(alpha^2 + sigma^2), from the one with respect to x_t.
+
+    What moves x_0 by it does the same whatever the schedule's own scale of x_t is.
+    """
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * sqrt(alpha^2 + sigma^2)."""
+        return gradient * estimate.level.scale
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """The gradient times the root mean square of each image's state x_t (EluCD's EDM variant)."""
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * rms(x_t)."""
+        return gradient * estimate.x.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
+@dataclass(frozen=True)
+class RootSize:
+    """The gradient times the root of the number of the state's entries.
+
+    A gradient of length one then has root mean square one: it moves the pixels of a large picture
+    as far as those of a small one.
+    """
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * sqrt(c h w)."""
+        return gradient * math.sqrt(gradient[0].numel())
+
+
+@dataclass(frozen=True)
+class PerRootLoss:
+    """The gradient divided by the root of the loss.
+
+    For a squared residual this is DPS's step size zeta / ||y - A x_0|| (Chung et al., 2023,
+    algorithm 1): the gradient of the residual's norm, up to the factor two. It stays bounded as the
+    target is met, where the loss itself in the denominator would not.
+
+    Attributes:
+        least: losses below it count as it, > 0.
+    """
+
+    least: float = 1e-6
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient / sqrt(|loss|)."""
+        assert estimate.loss is not None
+        root = estimate.loss.detach().abs().clamp_min(self.least).sqrt()
+        return gradient / root.view(-1, 1, 1, 1).to(gradient)
+
+
+@dataclass(frozen=True)
+class AdamMoments:
+    """Adam's moments of the gradient over the steps of the walk, m / (sqrt(v) + eps), unbiased.
+
+    Adam-DPS and Adam-MPGD (Belardi et al., ICLR 2026, arXiv 2603.16797): the guide's gradient is
+    noisy from step to step, and its moving averages are less so. Every image has its own moments.
+
+    Attributes:
+        beta1, beta2: decay of the first and the second moment, in [0, 1).
+        eps: added to the root of the second moment, > 0.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """The moments' ratio; entries that are not finite leave the moments as they were."""
+        zero = torch.zeros_like(gradient)
+        m, v, t = estimate.memory.get(self, (zero, zero, 0))
+        sound = gradient.isfinite()
+        g = torch.where(sound, gradient, 0.0)
+        m_new = torch.where(sound, self.beta1 * m + (1 - self.beta1) * g, m)
+        v_new = torch.where(sound, self.beta2 * v + (1 - self.beta2) * g.square(), v)
+        t += 1
+        estimate.memory[self] = (m_new, v_new, t)
+        unbiased = m_new / (1 - self.beta1**t)
+        ratio = unbiased / ((v_new / (1 - self.beta2**t)).sqrt() + self.eps)
+        return torch.where(sound, ratio, gradient)
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The gradient under a Gaussian filter, reflected at the borders.
+
+    A guide's gradient changes from pixel to pixel, which images do not: followed as it is, it draws
+    noise that the guide likes and that feeds on itself. Taken through the denoiser it would be
+    multiplied by the covariance of x_0 given x_t (Chung et al., 2023, eq. 11, with Tweedie's second
+    moment), which is smooth; the filter stands for that covariance at no cost.
+
+    Attributes:
+        width: standard deviation, as a part of the state's shorter side.
+    """
+
+    width: float = 3 / 64
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        """gradient * N(0, width^2), channel by channel."""
+        channels, *size = gradient.shape[1:]
+        deviation = self.width * min(size)
+        reach = min(math.ceil(3 * deviation), min(size) - 1)
+        at = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
+        kernel = torch.exp(-at.square() / (2 * deviation**2))
+        kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
+        padded = F.pad(gradient, (reach,) * 4, mode="reflect")
+        rows = F.conv2d(padded, kernel[:, :, None, :], groups=channels)
+        return F.conv2d(rows, kernel[:, :, :, None], groups=channels)

@@ -1,0 +1,269 @@
+"""Recipe: a guidance method as a composition of parts, and the numbers in it that can be set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ppap_host.activations import Softened
+from ppap_host.errors import OptionError, unknown_name
+from ppap_host.guide import Guide
+from ppap_host.noise import NoiseRange
+from ppap_host.recipes.ascents import Ascent, Gradient
+from ppap_host.recipes.energies import Energy, Point
+from ppap_host.recipes.gradients import GradientPart
+from ppap_host.recipes.places import Place
+from ppap_host.recipes.strengths import Constant, Strength
+from ppap_host.recipes.views import View
+
+EVERYWHERE = NoiseRange(-math.inf, math.inf)
+CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()
+
+
+@dataclass(frozen=True)
+class Move:
+    """One thing that a recipe does with a guide's gradient in a step.
+
+    Attributes:
+        view: what the guide is shown.
+        place: where the gradient changes the step.
+        strength: the factor on it over the course of the walk.
+        gradient: what is done to it, in this order.
+        energy: how the loss of what is shown is evaluated.
+        ascent: how often the gradient is followed, and how.
+        limit: root mean square that the user's scale times the gradient is cut to, image by image,
+            before the strength, in units of the place (:meth:`Place.unit`); no scale can then drive
+            an image out of all bounds.
+
+    Raises:
+        ValueError: the parts do not go together.
+    """
+
+    view: View
+    place: Place
+    strength: Strength = CONSTANT
+    gradient: tuple[GradientPart, ...] = ()
+    energy: Energy = OWN_LOSS
+    ascent: Ascent = ONCE
+    limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.view.through_backbone and self.ascent != ONCE:
+            raise ValueError(
+                "A gradient through the backbone is taken once: the backbone is not asked again."
+            )
+        if self.place.enters and not self.view.sees_noise:
+            raise ValueError(
+                "Before the backbone is asked there is nothing to show but the noised state."
+            )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number or a word in a recipe that users and searches may set.
+
+    Attributes:
+        name: as in ``--recipe tfg:rho=0.5``.
+        paths: where it is, from the recipe on, such as ``"strength.factor"`` or
+            ``"also.0.strength.factor"``; all of them get the same value.
+        low, high: what a search tries; other values are allowed.
+        log: whether it searches on a logarithmic scale.
+        choices: the words it can be, for parameters that are no numbers.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def astray(self, recipe: Recipe) -> str | None:
+        """The first path that leads nowhere in this recipe, None if all lead somewhere."""
+        for path in self.paths:
+            try:
+                _at(recipe, path)
+            except ValueError:
+                return path
+        return None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A guidance method.
+
+    Attributes:
+        name: what the user calls it.
+        view, place, strength, gradient, energy, ascent, limit: of its (first) :class:`Move`.
+        also: further moves, in this order.
+        interval: noise levels outside which the guide is not called at all.
+        every: the guide is called at every so many steps, from the first on.
+        recurrence: how often each step is taken; in between new noise leads back to its start (time
+            travel; Lugmayr et al., 2022).
+        softplus: beta of the Softplus that stands for every ReLU of the guide's network while it
+            guides (EluCD, Ma et al., 2024, section 3.2); infinity leaves the network as it is.
+        joint, marginal: temperatures of the guide's loss (:meth:`Guide.tempered`).
+        needs_experts: whether it makes no sense with the plain network.
+        parameters: which numbers in it can be set by name.
+
+    Raises:
+        ValueError: the parts do not go together.
+    """
+
+    name: str
+    view: View
+    place: Place
+    strength: Strength = CONSTANT
+    gradient: tuple[GradientPart, ...] = ()
+    interval: NoiseRange = EVERYWHERE
+    needs_experts: bool = False
+    limit: float = math.inf
+    energy: Energy = OWN_LOSS
+    ascent: Ascent = ONCE
+    also: tuple[Move, ...] = ()
+    every: int = 1
+    recurrence: int = 1
+    softplus: float = math.inf
+    joint: float = 1.0
+    marginal: float = 1.0
+    parameters: tuple[Parameter, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.moves  # noqa: B018  checks the first move's parts
+        if self.every < 1 or self.recurrence < 1:
+            raise ValueError("every and recurrence are at least 1")
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """All that it does in a step."""
+        first = Move(
+            self.view, self.place, self.strength, self.gradient, self.energy, self.ascent,
+            self.limit,
+        )  # fmt: skip
+        return (first, *self.also)
+
+    @property
+    def sees_noise(self) -> bool:
+        """Whether the guide is shown noised images, for which experts are tuned."""
+        return any(move.view.sees_noise for move in self.moves)
+
+    @property
+    def sees_predictions(self) -> bool:
+        """Whether the guide is shown predicted clean images."""
+        return any(not move.view.sees_noise for move in self.moves)
+
+    @property
+    def through_backbone(self) -> bool:
+        """Whether a gradient flows through the backbone."""
+        return any(move.view.through_backbone for move in self.moves)
+
+    def applied_to(self, guide: Guide) -> Guide:
+        """The guide as this recipe asks it: its temperatures and its activations changed."""
+        if (self.joint, self.marginal) != (1.0, 1.0):
+            guide = guide.tempered(self.joint, self.marginal)
+        return guide if math.isinf(self.softplus) else Softened(guide, self.softplus)
+
+    def check(self, guide: Guide, target: Tensor) -> None:
+        """Whether this guide can be asked what the recipe wants to know.
+
+        Raises:
+            OptionError: it cannot.
+        """
+        for move in self.moves:
+            move.energy.check(guide, target)
+
+    def tunable(self) -> dict[str, Parameter]:
+        """What can be set, by name: what every recipe has, and the recipe's own parameters.
+
+        A recipe made from another one with other parts has lost those that were in them.
+        """
+        common = (
+            Parameter("every", ("every",), 1.0, 5.0),
+            Parameter("recurrence", ("recurrence",), 1.0, 4.0),
+            Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),
+        )
+        own = (p for p in self.parameters if not p.astray(self))
+        return {p.name: p for p in (*common, *own)}
+
+    def value(self, name: str) -> Any:
+        """The present value of a parameter of :meth:`tunable`."""
+        return _at(self, self.tunable()[name].paths[0])
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with these parameters; texts are read as what the parameter is.
+
+        Raises:
+            OptionError: there is no such parameter, or the value is none for it.
+        """
+        recipe, known = self, self.tunable()
+        for name, value in values.items():
+            if name not in known:
+                raise unknown_name(f"parameter of the recipe {self.name!r}", name, known)
+            for path in known[name].paths:
+                read = _read(known[name], value, _at(recipe, path))
+                try:
+                    recipe = _with(recipe, path, read)
+                except ValueError as error:
+                    raise OptionError(
+                        f"{name}={value} does not go with the recipe {self.name!r}: {error}.",
+                        remedy="Give another value.",
+                    ) from None
+        return recipe
+
+
+def _at(thing: Any, path: str) -> Any:
+    for key in path.split("."):
+        try:
+            thing = thing[int(key)] if isinstance(thing, tuple) else getattr(thing, key)
+        except (AttributeError, IndexError, ValueError):
+            raise ValueError(f"the path {path!r} leads nowhere at {key!r}") from None
+    return thing
+
+
+def _with(thing: Any, path: str, value: Any) -> Any:
+    key, _, rest = path.partition(".")
+    if isinstance(thing, tuple):
+        i = int(key)
+        inner = _with(thing[i], rest, value) if rest else value
+        return (*thing[:i], inner, *thing[i + 1 :])
+    inner = _with(getattr(thing, key), rest, value) if rest else value
+    return replace(thing, **{key: inner})
+
+
+def _read(parameter: Parameter, value: Any, present: Any) -> Any:
+    """A value of the type that the parameter has now."""
+    if parameter.choices:
+        if value in parameter.choices:
+            return value
+        raise unknown_name(parameter.name, str(value), parameter.choices)
+    if isinstance(present, bool):
+        words = {"yes": True, "no": False, "True": True, "False": False}
+        if str(value) in words:
+            return words[str(value)]
+        raise OptionError(f"{parameter.name}={value} is neither yes nor no.", remedy="Give one.")
+    whole = isinstance(present, int)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number) or number < 0 or (whole and not number.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        raise OptionError(
+            f"{parameter.name}={value} is out of range.", remedy=f"Give {kind} of at least 0."
+        )
+    return int(number) if whole else number
+
+
+def parts_of(move: Move) -> tuple[Any, ...]:
+    """All parts of a move, for tables and records."""
+    return tuple(
+        part
+        for f in dataclasses.fields(move)
+        if f.name != "limit"
+        for part in (getattr(move, f.name) if f.name == "gradient" else (getattr(move, f.name),))
+    )
