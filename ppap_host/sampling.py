@@ -7,8 +7,10 @@ gradient changes the estimate as its recipe says, and a solver takes the step.
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,12 +24,13 @@ from ppap_host.balance import Balance, without_conflict
 from ppap_host.errors import OptionError
 from ppap_host.guide import Guide
 from ppap_host.noise import NoiseLevel, Walk
-from ppap_host.recipes import Estimate, Recipe, limited
+from ppap_host.recipes import Estimate, Move, Question, Recipe, Step, limited, root_mean_square
 
 Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
 Evaluate = Callable[[Tensor, NoiseLevel], Estimate]
 LevelAt = Callable[[float], NoiseLevel]
 Draw = Callable[[], Tensor]
+Stream = Callable[[str], Draw]
 
 
 class ImageNoise:
@@ -41,15 +44,23 @@ class ImageNoise:
         indices: which images (0, 1, ...) the rows of a batch are.
         shape: of one state, (c, h, w).
         stage: of a cascade, >= 0; every stage has noise of its own.
+        name: of a stream of its own beside the sampler's; empty for the sampler's.
     """
 
     def __init__(
-        self, seed: int, indices: Sequence[int], shape: tuple[int, ...], stage: int = 0
+        self,
+        seed: int,
+        indices: Sequence[int],
+        shape: tuple[int, ...],
+        stage: int = 0,
+        name: str = "",
     ) -> None:
         self._streams = []
-        self._shape = shape
+        self._seed, self._indices, self._shape, self._stage = seed, indices, shape, stage
         for k in indices:
-            entropy = [seed, k, stage] if stage else [seed, k]
+            entropy = [seed, k, stage] if stage or name else [seed, k]
+            if name:
+                entropy.append(zlib.crc32(name.encode()))
             word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
             self._streams.append(torch.Generator().manual_seed(int(word >> np.uint64(1))))
 
@@ -57,15 +68,27 @@ class ImageNoise:
         """The next draw for every image, float32 [b, c, h, w] on the CPU."""
         return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
 
+    def stream(self, name: str) -> ImageNoise:
+        """Noise for the same images that owes nothing to the sampler's, so that what a recipe draws
+        leaves the rest of the run as it was."""
+        return ImageNoise(self._seed, self._indices, self._shape, self._stage, name)
+
 
 @dataclass(frozen=True)
 class Guidance:
-    """One guide at work: whom to ask, for what, how, and how strongly."""
+    """One guide at work: whom to ask, for what, how, and how strongly.
+
+    Raises:
+        OptionError: the recipe cannot ask this guide.
+    """
 
     guide: Guide
     target: Tensor
     recipe: Recipe
     scale: float
+
+    def __post_init__(self) -> None:
+        self.recipe.check(self.guide, self.target)
 
 
 @dataclass
@@ -75,24 +98,63 @@ class Health:
     Attributes:
         skipped: guide name -> how many image-steps went on without its guidance because its
             gradient was not finite.
+        limited: guide name -> how often a gradient was cut to the recipe's limit.
+        limitable: guide name -> how many gradients had a limit.
+        asked: guide name -> how many gradients there were.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
+    limited: dict[str, int] = field(default_factory=dict)
+    limitable: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
 
-    def count(self, name: str, images: int) -> None:
-        """Notes that ``images`` images were left unguided at one step."""
-        if images:
-            self.skipped[name] = self.skipped.get(name, 0) + images
+    def count(self, name: str, finite: Tensor, cut: Tensor, has_limit: bool) -> None:
+        """Notes what became of the gradients of one guide for a batch.
+
+        Args:
+            finite, cut: whether the gradient of each image was, [b].
+            has_limit: whether it could be cut.
+        """
+        asked, skipped = len(finite), int((~finite).sum())
+        limited = int((cut & finite).sum())
+        self.asked[name] = self.asked.get(name, 0) + asked
+        self.limitable[name] = self.limitable.get(name, 0) + asked * has_limit
+        if skipped:
+            self.skipped[name] = self.skipped.get(name, 0) + skipped
+        if limited:
+            self.limited[name] = self.limited.get(name, 0) + limited
+
+    def warnings(self) -> list[str]:
+        """What the user should know of, one sentence each."""
+        told = []
+        for name, asked in self.asked.items():
+            skipped, limited = self.skipped.get(name, 0), self.limited.get(name, 0)
+            limitable = self.limitable.get(name, 0)
+            if skipped:
+                told.append(
+                    f"The gradient of the guide {name!r} was not finite in {skipped} of {asked} "
+                    "image-steps, which went on without it."
+                )
+            if limited > limitable / 2:
+                told.append(
+                    f"The gradient of the guide {name!r} was cut to the recipe's limit in "
+                    f"{limited} of {limitable} image-steps: a smaller --scale may do as well, and "
+                    "look better."
+                )
+        return told
 
 
 class Evaluator:
     """Evaluates backbone and guides at a state: the part of a step that costs time.
+
+    One evaluator serves one batch from its first step to its last: it keeps what recipes remember.
 
     Args:
         backbone: for its clipping and its decoder.
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
         balance: how several guides make room for each other.
+        stream: noise for what recipes draw themselves, by name; see :meth:`ImageNoise.stream`.
     """
 
     def __init__(
@@ -104,55 +166,152 @@ class Evaluator:
         ancestral: bool,
         health: Health,
         balance: Balance = without_conflict,
+        stream: Stream | None = None,
     ) -> None:
-        self.backbone, self.denoise, self.guidance = backbone, denoise, guidance
+        self.backbone, self.denoise = backbone, denoise
+        self.guidance = [replace(g, guide=g.recipe.applied_to(g.guide)) for g in guidance]
         self.ancestral, self.health, self.balance = ancestral, health, balance
+        self._stream, self._streams = stream, dict[str, Draw]()
+        self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
 
-    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Estimate:
-        """The guided estimate at ``x`` and ``level``; carries no graph."""
-        active = [g for g in self.guidance if g.scale and level.log_snr in g.recipe.interval]
-        through = any(g.recipe.view.through_backbone for g in active)
-        with torch.set_grad_enabled(through):
-            estimate = self._read(x.detach().requires_grad_(through), level)
-        gradients = [self._gradient(g, estimate, last=g is active[-1]) for g in active]
-        gradients = self.balance(gradients)
-        guided = _detached(estimate)
-        for g, gradient in zip(active, gradients, strict=True):
-            guided = g.recipe.place(guided, gradient, self.ancestral)
+    def __call__(
+        self,
+        x: Float[Tensor, "b c h w"],
+        level: NoiseLevel,
+        step: Step | None = None,
+        first: bool = True,
+    ) -> Estimate:
+        """The guided estimate at ``x`` and ``level``; carries no graph.
+
+        Args:
+            step: where on the walk this is.
+            first: whether it is the step's first evaluation; what acts once a step acts there.
+        """
+        active = self._active(step, level)
+        rounds = [
+            [
+                (i, move)
+                for i in active
+                for move in self.guidance[i].recipe.moves[r : r + 1]
+                if not move.place.enters and (first or not move.place.once)
+            ]
+            for r in range(max((len(self.guidance[i].recipe.moves) for i in active), default=0))
+        ]
+        through = sum(move.view.through_backbone for asked in rounds for _, move in asked)
+        with torch.set_grad_enabled(through > 0):
+            reading = self._read(x.detach().requires_grad_(through > 0), level, step)
+        guided = self._detached(reading)
+        draws = {i: self._shared_draws(x, f"smoothing {i}") for i in active}
+        for r, asked in enumerate(rounds):
+            ways = []
+            for i, move in asked:
+                through -= move.view.through_backbone
+                source = guided if move.ascent.after else reading
+                source = replace(source, memory=self._memory[i, r])
+                ways.append(self._way(self.guidance[i], move, source, draws[i], keep=through > 0))
+            for (_, move), way in zip(asked, self.balance(ways), strict=True):
+                guided = move.place(guided, way, self.ancestral)
         return guided
 
-    def _read(self, x: Tensor, level: NoiseLevel) -> Estimate:
+    def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
+        """The state that enters a step, moved by the recipes that do so before the backbone."""
+        for i in self._active(step, step.now):
+            for r, move in enumerate(self.guidance[i].recipe.moves):
+                if move.place.enters:
+                    nothing = torch.zeros_like(x)
+                    memory = self._memory[i, r]
+                    unread = Estimate(step.now, x, nothing, nothing, step=step, memory=memory)
+                    draws = self._shared_draws(x, f"smoothing {i}")
+                    way = self._way(self.guidance[i], move, unread, draws, keep=False)
+                    x = move.place(unread, way, self.ancestral).x
+        return x
+
+    def recurrence(self, step: Step) -> int:
+        """How often a step is taken: as often as the guide says that wants it most often."""
+        active = self._active(step, step.now)
+        return max((self.guidance[i].recipe.recurrence for i in active), default=1)
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """The next draw of a stream of its own, as ``like``."""
+        if name not in self._streams:
+            if self._stream is None:
+                raise ValueError(f"A recipe draws noise ({name}): give a stream to draw it from.")
+            self._streams[name] = self._stream(name)
+        return self._streams[name]().to(like)
+
+    def _active(self, step: Step | None, level: NoiseLevel) -> list[int]:
+        """The guides that are asked, by their place."""
+        return [
+            i
+            for i, g in enumerate(self.guidance)
+            if g.scale
+            and level.log_snr in g.recipe.interval
+            and (step is None or step.index % g.recipe.every == 0)
+        ]
+
+    def _shared_draws(self, x: Tensor, name: str) -> Callable[[int], list[Tensor]]:
+        """Draws that are made when they are first asked for, and are the same from then on."""
+        made: list[Tensor] = []
+
+        def draws(count: int) -> list[Tensor]:
+            while len(made) < count:
+                made.append(self.noise(name, x))
+            return made[:count]
+
+        return draws
+
+    def _read(self, x: Tensor, level: NoiseLevel, step: Step | None) -> Estimate:
         """The estimate with the network's own eps: views may differentiate through it."""
         prediction = self.denoise(x, level)
         x0 = (x - level.sigma * prediction.eps) / level.alpha
         if self.backbone.clip is not None:
             x0 = x0.clamp(*self.backbone.clip)
-        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=self.backbone.clip)
+        clip = self.backbone.clip
+        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=clip, step=step)
 
-    def _gradient(self, g: Guidance, estimate: Estimate, last: bool) -> Tensor:
-        view = g.recipe.view
-        with torch.enable_grad():
-            variable = view.variable(estimate)
-            state, level = view.shown(estimate, variable)
-            loss = g.guide.loss(g.guide.see(self.backbone.decode(state), level), g.target)
-            keep = view.through_backbone and not last
-            (gradient,) = torch.autograd.grad(-loss.sum(), variable, retain_graph=keep)
-        if g.guide.averages_pixels:
-            gradient = gradient * math.sqrt(gradient[0].numel())
-        for part in g.recipe.gradient:
-            gradient = part(gradient, estimate)
-        gradient = limited(g.scale * gradient, g.recipe.limit) * g.recipe.strength(estimate.level)
-        finite = gradient.isfinite().flatten(1).all(dim=1)
-        self.health.count(g.guide.name, int((~finite).sum()))
-        return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0)
+    def _detached(self, reading: Estimate) -> Estimate:
+        """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
+        level, x, x0 = reading.level, reading.x.detach(), reading.x0.detach()
+        eps = reading.eps.detach()
+        if self.backbone.clip_eps:
+            eps = (x - level.alpha * x0) / level.sigma
+        v = None if reading.v is None else reading.v.detach()
+        return Estimate(level, x, x0, eps, v, clip=reading.clip, step=reading.step)
 
+    def _way(
+        self,
+        g: Guidance,
+        move: Move,
+        estimate: Estimate,
+        draws: Callable[[int], list[Tensor]],
+        keep: bool,
+    ) -> Tensor:
+        """What a move adds at its place: scaled, limited, and zero where it is not finite."""
+        told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None
+        question = Question(
+            g.guide, g.target, self.backbone.decode, estimate.level, told, draws
+        )  # fmt: skip
+        largest = move.limit * move.place.unit(estimate)
 
-def _detached(estimate: Estimate) -> Estimate:
-    """The estimate without graphs, its eps re-derived from the clipped x_0."""
-    level, x, x0 = estimate.level, estimate.x.detach(), estimate.x0.detach()
-    eps = (x - level.alpha * x0) / level.sigma
-    v = None if estimate.v is None else estimate.v.detach()
-    return Estimate(level, x, x0, eps, v, clip=estimate.clip)
+        def pull(point: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                if not move.view.through_backbone:
+                    point = point.detach().requires_grad_(True)
+                loss = move.energy(question, move.view.shown(estimate, point))
+                (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
+            if g.guide.averages_pixels and not move.energy.in_pixels:
+                gradient = gradient * math.sqrt(gradient[0].numel())
+            known = replace(estimate, loss=loss.detach())
+            for part in move.gradient:
+                gradient = part(gradient, known)
+            gradient = g.scale * gradient
+            finite = gradient.isfinite().flatten(1).all(dim=1)
+            cut = root_mean_square(gradient).flatten() > largest
+            self.health.count(g.guide.name, finite, cut, math.isfinite(largest))
+            gradient = limited(gradient, largest) * move.strength(estimate)
+            return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0), loss.detach()
+
+        return move.ascent(pull, move.view.variable(estimate), estimate)
 
 
 class Solver(ABC):
@@ -189,13 +348,12 @@ class Solver(ABC):
 class DDPM(Solver):
     """Ancestral sampling (Ho et al., 2020, algorithm 2), with learned or fixed variance.
 
-    The learned variance interpolates in log between posterior variance and beta (Nichol and
-    Dhariwal, 2021, eq. 15). Guidance shifts the mean by variance * gradient (Dhariwal and Nichol,
-    2021, algorithm 1), in the last step too, which draws no noise.
+    The variance is that of :meth:`ppap_host.recipes.Step.log_variance`. Guidance shifts the mean by
+    variance * gradient (Dhariwal and Nichol, 2021, algorithm 1), in the last step too, which draws
+    no noise.
 
     Attributes:
-        variance: what to use when the backbone learned none: "large" is beta, "small" the posterior
-            variance; at the last step both are the posterior variance of the step before.
+        variance: what to use when the backbone learned none.
     """
 
     variance: FixedVariance = "large"
@@ -207,19 +365,11 @@ class DDPM(Solver):
     ) -> tuple[Tensor, Estimate, Any]:
         """One ancestral step; see :meth:`Solver.step`."""
         estimate, posterior, noise = evaluate(x, walk.levels[i]), walk.posterior(i), draw().to(x)
-        last = i == len(walk) - 1
-        if estimate.v is not None:
-            fraction = (estimate.v + 1) / 2
-            log_variance = fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower
-        else:
-            fixed = posterior.log_upper
-            if self.variance == "small" or last:
-                fixed = posterior.log_lower
-            log_variance = torch.full_like(x[:, :1, :1, :1], fixed)
+        log_variance = Step(walk, i, self.variance).log_variance(estimate.v, x)
         mean = posterior.of_x0 * estimate.x0 + posterior.of_xt * x
         if estimate.mean_shift is not None:
             mean = mean + log_variance.exp() * estimate.mean_shift
-        if last:
+        if i == len(walk) - 1:
             return mean, estimate, None
         return mean + (0.5 * log_variance).exp() * noise, estimate, None
 
@@ -423,6 +573,7 @@ def sample(
     start: Tensor | None = None,
     health: Health | None = None,
     balance: Balance = without_conflict,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Runs the reverse process for one batch.
 
@@ -437,24 +588,70 @@ def sample(
         start: the initial state instead of a first draw, in the schedule's own scale.
         health: counts what went wrong without stopping.
         balance: how several guides make room for each other (:mod:`ppap_host.balance`).
+        stream: noise for what recipes draw themselves, by name; None takes ``draw.stream`` where
+            there is one.
 
     Returns:
         The clean states in the backbone's ``state_dtype``; RGB in about [-1, 1] for pixel models.
     """
     health = Health() if health is None else health
+    if stream is None and isinstance(draw, ImageNoise):
+        stream = draw.stream
     evaluator = Evaluator(
-        backbone, denoise, guidance, ancestral=solver.ancestral, health=health, balance=balance
+        backbone,
+        denoise,
+        guidance,
+        ancestral=solver.ancestral,
+        health=health,
+        balance=balance,
+        stream=stream,
     )
     if start is None:
         start = backbone.start_temperature * walk.levels[0].scale * draw()
     x = start.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
     for i in range(len(walk)):
-        x, estimate, memory = solver.step(x, i, walk, evaluator, draw, memory)
-        x = x.detach()
+        step = Step(walk, i, backbone.fixed_variance)
+        x, estimate, memory = take_step(solver, x, step, evaluator, draw, memory)
         if watch is not None:
             watch(StepReport(i, len(walk), x, estimate))
     return x
+
+
+def take_step(
+    solver: Solver, x: Tensor, step: Step, evaluator: Evaluator, draw: Draw, memory: Any = None
+) -> tuple[Tensor, Estimate, Any]:
+    """One step with all that recipes do around the solver's own, as often as they repeat it.
+
+    Args:
+        x: the state at ``step.now``.
+        memory: what the step before returned, None at the first.
+
+    Returns:
+        The state at ``step.then``, the estimate that it was based on, and the new memory.
+    """
+    for repeats_left in reversed(range(evaluator.recurrence(step))):
+        then, estimate, after = _taken_once(solver, x, step, evaluator, draw, memory)
+        if repeats_left:
+            x = step.back(then, evaluator.noise("recurrence", then))
+    return then, estimate, after
+
+
+def _taken_once(
+    solver: Solver, x: Tensor, step: Step, evaluator: Evaluator, draw: Draw, memory: Any
+) -> tuple[Tensor, Estimate, Any]:
+    evaluations = 0
+
+    def evaluate(x: Tensor, level: NoiseLevel) -> Estimate:
+        nonlocal evaluations
+        evaluations += 1
+        return evaluator(x, level, step, first=evaluations == 1)
+
+    x = evaluator.entering(x, step)
+    x, estimate, memory = solver.step(x, step.index, step.walk, evaluate, draw, memory)
+    if estimate.next_shift is not None:
+        x = x + estimate.next_shift
+    return x.detach(), estimate, memory
 
 
 def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None = None) -> Solver:
@@ -488,5 +685,5 @@ def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None =
 
 __all__ = [
     "DDIM", "DDPM", "SAMPLERS", "Churn", "DPMSolverPP2M", "Evaluator", "Guidance",
-    "Health", "Heun", "ImageNoise", "Solver", "StepReport", "make_solver", "sample",
+    "Health", "Heun", "ImageNoise", "Solver", "StepReport", "make_solver", "sample", "take_step",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,16 @@ class Step:
         abar = alpha^2 / (alpha^2 + sigma^2), so that it is alpha_t of Ho et al. (2020) on every
         schedule.
         """
-        return (self.now.alpha / self.now.scale) ** 2 / (self.then.alpha / self.then.scale) ** 2
+        unit = self.at_unit_scale()
+        return (unit.now.alpha / unit.then.alpha) ** 2
+
+    def at_unit_scale(self) -> Step:
+        """The same step of the variance-preserving form of the process, x_t / scale."""
+        levels = tuple(
+            NoiseLevel(level.alpha / level.scale, level.sigma / level.scale, level.time)
+            for level in self.walk.levels
+        )
+        return replace(self, walk=Walk(levels))
 
     def log_variance(
         self, v: Float[Tensor, "b c h w"] | None, like: Tensor

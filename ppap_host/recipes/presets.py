@@ -37,7 +37,7 @@ NAIVE = Recipe(
     name="naive",
     view=Noisy(),
     place=MeanOrScore(),
-    limit=10.0,
+    limit=2.0,
 )
 # The factor makes scales of order one good ones; with the limit, no step moves x_0 by a root mean
 # square of more than half of what is still open.
@@ -210,5 +210,5 @@ PIGDM = Recipe(
     strength=SignalScale(),
     energy=LinearPosterior(),
     limit=4.0,
-    parameters=(Parameter("noise", ("energy.noise",), 0.001, 0.5, log=True),),
+    parameters=(Parameter("noise", ("energy.noise",), 0.0, 0.5),),
 )

@@ -103,13 +103,10 @@ class SineVariance:
 
     def __call__(self, estimate: Estimate) -> Tensor:
         """The strength, [b, 1, 1, 1] or one for each entry."""
-        step = estimate.on_walk()
+        step = estimate.on_walk().at_unit_scale()
         count = len(step.walk)
-        variance = step.log_variance(estimate.v, estimate.x).exp() / step.then.scale**2
-        largest = max(
-            math.exp(step.walk.posterior(i).log_upper) / step.walk.levels[i + 1].scale ** 2
-            for i in range(count)
-        )
+        variance = step.log_variance(estimate.v, estimate.x).exp()
+        largest = max(math.exp(step.walk.posterior(i).log_upper) for i in range(count))
         sine = math.sin(math.pi * (count - 1 - step.index) / count)
         return variance + max(self.gamma * sine * largest, 0.0)
 
