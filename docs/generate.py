@@ -22,7 +22,7 @@ DOCS = Path(__file__).parent
 
 COMMANDS = (
     "", "run", "rerun", "list", "doctor",
-    "harvest", "tune", "experts", "experts show", "experts verify", "experts merge",
+    "harvest", "tune", "calibrate", "experts", "experts show", "experts verify", "experts merge",
     "bench", "bench ppap", "bench capacity", "weights",
     "shapes", "shapes render", "shapes evaluate",
 )  # fmt: skip
@@ -124,7 +124,8 @@ def recipe_tables() -> str:
     lines += ["", "| part | what it does |", "|---|---|"]
     for name, kind in used.items():
         first = (inspect.getdoc(kind) or "").split("\n\n")[0]
-        lines.append(f"| `{name}` | {' '.join(first.split())} |")
+        told = " ".join(first.split()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {told} |")
     return "\n".join(lines)
 
 

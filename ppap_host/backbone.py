@@ -45,6 +45,8 @@ class Backbone(ABC):
         name: what the user calls it.
         state_shape: (channels, height, width) of the state.
         clip: bounds of a clean state that the sampler clips to; None for latents.
+        clip_eps: whether the noise follows a clean state that was clipped, as in ADM's code, or
+            stays as predicted, as in diffusers' DDIM.
         fixed_variance: which fixed variance the reverse process uses when none is learned.
         default_cfg: classifier-free guidance scale used when the user names none.
         cfg_channels: how many of the state's first channels classifier-free guidance changes, None
@@ -60,6 +62,7 @@ class Backbone(ABC):
     name: str
     state_shape: tuple[int, int, int]
     clip: tuple[float, float] | None = (-1.0, 1.0)
+    clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
     default_cfg: float = 1.0
     cfg_channels: int | None = None

@@ -1,0 +1,210 @@
+"""The training-free family against the published code: DPS, FreeDoM, LGD, MPGD, UGD, TFG.
+
+The recipes here are the published variants, slips included, composed of the same parts as the
+presets, which mend them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from analytic import (  # fmt: skip
+    NOTHING,
+    Analytic,
+    Bank,
+    Case,
+    Likelihood,
+    cases,
+    classifier,
+    measurement,
+    settings,
+)
+from torch import Tensor
+
+from ppap_host.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.recipes import (
+    DPS,
+    FREEDOM,
+    LGD_MC,
+    MPGD,
+    TFG,
+    UGD,
+    CleanPoint,
+    Constant,
+    Estimate,
+    Gradient,
+    Move,
+    NextState,
+    Predicted,
+    PredictedThrough,
+    Recipe,
+    Scheduled,
+    Step,
+)
+from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, take_step
+
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@dataclass(frozen=True)
+class PerLoss:
+    """gradient / |loss|, as published for DPS: it divides by zero when a classifier is sure."""
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        assert estimate.loss is not None
+        return gradient / estimate.loss.abs().view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published method: its recipe, its strength, and how its code clips."""
+
+    recipe: Recipe
+    scale: float = 1.0
+    clip: bool = False
+    clip_eps: bool = True
+
+
+RAW = PredictedThrough(clip="none")
+
+
+def dps(s: dict[str, Any]) -> Published:
+    return Published(
+        replace(DPS, view=RAW, gradient=(PerLoss(),), limit=math.inf), s["guidance_strength"]
+    )
+
+
+def freedom(s: dict[str, Any]) -> Published:
+    strength = Scheduled(s["guidance_strength"], s["rho_schedule"])
+    recipe = replace(
+        FREEDOM, view=RAW, place=NextState(), strength=strength, gradient=(), limit=math.inf,
+        recurrence=s["recur_steps"],
+    )  # fmt: skip
+    return Published(recipe)
+
+
+def lgd(s: dict[str, Any]) -> Published:
+    """Its gradient is divided by the number of samples once more than that of a mean is."""
+    samples = int(s["guidance_name"].rsplit("_", 1)[1])
+    energy = replace(LGD_MC.energy, samples=samples)
+    recipe = replace(
+        LGD_MC, view=RAW, place=NextState(), gradient=(), limit=math.inf, energy=energy
+    )
+    return Published(recipe, s["guidance_strength"] / samples)
+
+
+def mpgd(s: dict[str, Any]) -> Published:
+    """Its noise is not that of the clipped x_0, and the moved x_0 is not clipped again."""
+    recipe = replace(MPGD, place=CleanPoint(keep_eps=True, clip=False), gradient=(), limit=math.inf)
+    return Published(recipe, s["guidance_strength"], s["clip_x0"], clip_eps=False)
+
+
+def ugd(s: dict[str, Any]) -> Published:
+    """Backward guidance by plain ascent, and only where there is more than one iteration."""
+    strength = Constant(s["guidance_strength"])
+    backward = Move(
+        Predicted(), CleanPoint(clip=False), strength, ascent=Gradient(s["iter_steps"] - 1)
+    )
+    recipe = replace(
+        UGD, view=RAW, strength=strength, gradient=(), limit=math.inf, parameters=(),
+        recurrence=s["recur_steps"], also=(backward,) if s["iter_steps"] > 1 else (),
+    )  # fmt: skip
+    return Published(recipe, 1.0, s["clip_x0"], clip_eps=False)
+
+
+def tfg(s: dict[str, Any]) -> Published:
+    back = replace(
+        TFG.also[0], gradient=(), limit=math.inf, place=CleanPoint(keep_eps=True, clip=False)
+    )
+    recipe = replace(
+        TFG, view=PredictedThrough(clip="exact"), gradient=(), limit=math.inf, also=(back,),
+        recurrence=s["recur_steps"],
+    )  # fmt: skip
+    values = {
+        "rho": s["rho"], "mu": s["mu"], "sigma": s["sigma"], "samples": s["eps_bsz"],
+        "iterations": s["iter_steps"], "rho-course": s["rho_schedule"],
+        "mu-course": s["mu_schedule"], "sigma-fades": s["sigma_schedule"] == "decrease",
+    }  # fmt: skip
+    return Published(recipe.with_values(values), 1.0, s["clip_x0"])
+
+
+METHODS = {"dps": dps, "freedom": freedom, "lgd": lgd, "mpgd": mpgd, "ugd": ugd, "tfg": tfg}
+
+
+def method_of(case: dict[str, Any]) -> str | None:
+    """Which method a case is about, by what its settings are called."""
+    rows = case["config"].get("settings", [])
+    if not rows or "noise_roles" not in rows[0]:
+        return None
+    keys = rows[0].keys()
+    if "guidance_name" in keys:
+        return "lgd"
+    if "rho_schedule" in keys:
+        return "tfg" if "mu_schedule" in keys else "freedom"
+    if "iter_steps" in keys:
+        return "ugd"
+    return "mpgd" if "clip_x0" in keys else "dps"
+
+
+def walk_of(io: dict[str, Tensor]) -> Walk:
+    """The case's own levels, from pure noise to the clean image."""
+    levels = [
+        NoiseLevel(math.sqrt(a), math.sqrt(1 - a), float(t))
+        for a, t in zip(io["alpha_prod_ts"].tolist(), io["ts"].tolist(), strict=True)
+    ]
+    last = float(io["alpha_prod_t_prevs"][-1])
+    end = CLEAN if last == 1 else NoiseLevel(math.sqrt(last), math.sqrt(1 - last), 0.0)
+    return Walk((*levels, end))
+
+
+def guide_of(setting: dict[str, Any], io: dict[str, Tensor], images: int) -> Likelihood:
+    if setting["guide"] == "classifier":
+        return classifier(io, torch.full((images,), setting["target"]))
+    return measurement(io, setting["guide"])
+
+
+def used(renoise: Iterator[Tensor], repeats: int) -> Iterator[Tensor]:
+    """The recurrence's draws but the last of every step, which the reference wastes."""
+    while True:
+        for _ in range(repeats - 1):
+            yield next(renoise)
+        next(renoise)
+
+
+@pytest.mark.parametrize("case", cases(lambda case: method_of(case) is not None))
+@PRECISIONS
+def test_vector_training_free_guidance(case: Case, dtype: torch.dtype) -> None:
+    method, io = METHODS[str(method_of({"config": case.config}))], case.io(dtype)
+    walk, shape = walk_of(case.io(torch.float64)), tuple(case.config["image_shape"])
+    for s in settings(case):
+        published = method(s)
+        bound = s.get("clip_sample_range", 1.0)
+        backbone = Analytic(
+            io, shape, clip=(-bound, bound) if published.clip else None,
+            clip_eps=published.clip_eps,
+        )  # fmt: skip
+        bank = Bank(io["noise_bank"], s["noise_roles"])
+        streams = {
+            "recurrence": used(bank.of("renoise"), published.recipe.recurrence),
+            "smoothing 0": bank.of("mc"),
+        }
+        guidance = Guidance(guide_of(s, io, shape[0]), NOTHING, published.recipe, published.scale)
+        solver = DDIM(s["eta"])
+        evaluator = Evaluator(
+            backbone, backbone.predict, [guidance], ancestral=solver.ancestral, health=Health(),
+            stream=lambda name, streams=streams: streams[name].__next__,
+        )  # fmt: skip
+        draw = bank.of("ddim").__next__
+        if s["mode"] == "step":
+            i = s["t_index"]
+            states = [take_step(solver, io["x_in"][i], Step(walk, i), evaluator, draw)[0]]
+        else:
+            states = [io["x_T"]]
+            for i in range(len(walk)):
+                states.append(take_step(solver, states[-1], Step(walk, i), evaluator, draw)[0])
+        case.close(f"{s['id']}.x", torch.stack(states), dtype)

@@ -1,0 +1,153 @@
+"""Universal Guidance's own code: forward, backward by Adam, recurrence, latent and pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from analytic import NOTHING, Analytic, Case, Likelihood, cases, measurement, settings
+from torch import Tensor
+
+from ppap_host.backbone import ClassifierFree, Condition, Prediction
+from ppap_host.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.recipes import (
+    Adam,
+    CleanPoint,
+    Constant,
+    Move,
+    Predicted,
+    PredictedThrough,
+    Recipe,
+    Score,
+    Step,
+)
+from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, take_step
+
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+CASES = pytest.mark.parametrize(
+    "case", cases(lambda case: {"A", "B", "B_chain"} <= case["config"].keys())
+)
+
+
+class Latent(Analytic):
+    """Conditioned on vectors, decoded by a scale for each entry, one evaluation a branch."""
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:  # type: ignore[override]
+        self.means = condition["mean"]
+        return super().predict(x, level)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return (x0.flatten(1) * self.weights["dec"]).view_as(x0)
+
+
+def forward(weight: float) -> Recipe:
+    return Recipe("forward", PredictedThrough(clip="none"), Score(), Constant(weight))
+
+
+@CASES
+@PRECISIONS
+def test_vector_latent_forward_guidance(case: Case, dtype: torch.dtype) -> None:
+    io = case.io(dtype)
+    guide = measurement(io, "squares", prefix="")
+    table = case.io(torch.float64)["alphas_cumprod"]
+    schedule = DiscreteSchedule(table.numpy())
+    conditions = [{"mean": io[key]} for key in ("cond", "uncond")]
+    for s in settings(case, "A"):
+        backbone = Latent(io, case.config["image_shape"], alphas_cumprod=table)
+        backbone.weights["dec"] = io["dec"]
+        times = io[f"{s['id']}.timesteps"].tolist()
+        walk = Walk((*(schedule.level(t) for t in reversed(times)), schedule.level(0)))
+        scale = s["cfg_scale"] if s["original_guidance"] else 1.0
+        denoise = ClassifierFree(backbone, *conditions, scale)
+        recipe = forward(s["optim_forward_guidance_wt"])
+        found = repetitions(case, s, backbone, denoise, walk, recipe, guide, DDIM(s["eta"]), io)
+        case.close(f"{s['id']}.x_prev", torch.stack(found), dtype)
+
+
+@CASES
+@PRECISIONS
+def test_vector_pixel_forward_and_backward_guidance(case: Case, dtype: torch.dtype) -> None:
+    if dtype is torch.float32 and "b1/b2" in case.tolerance["float32_implementation"]["comment"]:
+        pytest.skip("Adam's first step is a sign: the case asks for float64")
+    io = case.io(dtype)
+    guide = measurement(io, "squares", prefix="")
+    table = case.io(torch.float64)["b.alphas_cumprod"]
+    schedule = DiscreteSchedule(table.numpy())
+    for s in settings(case, "B"):
+        backbone = Analytic(
+            io, case.config["image_shape"], alphas_cumprod=table, means=io["m0"],
+            clip=(-1.0, 1.0), clip_eps=False,
+        )  # fmt: skip
+        adam = Adam(s["max_iters"], s["lr"], s["loss_cutoff"])
+        backward = Move(Predicted(), CleanPoint(), ascent=adam)
+        if s["forward"]:
+            recipe = Recipe(
+                "ugd", PredictedThrough(clip="none"), Score(), Constant(s["wt"]), also=(backward,)
+            )
+        else:
+            recipe = Recipe("ugd", Predicted(), CleanPoint(), ascent=adam)
+        levels = [schedule.level(t) for t in reversed(range(len(schedule)))]
+        walk = Walk((*levels, CLEAN))
+        solver = DDIM(eta=1.0 if s["sampling_type"] == "ddpm" else 0.0)
+        found = repetitions(case, s, backbone, backbone.predict, walk, recipe, guide, solver, io)
+        case.close(f"{s['id']}.x", torch.stack(found[s["num_steps"] - 1 :: s["num_steps"]]), dtype)
+
+
+def repetitions(
+    case: Case, s: dict[str, Any], backbone: Any, denoise: Any, walk: Walk, recipe: Recipe,
+    guide: Any, solver: DDIM, io: dict[str, Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """The state after every repetition of every step, by the loop's own steps.
+
+    Each repetition is a step of its own here, so that its state can be seen; the recorded noise
+    leads back in between.
+    """
+    guidance = [Guidance(guide, NOTHING, recipe, 1.0)]
+    draws = iter(io["noise_bank"])
+    x, found = io["x_T"], []
+    for i in range(len(walk)):
+        for _ in range(s["num_steps"]):
+            step = Step(walk, i)
+            evaluator = Evaluator(backbone, denoise, guidance, ancestral=False, health=Health())
+            first, second = next(draws), next(draws)
+            then, _, _ = take_step(solver, x, step, evaluator, lambda z=first: z)
+            found.append(then)
+            x = step.back(then, second)
+        x = then
+    return found
+
+
+def test_a_step_is_repeated_as_the_vectors_repeat_it() -> None:
+    """What the cases above do by hand is what the loop does by itself."""
+    io = {
+        "denoiser.g": torch.full((12,), 0.5), "denoiser.A": torch.zeros(12, 1),
+        "denoiser.B": torch.zeros(12, 1), "denoiser.M": torch.zeros(1, 12),
+    }  # fmt: skip
+    table = torch.linspace(0.99, 0.05, 5, dtype=torch.float64)
+    backbone = Analytic(io, (3, 2, 2), alphas_cumprod=table)
+    walk = backbone.walk(5)
+    draws = torch.randn(16, 1, 3, 2, 2)
+    recurrent = Recipe("again", Predicted(), CleanPoint(), recurrence=3)
+    guide = Likelihood(lambda u, level: -u.flatten(1).square().sum(dim=1))
+    renoise = iter(draws)
+    evaluator = Evaluator(
+        backbone, backbone.predict, [Guidance(guide, NOTHING, recurrent, 0.1)], ancestral=False,
+        health=Health(), stream=lambda name: renoise.__next__,
+    )  # fmt: skip
+    step = Step(walk, 1)
+    together, _, _ = take_step(DDIM(), draws[-1], step, evaluator, lambda: draws[0])
+    x, by_hand = draws[-1], iter(draws)
+    for again in range(3):
+        then, _, _ = take_step(
+            DDIM(), x, step,
+            Evaluator(
+                backbone, backbone.predict,
+                [Guidance(guide, NOTHING, Recipe("once", Predicted(), CleanPoint()), 0.1)],
+                ancestral=False, health=Health(),
+            ),
+            lambda: draws[0],
+        )  # fmt: skip
+        if again < 2:
+            x = step.back(then, next(by_hand))
+    assert torch.equal(together, then)
