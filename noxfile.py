@@ -9,7 +9,7 @@ nox.options.sessions = ["tests", "lint", "types", "docs"]
 
 PLUGINS = [
     f"./plugins/ppap-plugin-{name}"
-    for name in ("classifier", "depth", "dit", "edm", "openai", "segmentation")
+    for name in ("classifier", "clip", "depth", "dit", "edm", "openai", "restore", "segmentation")
 ]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "timm>=1.0"]
 

@@ -1,0 +1,68 @@
+"""What the guides of this plugin share: a CLIP's eyes, and pictures as targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from ppap_host.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.images import read_rgb, to_tensor
+from ppap_plugin_clip.checkpoint import Checkpoint
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class ClipEyes(Guide):
+    """A guide that looks at images with the vision tower of a CLIP.
+
+    Args:
+        checkpoint: whose preprocessing and files are meant.
+        network: made of its vision tower.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, network: nn.Module) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self._preparation = checkpoint.preparation
+        self._files = checkpoint.files
+
+    def network(self) -> nn.Module:
+        """Maps prepared pixels [b, 3, s, s] to what the guide compares."""
+        return self._network
+
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """The whole picture, squashed into the network's square and normalised for it."""
+        return self._preparation(x)
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """Everything that is cheap but for the class token, which noise does not move."""
+        plan = default_patch_plan(network)
+        kept = tuple(name for name in plan.direct if not name.endswith("class_embedding"))
+        return replace(plan, direct=kept)
+
+    def files(self) -> Sequence[Path]:
+        """Weights, configuration and vocabulary."""
+        return self._files
+
+    def _look_at(self, path: str, size: tuple[int, int]) -> tuple[Image, Tensor]:
+        """A picture file as it is compared, and the network's output for it, batch of one.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        image = read_rgb(path, size)
+        parameter = next(self._network.parameters())
+        with torch.no_grad():
+            return image, self.see(to_tensor(image).to(parameter.device, parameter.dtype))
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether a text that names no file was yet meant to: an ending, an address, one long path."""
+    if text.lower().endswith(_PICTURES) or "://" in text or text.startswith(("/", "./", "~/")):
+        return True
+    return ("/" in text or "\\" in text) and not any(c.isspace() for c in text)

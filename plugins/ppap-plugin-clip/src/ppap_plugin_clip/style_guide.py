@@ -1,0 +1,98 @@
+"""The guide ``style``: how another picture is painted, wherever in it, by CLIP's patch tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from ppap_host.errors import TargetError
+from ppap_host.guide import Target
+from ppap_plugin_clip.base import ClipEyes, looks_like_a_path
+from ppap_plugin_clip.checkpoint import load_checkpoint
+from ppap_plugin_clip.losses import gram, gram_distance
+from ppap_plugin_clip.networks import LAYER, PatchTokens
+from ppap_plugin_clip.pictures import Axes, patch_map
+
+
+class StyleGuide(ClipEyes):
+    """The style of a picture, as FreeDoM measures it (Yu et al., 2023, section 4.2).
+
+    The network's output are the tokens of an image's n patches, [b, n, c], after an early layer.
+    A target's value is their Gram matrix, [1, c, c].
+
+    Args:
+        model: a local folder or a hub name of a CLIP of transformers. There is none of its own.
+        layer: of the encoder, counted from 1.
+
+    Raises:
+        CheckpointError: no model is given, there is no such model, it is no CLIP, or it is
+            incomplete.
+    """
+
+    name = "style"
+    # Ten times as much overshoots in these recipes: the gradient does not fade near the target.
+    default_scale: Mapping[str, float] = {
+        "": 1.0, "x0": 0.1, "x0-through": 0.1, "freedom": 0.003, "mpgd": 0.003,
+    }  # fmt: skip
+    averages_pixels = True  # a Gram matrix is a mean over the patches
+
+    def __init__(self, model: str | None = None, layer: int = LAYER) -> None:
+        checkpoint = load_checkpoint(self.name, model)
+        super().__init__(checkpoint, PatchTokens(checkpoint.vision, layer))
+        # What the colours of `picture` mean: those of the last target that was read.
+        self._axes: Axes | None = None
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """Understands the path of an image.
+
+        Raises:
+            TargetError: it is missing or cannot be read.
+        """
+        if not (os.path.isfile(text) or looks_like_a_path(text)):
+            raise TargetError(
+                f"The target {text!r} of the guide 'style' is no file.",
+                remedy="Give the path of a picture in the style you want. For words there is the "
+                "guide 'clip'.",
+            )
+        image, tokens = self._look_at(text, size)
+        self._axes = Axes.of(tokens[0].float())
+        pictures = {"target": image, "its patches": self.picture(tokens)[0]}
+        return Target(text, self.as_target(tokens), pictures, (Path(text),))
+
+    def as_target(self, output: Float[Tensor, "b n c"]) -> Float[Tensor, "b c c"]:
+        """The Gram matrices of what the network sees, in single precision at least."""
+        return gram(output)
+
+    def loss(
+        self, output: Float[Tensor, "b n c"], target: Float[Tensor, "one c c"]
+    ) -> Float[Tensor, " b"]:
+        """Frobenius norm of the difference of Gram matrices, as a part of the target's norm."""
+        return gram_distance(gram(output), target)
+
+    def distance(
+        self, student: Float[Tensor, "b n c"], teacher: Float[Tensor, "b n c"]
+    ) -> Float[Tensor, " b"]:
+        """As :meth:`loss`, to the teacher's Gram matrices: an expert need not get more right."""
+        return self.loss(student, self.as_target(teacher))
+
+    def picture(self, output: Float[Tensor, "b n c"]) -> list[Image]:
+        """Maps of the patches: where colours are alike, CLIP sees something alike.
+
+        The colours are the first three principal components of the last target that was read, so
+        that an image in its style has its colours. Before there is one, they are each image's own.
+        """
+        exact = output.detach().float()
+        return [patch_map(tokens, self._axes or Axes.of(tokens)) for tokens in exact]
+
+    def measure(
+        self, output: Float[Tensor, "b n c"], target: Float[Tensor, "one c c"]
+    ) -> dict[str, list[float]]:
+        """The loss ("style"): 0 for the style of the target, lower is better."""
+        with torch.no_grad():
+            return {"style": self.loss(output, target).tolist()}
