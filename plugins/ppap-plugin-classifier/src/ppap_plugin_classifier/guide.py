@@ -20,6 +20,7 @@ from ppap_plugin_classifier.checkpoint import load_checkpoint
 from ppap_plugin_classifier.labels import Labels
 from ppap_plugin_classifier.losses import cross_entropy, distillation, one_hot_logits
 from ppap_plugin_classifier.shipped import BUNDLED
+from ppap_plugin_classifier.tempered import Tempered
 
 TEACHER_TEMPERATURE = 1.0
 """The teacher is taken at its word. PPAP's code sharpens it with 0.25."""
@@ -105,6 +106,18 @@ class ClassifierGuide(Guide):
         """Cross entropy in nats; for a class, -log p(y | x) (Dhariwal and Nichol, 2021)."""
         return cross_entropy(output, target)
 
+    def tempered(self, joint: float, marginal: float) -> Guide:
+        """The guide with the loss of EluCD's temperatures (Ma et al., 2024, section 3.3).
+
+        Args:
+            joint: factor on the logits of the target, positive.
+            marginal: factor on the logits of all classes, not negative; 0 leaves a constant.
+
+        Raises:
+            OptionError: they make no sense.
+        """
+        return Tempered(self, joint, marginal)
+
     def distance(
         self, student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"]
     ) -> Float[Tensor, " b"]:
@@ -123,6 +136,10 @@ class ClassifierGuide(Guide):
     def as_target(self, output: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
         """The probabilities of what the network sees."""
         return output.float().softmax(dim=1)
+
+    def logits(self, output: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        """The output itself, in float32."""
+        return output.float()
 
     def from_labels(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """The output of a perfect teacher: logits that :meth:`distance` takes for one-hot.

@@ -6,6 +6,10 @@ costs little at every sampling step. Where it subsamples it filters first (Zhang
 convolutional networks shift-invariant again"): without that its gradient is full of aliased
 patterns that no person sees, and guides badly.
 
+``--arch`` trains another network on the same renders, for studies of how much the guide matters: a
+ConvNeXt (Liu et al., 2022) with GELU or an EfficientNet (Tan and Le, 2019) with SiLU. ``--images``
+says for how long.
+
 Weights go to ``--out`` in float16, as a folder that timm itself loads (``local-dir:``); accuracy on
 fresh renders, measured with the files as stored, to ``measured.json`` beside them. A finished model
 is left alone; delete its folder to train it anew. ``--width`` scales all its channels, for studies
@@ -20,7 +24,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +47,78 @@ TRAIN_SEED = 202
 FRESH_SEED = 909
 FRESH_COUNT = 2000
 SEED = 22
-ARCHITECTURE = "resnetblur18"
-CHANNELS = (48, 96, 160, 224)
 SHIFT = 4
 """Largest random shift of a training picture, in pixels."""
 
 
-def model_arguments(width: float) -> dict[str, Any]:
-    """What timm needs besides the architecture's name; ``width`` scales every channel count."""
+@dataclass(frozen=True)
+class Architecture:
+    """A network of timm at the size of the built-in world's pictures.
 
-    def scaled(channels: int) -> int:
-        return max(8, round(channels * width / 8) * 8)
+    Attributes:
+        timm: what timm calls it.
+        arguments: what timm needs besides that and the number of classes; takes the factor on all
+            channel counts.
+        activation: in its layers, for people.
+        lr: learning rate at its peak.
+    """
 
-    return {
-        "num_classes": len(CLASS_NAMES),
-        "layers": [1, 1, 1, 1],
-        "channels": [scaled(c) for c in CHANNELS],
-    }
+    timm: str
+    arguments: Callable[[float], dict[str, Any]]
+    activation: str
+    lr: float
+
+
+def _scaled(channels: tuple[int, ...], width: float) -> list[int]:
+    return [max(8, round(c * width / 8) * 8) for c in channels]
+
+
+ARCHITECTURES = {
+    "resnet": Architecture(
+        "resnetblur18",
+        lambda width: {"layers": [1, 1, 1, 1], "channels": _scaled((48, 96, 160, 224), width)},
+        "ReLU",
+        2e-3,
+    ),
+    # Steps of two pixels in the stem: a solid may be ten pixels wide.
+    "convnext": Architecture(
+        "convnext_atto",
+        lambda width: {
+            "patch_size": 2,
+            "depths": [1, 1, 2, 1],
+            "dims": _scaled((40, 80, 128, 192), width),
+        },
+        "GELU",
+        2e-3,
+    ),
+    "efficientnet": Architecture(
+        "test_efficientnet", lambda width: {"channel_multiplier": width}, "SiLU", 4e-3
+    ),
+}
+"""By the names that ``--arch`` takes; the first is the one that is shipped."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one network is trained.
+
+    Attributes:
+        arch: one of :data:`ARCHITECTURES`.
+        scenes: different scenes to train on.
+        images: to see in all.
+        width: factor on all channel counts.
+        batch: images a step.
+        lr: learning rate at its peak; None: the architecture's own.
+        seed: of initial weights and batches.
+    """
+
+    arch: str = "resnet"
+    scenes: int = 12_000
+    images: int = 40_000
+    width: float = 1.0
+    batch: int = 32
+    lr: float | None = None
+    seed: int = SEED
 
 
 def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -82,27 +142,23 @@ def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.stack(cut)
 
 
-def train(
-    data: RenderedScenes,
-    width: float,
-    images: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    device: torch.device,
-) -> nn.Module:
-    """Trains a network on ``images`` augmented images; returns it in evaluation mode."""
-    torch.manual_seed(seed)
-    model = timm.create_model(ARCHITECTURE, **model_arguments(width))
+def train(data: RenderedScenes, settings: Settings, device: torch.device) -> nn.Module:
+    """Trains a network on augmented images of ``data``; returns it in evaluation mode."""
+    arch, batch = ARCHITECTURES[settings.arch], settings.batch
+    lr = arch.lr if settings.lr is None else settings.lr
+    torch.manual_seed(settings.seed)
+    model = timm.create_model(
+        arch.timm, num_classes=len(CLASS_NAMES), **arch.arguments(settings.width)
+    )
     # Channels last is a third faster on a CPU; the numbers are the same.
     model = model.to(device, memory_format=torch.channels_last).train()
-    rng = np.random.Generator(np.random.Philox(key=seed))
+    rng = np.random.Generator(np.random.Philox(key=settings.seed))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr
     )
-    steps = math.ceil(images / batch)
+    steps = math.ceil(settings.images / batch)
     batches = _batches(len(data), batch, rng)
     with Progress() as progress:
         task = progress.add_task("training", total=steps)
@@ -125,16 +181,17 @@ def train(
     return trained
 
 
-def save(model: nn.Module, width: float, out: Path, trained: dict[str, Any]) -> None:
+def save(model: nn.Module, settings: Settings, out: Path, trained: dict[str, Any]) -> None:
     """Writes ``config.json`` and, in float16, ``model.safetensors`` as timm reads them."""
-    arguments = model_arguments(width)
+    arch = ARCHITECTURES[settings.arch]
+    known: Any = model
     config = {
-        "architecture": ARCHITECTURE,
+        "architecture": arch.timm,
         "num_classes": len(CLASS_NAMES),
-        "num_features": arguments["channels"][-1],
+        "num_features": known.num_features,
         "global_pool": "avg",
         "label_names": list(CLASS_NAMES),
-        "model_args": arguments,
+        "model_args": {"num_classes": len(CLASS_NAMES), **arch.arguments(settings.width)},
         "pretrained_cfg": {
             "tag": "shapes",
             "custom_load": False,
@@ -147,8 +204,8 @@ def save(model: nn.Module, width: float, out: Path, trained: dict[str, Any]) -> 
             "std": [0.5, 0.5, 0.5],
             "num_classes": len(CLASS_NAMES),
             "pool_size": [2, 2],
-            "first_conv": "conv1.0",
-            "classifier": "fc",
+            "first_conv": known.pretrained_cfg["first_conv"],
+            "classifier": known.pretrained_cfg["classifier"],
             "license": "apache-2.0",
         },
     }
@@ -192,16 +249,61 @@ def measure(guide: ClassifierGuide, data: RenderedScenes, device: torch.device) 
     return {name: round(value, 4) for name, value in means.items()}
 
 
+def run(
+    work: Path, out: Path, settings: Settings, device: torch.device, command: str
+) -> dict[str, Any]:
+    """Trains and measures one network; what is there of it already is kept.
+
+    Args:
+        work: folder for rendered scenes.
+        out: folder of the model.
+        command: what the report says it was made with.
+
+    Returns:
+        What ``measured.json`` says.
+    """
+    measured, weights = out / "measured.json", out / "model.safetensors"
+    if measured.exists():
+        known: dict[str, Any] = json.loads(measured.read_text())
+        return known
+    if not weights.exists():
+        data = RenderedScenes(work / "scenes", TRAIN_SEED, settings.scenes)
+        began = time.time()
+        model = train(data, settings, device)
+        trained = {
+            "scene_seed": TRAIN_SEED,
+            "scenes": settings.scenes,
+            "seed": settings.seed,
+            "images": settings.images,
+            "seconds": round(time.time() - began),
+        }
+        save(model, settings, out, trained)
+    with safe_open(weights, "pt") as file:
+        trained = json.loads(file.metadata()["trained_on"])
+    guide = ClassifierGuide(str(out))
+    fresh = RenderedScenes(work / "scenes", FRESH_SEED, FRESH_COUNT)
+    report = {
+        "command": command,
+        "trained_on": trained,
+        "measured_on": {"scene_seed": FRESH_SEED, "scenes": FRESH_COUNT},
+        "parameters": sum(p.numel() for p in guide.network().parameters()),
+        "measured": measure(guide, fresh, device),
+    }
+    measured.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
 def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for rendered scenes")
     parser.add_argument("--out", type=Path, default=BUNDLED, help="folder of the model")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="resnet", help="network")
     parser.add_argument("--scenes", type=int, default=12_000, help="different scenes to train on")
     parser.add_argument("--images", type=int, default=40_000, help="images to see in all")
     parser.add_argument("--width", type=float, default=1.0, help="factor on all channel counts")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, help="learning rate; otherwise the network's own")
     parser.add_argument("--seed", type=int, default=SEED, help="of initial weights and batches")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its default")
     parser.add_argument("--device", default="cpu")
@@ -211,32 +313,11 @@ def main() -> None:
         return
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    weights = args.out / "model.safetensors"
-    if not weights.exists():
-        data = RenderedScenes(args.work / "scenes", TRAIN_SEED, args.scenes)
-        began = time.time()
-        model = train(data, args.width, args.images, args.batch, args.lr, args.seed, device)
-        trained = {
-            "scene_seed": TRAIN_SEED,
-            "scenes": args.scenes,
-            "seed": args.seed,
-            "images": args.images,
-            "seconds": round(time.time() - began),
-        }
-        save(model, args.width, args.out, trained)
-    with safe_open(weights, "pt") as file:
-        trained = json.loads(file.metadata()["trained_on"])
-    guide = ClassifierGuide(str(args.out))
-    fresh = RenderedScenes(args.work / "scenes", FRESH_SEED, FRESH_COUNT)
-    report = {
-        "command": shlex.join(["python", "-m", "ppap_plugin_classifier.train", *sys.argv[1:]]),
-        "trained_on": trained,
-        "measured_on": {"scene_seed": FRESH_SEED, "scenes": FRESH_COUNT},
-        "parameters": sum(p.numel() for p in guide.network().parameters()),
-        "measured": measure(guide, fresh, device),
-    }
-    (args.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
+    settings = Settings(
+        args.arch, args.scenes, args.images, args.width, args.batch, args.lr, args.seed
+    )
+    command = shlex.join(["python", "-m", "ppap_plugin_classifier.train", *sys.argv[1:]])
+    report = run(args.work, args.out, settings, torch.device(args.device), command)
     print(json.dumps(report["measured"]))
 
 

@@ -21,7 +21,7 @@ SIGNED = Recipe(
     view=Predicted(),
     gradient=(Sign(),),
     place=CleanPoint(),
-    strength=PosteriorSpread(factor=0.05),
+    strength=PosteriorSpread(factor=0.25),
     limit=2.0,
     parameters=(Parameter("power", ("strength.power",), 0.0, 2.0),),
 )
