@@ -17,7 +17,7 @@ TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "t
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite; further arguments go to pytest."""
-    session.install(".[evaluation]", *PLUGINS, *TEST)
+    session.install(".[evaluation,search]", *PLUGINS, *TEST)
     session.run("pytest", *session.posargs)
 
 
@@ -32,7 +32,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy in strict mode for the host and the plugins."""
-    session.install(".[evaluation]", *PLUGINS, "mypy>=1.13")
+    session.install(".[evaluation,search]", *PLUGINS, "mypy>=1.13")
     session.run("mypy")
 
 

@@ -22,7 +22,8 @@ DOCS = Path(__file__).parent
 
 COMMANDS = (
     "", "run", "rerun", "list", "doctor",
-    "harvest", "tune", "calibrate", "experts", "experts show", "experts verify", "experts merge",
+    "harvest", "tune", "calibrate", "search",
+    "experts", "experts show", "experts verify", "experts merge",
     "bench", "bench ppap", "bench capacity", "weights",
     "shapes", "shapes render", "shapes evaluate",
 )  # fmt: skip

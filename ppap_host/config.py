@@ -31,6 +31,7 @@ class GuideConfig:
         experts: an expert set by name or path, or "none"; None takes a registered set that fits.
         interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
         stage: of a cascade that it guides: base, upsampler or both; None is the base.
+        calibration: what `ppap calibrate` wrote for it, a file or its folder; None for none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class GuideConfig:
     experts: str | None = None
     interval: str | None = None
     stage: str | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in (None, *STAGES):

@@ -16,8 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppap_host.backbone import Backbone, encode, repeat_condition
+from ppap_host.experts import View
 from ppap_host.guide import Guide
-from ppap_host.tuning import TuningConfig, fresh_patch, see_through
+from ppap_host.tuning import Predictor, TuningConfig, fresh_patch, see_through
 
 _BACKBONE_IMAGES = 4
 _GUIDE_PIXELS = 2**20  # of a probe: a whole batch of small images, few of large ones
@@ -47,6 +48,7 @@ class Estimate:
         generating: one evaluation of the backbone.
         teaching: the teacher's output for an image.
         lessons: images that all experts are shown together.
+        predictions: evaluations of the backbone for each of them.
         learning: forward and backward through the patched guide.
         trainable: numbers in all experts.
         device: of the probe.
@@ -57,6 +59,7 @@ class Estimate:
     generating: Rate
     teaching: Rate
     lessons: int
+    predictions: int
     learning: Rate
     trainable: int
     device: str
@@ -72,7 +75,10 @@ class Estimate:
     @property
     def tuning(self) -> Rate:
         """The whole tuning, if it is not stopped early."""
-        return Rate(self.lessons * self.learning.flops, self.lessons * self.learning.seconds)
+        return Rate(
+            self.lessons * (self.learning.flops + self.predictions * self.generating.flops),
+            self.lessons * (self.learning.seconds + self.predictions * self.generating.seconds),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -108,6 +114,7 @@ def estimate(
     steps: int | str,
     cfg: bool,
     device: torch.device,
+    view: View = "noised",
 ) -> Estimate:
     """What harvesting ``images`` images and tuning on them costs.
 
@@ -117,7 +124,13 @@ def estimate(
         steps: denoising steps of an image, or a spacing.
         cfg: whether images are made under classifier-free guidance, which evaluates twice.
         device: of both.
+        view: what the experts are shown; "predicted" evaluates the backbone for every image.
+
+    Raises:
+        OptionError: this backbone's predictions cannot be tuned on.
     """
+    if view == "predicted":
+        Predictor(backbone)
     walk = backbone.walk(steps)
     level = walk.levels[len(walk) // 2]
     height, width = backbone.image_size
@@ -154,6 +167,7 @@ def estimate(
         generating=generating,
         teaching=teaching,
         lessons=config.experts * each * config.batch,
+        predictions=int(view == "predicted"),
         learning=learning,
         trainable=config.experts * patch.count(),
         device=str(device),

@@ -10,8 +10,9 @@ from pathlib import Path
 from ppap_host.backbone import Backbone
 from ppap_host.config import GuideConfig
 from ppap_host.errors import OptionError
-from ppap_host.experts import ExpertSet, WithExperts, network_hash
+from ppap_host.experts import ExpertSet, View, WithExperts, network_hash, view_of
 from ppap_host.guide import Guide
+from ppap_host.loading import load_recipe
 from ppap_host.noise import NoiseRange, Walk
 from ppap_host.recipes import Recipe
 from ppap_host.record import file_hashes
@@ -20,6 +21,7 @@ from ppap_host.registry import Registry
 SET_FILE = "experts.safetensors"
 """The expert set in a folder that ``ppap tune`` wrote."""
 NONE = "none"
+_USUAL: dict[View, str] = {"noised": "ppap", "predicted": "x0"}  # the recipe, if none is named
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Choice:
         guide: the guide, with its experts if it has any.
         experts: name or path of the set, None without one.
         files: what was read of it.
+        calibration_file: what the guide's calibration was read from, None without one.
     """
 
     guide: Guide
     recipe: Recipe
     experts: str | None = None
     files: tuple[Path, ...] = ()
+    calibration_file: Path | None = None
 
 
 def expert_set_path(text: str, found: Registry) -> Path:
@@ -53,7 +57,11 @@ def expert_set_path(text: str, found: Registry) -> Path:
 
 
 def fitting_set(
-    guide: Guide, backbone: Backbone, found: Registry, count: int | None = None
+    guide: Guide,
+    backbone: Backbone,
+    found: Registry,
+    count: int | None = None,
+    view: View = "noised",
 ) -> tuple[str, ExpertSet, Path] | None:
     """The first registered set made for this guide, its network, and this backbone.
 
@@ -61,13 +69,14 @@ def fitting_set(
 
     Args:
         count: of its experts; None for any.
+        view: what its experts are shown.
     """
     network = None
     entries = [entry for plugin in found.plugins for entry in plugin.offers.get("expert set", [])]
     for entry in entries:
         path: Path = found.load("expert set", entry.name)()
         metadata = ExpertSet.read_metadata(path)
-        if metadata.get("guide") != guide.name:
+        if metadata.get("guide") != guide.name or view_of(metadata) != view:
             continue
         network = network or network_hash(guide.network())
         fits = (
@@ -104,7 +113,9 @@ def choose(
     """Recipe and experts of one guide.
 
     With neither named, a registered expert set that fits is used with the recipe ``ppap``, and
-    ``x0`` where there is none. A named set is never replaced by another one, or by none.
+    ``x0`` where there is none. A named set is never replaced by another one, or by none. Experts
+    are shown only what they were tuned on: a set of noised images fits recipes that show any, a set
+    of predicted ones those that show nothing else; without a recipe they get ``ppap`` and ``x0``.
 
     Args:
         recipe_name: the guide's own or the run's; None leaves the choice to this function.
@@ -112,9 +123,9 @@ def choose(
     Raises:
         CheckpointError: the set was made for another guide, network or resolution, or leaves
             levels of the walk without an expert.
-        OptionError: the recipe and the experts exclude each other.
+        OptionError: the recipe and the experts exclude each other; names a recipe that fits.
     """
-    recipe = None if recipe_name is None else found.load("recipe", recipe_name)
+    recipe = None if recipe_name is None else load_recipe(found, recipe_name)
     wanted = config.experts
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:
@@ -124,30 +135,49 @@ def choose(
             )
         return Choice(guide, _within(recipe or found.load("recipe", "x0"), config))
     if wanted is not None:
-        recipe = recipe or found.load("recipe", "ppap")
-        if not recipe.view.sees_noise:
-            raise OptionError(
-                f"The recipe {recipe.name!r} shows the guide {guide.name!r} clean images, so its "
-                f"experts {wanted!r} would never be asked.",
-                remedy="Use --recipe ppap, or leave out --experts.",
-            )
         path = expert_set_path(wanted, found)
-        return _with_set(config, guide, recipe, ExpertSet.load(path), wanted, path, backbone, walk)
+        experts = ExpertSet.load(path)
+        recipe = recipe or found.load("recipe", _USUAL[experts.view])
+        _check_view(recipe, experts.view, guide, wanted)
+        return _with_set(config, guide, recipe, experts, wanted, path, backbone, walk)
     if recipe is not None and not recipe.needs_experts:
         return Choice(guide, _within(recipe, config))
-    fitting = fitting_set(guide, backbone, found)
+    view: View = "noised" if recipe is None or recipe.sees_noise else "predicted"
+    fitting = fitting_set(guide, backbone, found, view=view)
     if fitting is not None:
         name, experts, path = fitting
         recipe = recipe or found.load("recipe", "ppap")
         return _with_set(config, guide, recipe, experts, name, path, backbone, walk)
     if recipe is not None:
+        how = f"ppap tune {guide.name}" + (" --view predicted" if view == "predicted" else "")
         raise OptionError(
             f"No expert set is installed for the guide {guide.name!r} with this network on the "
             f"backbone {backbone.name!r}, and the recipe {recipe.name!r} needs one.",
-            remedy=f"Make one with `ppap harvest` and `ppap tune {guide.name}` and give it with "
-            "--experts, or use --recipe x0, which needs none.",
+            remedy=f"Make one with `ppap harvest` and `{how}` and give it with --experts, or use "
+            "--recipe x0, which needs none.",
         )
     return Choice(guide, _within(found.load("recipe", "x0"), config))
+
+
+def _check_view(recipe: Recipe, view: View, guide: Guide, name: str) -> None:
+    """Whether a recipe shows experts what they were tuned on, and nothing else.
+
+    Raises:
+        OptionError: it does not; names a recipe that does.
+    """
+    use = f"Use --recipe {_USUAL[view]}, or leave out --experts."
+    if view == "noised" and not recipe.sees_noise:
+        raise OptionError(
+            f"The recipe {recipe.name!r} shows the guide {guide.name!r} clean images, so its "
+            f"experts {name!r}, which were tuned on noised ones, would never be asked.",
+            remedy=use,
+        )
+    if view == "predicted" and (recipe.sees_noise or not recipe.sees_predictions):
+        raise OptionError(
+            f"The recipe {recipe.name!r} shows the guide {guide.name!r} noised images, and its "
+            f"experts {name!r} were tuned on predicted clean ones.",
+            remedy=use,
+        )
 
 
 def _with_set(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,9 @@ from ppap_host.images import write_file
 from ppap_host.noise import NoiseLevel, NoiseRange
 
 FORMAT = 1
+View = Literal["noised", "predicted"]
+"""What an expert is shown: noised images, or the clean images predicted behind them."""
+VIEWS: tuple[View, ...] = get_args(View)
 _LOW_RANK = (".lora_A", ".lora_B")
 _STATISTICS = ("running_mean", "running_var")
 
@@ -358,6 +361,7 @@ class Metadata(TypedDict, total=False):
         model: its --model as it was given, None for the one it ships.
         network_sha256: :func:`network_hash` of its network in float32.
         image_size: [height, width] in pixels of the images it was tuned on.
+        view: a :data:`View`, what it was tuned on and what it may be shown; absent: "noised".
         backbone: what made these images: {"name": ..., "files": {name: SHA-256}}.
         method: how the experts were tuned, e.g. "low-rank" or "full".
         rank: of the factors, None for full fine-tuning.
@@ -376,6 +380,7 @@ class Metadata(TypedDict, total=False):
     model: str | None
     network_sha256: str
     image_size: list[int]
+    view: View
     backbone: dict[str, Any]
     method: str
     rank: int | None
@@ -390,7 +395,7 @@ class Metadata(TypedDict, total=False):
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "guide": str, "model": (str, type(None)), "network_sha256": str, "image_size": list,
-    "backbone": dict, "method": str, "rank": (int, type(None)), "tuning": dict,
+    "view": str, "backbone": dict, "method": str, "rank": (int, type(None)), "tuning": dict,
     "harvest": (dict, type(None)), "quality": list, "licence": (str, type(None)),
     "versions": dict, "trainable": dict, "merged_from": list,
 }  # fmt: skip
@@ -423,6 +428,11 @@ class ExpertSet:
         clash = overlap(self.ranges, self.ranges)
         if clash is not None:
             raise _unsound(f"has overlapping ranges {_shown(clash[0])} and {_shown(clash[1])}")
+
+    @property
+    def view(self) -> View:
+        """What its experts are shown at the level they serve."""
+        return view_of(self.metadata)
 
     def serving(self, level: NoiseLevel) -> int:
         """Index of the expert that serves a noise level.
@@ -487,7 +497,7 @@ class ExpertSet:
 
         ``experts`` has one entry a range, from clean to noisy: ``log_snr`` [low, high] with None
         for no bound, ``trainable`` numbers, their ``share`` of the network's where that is known,
-        and ``quality``. The rest is the metadata.
+        and ``quality``. ``view`` is always there. The rest is the metadata.
         """
         network = (self.metadata.get("trainable") or {}).get("network")
         quality = self.metadata.get("quality") or [{} for _ in self.ranges]
@@ -512,7 +522,7 @@ class ExpertSet:
         total = sum(counts)
         trainable = {"total": total, "network": network, "share": share(total)}
         rest = {k: v for k, v in self.metadata.items() if k not in ("quality", "trainable")}
-        return {"experts": experts, "trainable": trainable, **rest}
+        return {"experts": experts, "trainable": trainable, **rest, "view": self.view}
 
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """Writes one safetensors file; its metadata is readable with any safetensors tool.
@@ -575,6 +585,12 @@ class ExpertSet:
             raise CheckpointError(f"{str(path)!r}: {error.message}", remedy=error.remedy) from None
 
 
+def view_of(metadata: Mapping[str, Any]) -> View:
+    """What a set with this metadata is shown; sets that do not say it are of noised images."""
+    view: View = metadata.get("view", "noised")
+    return view
+
+
 def overlap(
     some: Sequence[NoiseRange], others: Sequence[NoiseRange]
 ) -> tuple[NoiseRange, NoiseRange] | None:
@@ -598,8 +614,8 @@ def joined(sets: Mapping[str, ExpertSet]) -> ExpertSet:
         sets: by what people call them, such as their paths.
 
     Raises:
-        CheckpointError: two sets are of different guides, networks or image sizes, or serve the
-            same noise levels; names both.
+        CheckpointError: two sets are of different guides, networks, image sizes or views, or serve
+            the same noise levels; names both.
     """
     names = list(sets)
     if not names:
@@ -607,12 +623,12 @@ def joined(sets: Mapping[str, ExpertSet]) -> ExpertSet:
     for i, name in enumerate(names):
         for other in names[:i]:
             a, b = sets[other], sets[name]
-            for key in ("guide", "network_sha256", "image_size"):
-                values = [str(s.metadata.get(key)) for s in (a, b)]
+            for key in ("guide", "network_sha256", "image_size", "view"):
+                values = [str(({"view": s.view} | s.metadata).get(key)) for s in (a, b)]
                 if values[0] != values[1]:
                     raise CheckpointError(
                         f"{other!r} and {name!r} differ in {key}: {values[0]} and {values[1]}.",
-                        remedy="Join only sets of the same guide, network and image size.",
+                        remedy="Join only sets of the same guide, network, image size and view.",
                     )
             clash = overlap(a.ranges, b.ranges)
             if clash is not None:
@@ -685,6 +701,8 @@ def _check_types(described: Mapping[str, Any], count: int | None, path: Path) ->
     size = described.get("image_size", [1, 1])
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise _unsound("has no valid 'image_size' in its metadata: [height, width]", path)
+    if described.get("view", VIEWS[0]) not in VIEWS:
+        raise _unsound(f"has no valid 'view' in its metadata: {' or '.join(VIEWS)}", path)
     quality = described.get("quality")
     if quality is not None and (
         len(quality) != (len(quality) if count is None else count)
@@ -735,9 +753,13 @@ def _size(size: Sequence[int]) -> str:
 
 
 class WithExperts(Wrapped):
-    """A guide that sees noised images through the expert for their level, clean ones as it is.
+    """A guide that sees images with a noise level through the expert for it, others as it is.
 
-    Weights are merged once for each noise range and kept until another range is asked for.
+    The level is that of the noised image, or, for a set that was tuned on predictions
+    (:attr:`ExpertSet.view`), the one at which a clean image was predicted:
+    :attr:`~ppap_host.guide.Guide.knows_predictions` says which. It is the caller who shows it the
+    right ones. Weights are merged once for each noise range and kept until another range is asked
+    for.
 
     Args:
         guide: before it is moved to half precision.
@@ -754,6 +776,7 @@ class WithExperts(Wrapped):
         experts.check(guide.network(), guide.name, image_size)
         super().__init__(guide)
         self.experts = experts
+        self.knows_predictions = experts.view == "predicted"
         self._active: tuple[int, Patched] | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:

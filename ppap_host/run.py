@@ -20,10 +20,11 @@ from PIL import Image
 from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode, repeat_condition
 from ppap_host.balance import BALANCES
+from ppap_host.calibration.record import Calibrated, calibration_file, load_calibration
 from ppap_host.config import GuideConfig, RunConfig, new_record
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import OptionError, OutputError, PpapError
-from ppap_host.expert_choice import choose
+from ppap_host.expert_choice import Choice, choose
 from ppap_host.guide import Guide, Target
 from ppap_host.loading import load_backbone, load_guide
 from ppap_host.noise import Walk
@@ -61,6 +62,7 @@ class ActiveGuide:
     scale: float
     experts: str | None = None
     expert_files: tuple[Path, ...] = ()
+    calibration_file: Path | None = None
 
 
 @dataclass
@@ -190,7 +192,9 @@ def set_up(
         guide = load_guide(found, g.name, g.model)
         steered = _steered(g, stages)
         choices = [
-            choose(g, g.recipe or config.recipe, guide, stage.backbone, stage.walk, found)
+            _calibrated(
+                g, choose(g, g.recipe or config.recipe, guide, stage.backbone, stage.walk, found)
+            )
             for stage in steered
         ]
         guide.to(device, dtype)
@@ -202,8 +206,9 @@ def set_up(
             scale = guide.usual_scale(recipe.name) if g.scale is None else g.scale
             target = targets[stage.backbone.image_size]
             active = ActiveGuide(
-                g, choice.guide, target, recipe, scale, choice.experts, choice.files
-            )
+                g, choice.guide, target, recipe, scale, choice.experts, choice.files,
+                choice.calibration_file,
+            )  # fmt: skip
             stage.guides.append(active)
         guides.append(replace(active, target=targets[stages[-1].backbone.image_size]))
     return Setup(config, stages, guides, device, plugins, inputs)
@@ -227,6 +232,16 @@ def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
             remedy="Give one with --upsampler, or leave out --stage.",
         )
     return [stage for stage in stages if stage.name in wanted]
+
+
+def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
+    """The choice with the guide's calibration, if one was asked for."""
+    if config.calibration is None:
+        return choice
+    calibration = load_calibration(Path(config.calibration), choice.guide)
+    calibration.check_view(choice.recipe.sees_noise)
+    guide = Calibrated(choice.guide, calibration)
+    return replace(choice, guide=guide, calibration_file=calibration_file(config.calibration))
 
 
 def _read_target(guide: Guide, text: str, size: tuple[int, int], device: torch.device) -> Target:
@@ -430,6 +445,8 @@ def _describe(setup: Setup, out: Path) -> dict[str, Any]:
         model_files |= file_hashes(stage.backbone.files(), known_as)
         for g in stage.guides:
             model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
+            if g.calibration_file is not None:
+                model_files |= file_hashes([g.calibration_file], f"{g.config.name}-calibration")
     targets = []
     for i, g in enumerate(setup.guides):
         model_files |= file_hashes(g.guide.files(), g.config.name)

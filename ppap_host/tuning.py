@@ -4,7 +4,8 @@ PPAP (Go et al., 2023, section 4.3, eq. 8): the teacher is the off-the-shelf net
 image, the student an expert on the same image noised, and the expert of range i learns on levels
 drawn uniformly from range i. The images are a harvest (:mod:`ppap_host.harvest`). Baselines go
 through the same code: one noise-aware network is one expert over all levels, a fully trained expert
-is a patch that holds every parameter, and supervision is a lesson whose teacher is the truth.
+is a patch that holds every parameter, and supervision is a lesson whose teacher is the truth. With
+a :class:`Predictor` the student is shown what a backbone predicts behind the noised image instead.
 
 Every random draw is a function of the seed and of where it is used, never of a generator's past, so
 that an interrupted tuning goes on as if nothing had happened, and several processes share a batch
@@ -26,12 +27,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ppap_host.backbone import Backbone, Condition, encode, repeat_condition
 from ppap_host.errors import CheckpointError, OptionError
 from ppap_host.experts import ExpertSet, Patch, estimate_statistics, network_hash
 from ppap_host.guide import Guide
-from ppap_host.harvest import Lesson
+from ppap_host.harvest import Harvest, HarvestConfig, Lesson, _Maker
 from ppap_host.images import write_file
 from ppap_host.noise import NoiseLevel, NoiseRange, uniform_ranges
 
@@ -43,6 +46,7 @@ DEFAULT_LR: dict[str, float] = {"patch": 5e-3, "full": 5e-4}
 STATE = "tuning-state.pt"
 _STATISTICS_BATCHES = 8
 _CHECK_IMAGES = 200
+_LEVELS_AT_ONCE = 4  # of a batch of predictions
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,87 @@ def see_through(guide: Guide, patch: Patch | None, x: Tensor) -> Tensor:
     return guide.through(called, x)
 
 
-class _Noiser:
-    """Noised images of one range; the same draw for the same key."""
+class Predictor:
+    """The clean images that a backbone predicts from noised ones.
+
+    x_0 = (x_t - sigma eps) / alpha (Ho et al., 2020, eq. 15), clipped as the sampler clips it: what
+    a recipe shows that looks at predictions. One evaluation an image, without classifier-free
+    guidance and without gradient.
+
+    Args:
+        backbone: where it is to run, in the precision it will run in.
+        conditions: the condition of these images of the lesson, one row each or one for all of
+            them; None predicts without any.
+
+    Raises:
+        OptionError: the state of the backbone is no image. A harvest keeps images, and a backbone
+            knows no way back from an image to its latent.
+    """
+
+    def __init__(
+        self, backbone: Backbone, conditions: Callable[[Sequence[int]], Condition] | None = None
+    ) -> None:
+        if backbone.state_shape != (3, *backbone.image_size):
+            raise OptionError(
+                f"The backbone {backbone.name!r} denoises latents, and a harvest keeps images, so "
+                "it has nothing to predict from.",
+                remedy="Use --view noised, or a backbone that works on pixels.",
+            )
+        self.backbone = backbone
+        self._conditions = conditions or (lambda rows: encode(backbone, [""], [None]))
+        self._last: tuple[tuple[int, ...], Condition] | None = None
+
+    @classmethod
+    def of(
+        cls, made: Harvest, backbone: Backbone, device: torch.device, dtype: torch.dtype
+    ) -> Predictor:
+        """One that tells the backbone of every image what it was told when it made it.
+
+        That is the prompt or the class of the image, and nothing where the harvest had neither.
+
+        Args:
+            made: its images, in their order, are those of the lesson.
+            backbone: that made them; is moved.
+
+        Raises:
+            OptionError: the backbone works on latents, or does not know what the harvest asks.
+        """
+        config = made.description["config"]
+        asked = HarvestConfig(**config | {"prompts": tuple(config["prompts"])})
+        cls(backbone)
+        maker = _Maker(asked, backbone, device, dtype)
+        return cls(backbone, lambda rows: maker._condition(list(rows)))
+
+    def conditions(self, rows: Sequence[int]) -> Condition:
+        """The condition of these images; all experts see the same ones at a step."""
+        key = tuple(rows)
+        if self._last is None or self._last[0] != key:
+            with torch.no_grad():
+                self._last = key, self._conditions(key)
+        return self._last[1]
+
+    @torch.no_grad()
+    def __call__(
+        self, x0: Float[Tensor, "b 3 h w"], noise: Tensor, level: NoiseLevel, condition: Condition
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The prediction for each image, as RGB in about [-1, 1].
+
+        Args:
+            x0: clean images, RGB in [-1, 1].
+            noise: standard normal, of their shape.
+            level: of all of them; alpha is not zero.
+            condition: one row an image, or one for all.
+        """
+        x = (level.alpha * x0 + level.sigma * noise).to(self.backbone.state_dtype)
+        eps = self.backbone.predict(x, level, repeat_condition(condition, len(x))).eps
+        predicted = (x - level.sigma * eps) / level.alpha
+        if self.backbone.clip is not None:
+            predicted = predicted.clamp(*self.backbone.clip)
+        return self.backbone.decode(predicted).to(x0)
+
+
+class _Noised:
+    """What the student of one range is shown: noised images; the same draw for the same key."""
 
     def __init__(self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int) -> None:
         own = [level for level in levels if level.log_snr in part]
@@ -162,18 +245,73 @@ class _Noiser:
                 f"The backbone has no noise level in [{part.low:.2f}, {part.high:.2f}).",
                 remedy="Use fewer experts.",
             )
+        self._levels = own
         self._alpha = torch.tensor([level.alpha / level.scale for level in own])
         self._sigma = torch.tensor([level.sigma / level.scale for level in own])
         self._seed = seed
 
-    def __call__(self, x0: Tensor, *key: int) -> Tensor:
-        """x_t / sqrt(alpha^2 + sigma^2), every image at a level of its own."""
+    def _generator(self, key: tuple[int, ...]) -> torch.Generator:
         word = np.random.SeedSequence([self._seed, *key]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+
+    def __call__(
+        self, x0: Tensor, rows: Tensor, key: tuple[int, ...], share: slice = slice(None)
+    ) -> Tensor:
+        """x_t / sqrt(alpha^2 + sigma^2), every image at a level of its own.
+
+        Args:
+            x0: a batch, [b, 3, h, w]. It is drawn for as a whole, so that no draw depends on the
+                share.
+            rows: which images of the lesson these are.
+            share: of the batch that is wanted.
+        """
+        generator = self._generator(key)
         picks = torch.randint(len(self._alpha), (len(x0),), generator=generator)
         noise = torch.randn(x0.shape, generator=generator)
         alpha, sigma = (v[picks].view(-1, 1, 1, 1).to(x0) for v in (self._alpha, self._sigma))
-        return alpha * x0 + sigma * noise.to(x0)
+        return (alpha * x0 + sigma * noise.to(x0))[share]
+
+
+class _Predicted(_Noised):
+    """The same for clean images predicted from the noised ones.
+
+    A backbone is evaluated at one level at a time. So that a batch does not fall apart into single
+    images, it has a few levels only, one from each of as many equal parts of the range.
+    """
+
+    def __init__(
+        self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int, predictor: Predictor
+    ) -> None:
+        # Nothing can be predicted where no image is left, as at the end of some schedules.
+        super().__init__([level for level in levels if level.alpha], part, seed)
+        self._predictor = predictor
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(
+        self, x0: Tensor, rows: Tensor, key: tuple[int, ...], share: slice = slice(None)
+    ) -> Tensor:
+        """Predicted x_0, images of neighbouring places in the batch at the same level."""
+        if key in self._kept:
+            return self._kept[key][share].to(x0)
+        generator, count = self._generator(key), len(x0)
+        parts = min(_LEVELS_AT_ONCE, count)
+        at = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
+        drawn = (at * len(self._levels)).long().clamp_max(len(self._levels) - 1)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        mine = torch.arange(count)[share]
+        group = mine * parts // count
+        condition = self._predictor.conditions(rows[mine].tolist())
+        shown = torch.empty_like(x0[mine])
+        for k in group.unique().tolist():
+            here = (group == k).nonzero().flatten()
+            own = {n: r if len(r) == 1 else r[here.to(r.device)] for n, r in condition.items()}
+            level = self._levels[int(drawn[k])]
+            batch = mine[here]
+            shown[here] = self._predictor(x0[batch], noise[batch], level, own)
+        if key[0] == _CHECK and len(mine) == count:
+            # Asked for again at every measurement, and each as costly as one to train on.
+            self._kept[key] = shown.cpu()
+        return shown
 
 
 _TRAIN, _CHECK, _STATISTICS = 0, 1, 2
@@ -184,6 +322,9 @@ class Tuning:
 
     Running statistics of normalisation layers are re-estimated for each range before training and
     stay fixed (:func:`ppap_host.experts.estimate_statistics`).
+
+    With a ``predictor`` experts are shown its predictions instead of noised images, and keep the
+    network's own statistics.
     """
 
     def __init__(
@@ -193,11 +334,12 @@ class Tuning:
         levels: Sequence[NoiseLevel],
         config: TuningConfig,
         accelerator: Accelerator | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         self.steps = guide.tuning_steps if config.steps is None else config.steps
         config = dataclasses.replace(config, steps=self.steps)
         self.guide, self.lesson, self.config = guide, lesson, config
-        self.accelerator = accelerator
+        self.accelerator, self.predictor = accelerator, predictor
         self.ranges = uniform_ranges(levels, config.experts)
         network = guide.network()
         network.requires_grad_(False)
@@ -210,8 +352,12 @@ class Tuning:
         order = np.random.default_rng([config.seed, 7]).permutation(len(lesson))
         self.held = torch.from_numpy(np.sort(order[:held]))[:_CHECK_IMAGES]
         self.train = torch.from_numpy(np.sort(order[held:]))
-        self.noisers = [
-            _Noiser(levels, part, 1000 * config.seed + i) for i, part in enumerate(self.ranges)
+        seeds = [1000 * config.seed + i for i in range(config.experts)]
+        self.shown = [
+            _Noised(levels, part, seed)
+            if predictor is None
+            else _Predicted(levels, part, seed, predictor)
+            for part, seed in zip(self.ranges, seeds, strict=True)
         ]
         self.patches = [self._fresh(network, i) for i in range(config.experts)]
         trained = [patch.trainable() for patch in self.patches]
@@ -237,6 +383,8 @@ class Tuning:
                 "lesson": lesson.identity,
                 "guide": guide.name,
                 "network": network_hash(network),
+                # Tunings on noised images go on from states that know no view.
+                **({} if predictor is None else {"predicted by": predictor.backbone.name}),
             },
             sort_keys=True,
         )
@@ -244,6 +392,10 @@ class Tuning:
     def _fresh(self, network: nn.Module, i: int) -> Patch:
         config = self.config
         patch = fresh_patch(self.guide, config, 1000 * config.seed + i)
+        if self.predictor is not None:
+            # Predictions are nearly the images that the network's own statistics are of: with these
+            # an expert begins as the plain network, and can only gain on the held-out part.
+            return patch
         count = min(_STATISTICS_BATCHES, -(-len(self.train) // config.batch))
         estimate_statistics(network, patch, self._for_statistics(i, count))
         return patch
@@ -251,7 +403,7 @@ class Tuning:
     def _for_statistics(self, i: int, count: int) -> Iterator[Tensor]:
         for k in range(count):
             rows = self._rows(k)
-            x = self.noisers[i](self._images(rows), _STATISTICS, k)
+            x = self.shown[i](self._images(rows), rows, (_STATISTICS, k))
             prepared = self.guide.prepare(x)
             own = next((p.dtype for p in self.guide.network().parameters()), prepared.dtype)
             yield prepared.to(own)
@@ -287,8 +439,7 @@ class Tuning:
             group["lr"] = 0.0 if self.finished[i] else rate
             if self.finished[i]:
                 continue
-            # The whole batch is noised by every process, so that its noise depends on none.
-            x = self.noisers[i](x0, _TRAIN, self.step)[process::processes]
+            x = self.shown[i](x0, rows, (_TRAIN, self.step), slice(process, None, processes))
             student = see_through(self.guide, patch, x)
             loss = self.guide.distance(student, teacher[process::processes]).sum() / len(rows)
             loss.backward()
@@ -318,14 +469,14 @@ class Tuning:
 
     @torch.no_grad()
     def distances(self, i: int, patch: Patch | None) -> list[float]:
-        """Distance to the teacher of every held-out image, noised within range ``i``.
+        """Distance to the teacher of every held-out image, at a level within range ``i``.
 
         Args:
             patch: the expert, None for the network as it is.
         """
         values = []
         for k, rows in enumerate(self.held.split(50)):
-            x = self.noisers[i](self._images(rows), _CHECK, k)
+            x = self.shown[i](self._images(rows), rows, (_CHECK, k))
             output = see_through(self.guide, patch, x)
             values += self.guide.distance(output, self.lesson.teacher[rows].to(x)).tolist()
         return values
@@ -335,7 +486,7 @@ class Tuning:
         """The guide's own measures against what the teacher sees, means over the held-out part."""
         columns: dict[str, list[float]] = {}
         for k, rows in enumerate(self.held.split(50)):
-            x = self.noisers[i](self._images(rows), _CHECK, k)
+            x = self.shown[i](self._images(rows), rows, (_CHECK, k))
             output = see_through(self.guide, patch, x)
             target = self.guide.as_target(self.lesson.teacher[rows].to(x))
             for name, values in self.guide.measure(output, target).items():
@@ -444,6 +595,7 @@ class Tuning:
             "guide": self.guide.name,
             "network_sha256": network_hash(network),
             "image_size": list(self.lesson.pixels.shape[-2:]),
+            **({} if self.predictor is None else {"view": "predicted"}),
             "method": self.config.method,
             "rank": None if self.config.method == "full" else self.config.rank or plan.rank,
             "tuning": dataclasses.asdict(self.config)
@@ -477,6 +629,7 @@ def tune(
     report: Callable[[Progress], None] | None = None,
     accelerator: Accelerator | None = None,
     save_every: float = 30.0,
+    predictor: Predictor | None = None,
 ) -> ExpertSet:
     """Tunes the experts of a guide.
 
@@ -490,13 +643,16 @@ def tune(
         report: told more, after every measurement on the held-out part.
         accelerator: of the processes that share each batch.
         save_every: seconds between saved states; Ctrl-C saves one more.
+        predictor: shows the experts the clean images that a backbone predicts, instead of noised
+            ones; ``levels`` are that backbone's. The set is then one for such images
+            (:attr:`~ppap_host.experts.ExpertSet.view`).
 
     Raises:
         OptionError: ``work`` belongs to another tuning, or the settings make no sense.
         OutputError: the state cannot be written.
     """
     began = time.monotonic()
-    tuning = Tuning(guide, lesson, levels, config, accelerator)
+    tuning = Tuning(guide, lesson, levels, config, accelerator, predictor)
     state = None if work is None else work / STATE
     main = accelerator is None or accelerator.is_main_process
     if state is not None and os.path.exists(state):

@@ -31,6 +31,7 @@ from ppap_host.images import from_tensor, to_pixels, to_unit
 from ppap_host.noise import NoiseLevel, uniform_ranges
 from ppap_host.registry import registry
 from ppap_host.shapes.evaluate import FRESH_SEED
+from ppap_host.tuning import Predictor
 
 TINY = Settings(
     sampling=Sampling(steps=3, batch=5),
@@ -152,6 +153,7 @@ class Tuner:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, str]] = []
+        self.views: list[str] = []
 
     def __call__(
         self,
@@ -164,17 +166,21 @@ class Tuner:
         seed: int,
         work: Path,
         watch: benchmark.Watch,
+        predictor: Predictor | None,
     ) -> ExpertSet:
         self.asked.append((guide.name, experts, method))
         network = guide.network()
         patches = [Patch.fresh(network, guide.patch_plan(network)) for _ in range(experts)]
-        return ExpertSet(uniform_ranges(levels, experts), patches, {"guide": guide.name})
+        view = "noised" if predictor is None else "predicted"
+        self.views.append(view)
+        metadata = {"guide": guide.name, "view": view}
+        return ExpertSet(uniform_ranges(levels, experts), patches, metadata)
 
 
 @pytest.fixture(autouse=True)
 def _no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
-    monkeypatch.setattr(benchmark, "fitting_set", lambda guide, backbone, found, count: None)
+    monkeypatch.setattr(benchmark, "fitting_set", lambda *asked: None)
 
 
 def bench(out: Path, **options: Any) -> tuple[Outcome, ColourWorld, Tuner]:
@@ -245,7 +251,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, T
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "harvest", lambda config, out, watch: Harvested(config.num))
-        patch.setattr(benchmark, "fitting_set", lambda guide, backbone, found, count: None)
+        patch.setattr(benchmark, "fitting_set", lambda *asked: None)
         outcome, _, tuner = bench(out, command="ppap bench ppap --out here")
         write_report(outcome, out)
     return out, outcome, tuner
@@ -259,14 +265,26 @@ def test_which_arms_there_are(finished: Finished) -> None:
     names = [[arm.name for arm in result.arms] for result in outcome.tasks]
     assert names[0] == [
         "unguided", "score", "naive", "x0", "single", "supervised-5", "ppap-1", "ppap-2", "ppap-5",
-        "ppap-10",
+        "ppap-10", "x0-experts",
     ]  # fmt: skip
     assert names[1] == ["unguided", "score", "naive", "x0", "single", "ppap-5"]
     assert tuner.asked == [
         ("classifier", 1, "full"), ("classifier", 5, "full"), ("classifier", 1, "patch"),
         ("classifier", 2, "patch"), ("classifier", 5, "patch"), ("classifier", 10, "patch"),
-        ("depth", 1, "full"), ("depth", 5, "patch"),
+        ("classifier", 5, "patch"), ("depth", 1, "full"), ("depth", 5, "patch"),
     ]  # fmt: skip
+
+
+def test_one_arm_learns_from_predictions_and_guides_at_them(finished: Finished) -> None:
+    _, outcome, tuner = finished
+    assert [i for i, view in enumerate(tuner.views) if view == "predicted"] == [6]
+    arms = {arm.name: arm for arm in outcome.tasks[0].arms}
+    ours, plain = arms["x0-experts"], arms["x0"]
+    assert (ours.recipe, ours.experts) == ("x0", 5)
+    assert ours.trainable == arms["ppap-5"].trainable
+    # Experts that change nothing are the plain network at the same place.
+    closeness = [arm.measures["closeness"].value for arm in (ours, plain)]
+    assert closeness[0] == pytest.approx(closeness[1], abs=1e-3)
 
 
 def test_every_guided_arm_gets_the_same_search(finished: Finished) -> None:
@@ -339,7 +357,7 @@ def test_the_report_is_complete(finished: Finished) -> None:
         for arm in task["arms"]:
             assert {"frechet", "precision", "recall"} < set(arm["measures"])
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
-    assert len(rows) == 10 + 6
+    assert len(rows) == 11 + 6
     assert {row["guide"] for row in rows} == {"classifier", "depth"}
     table = (out / "table.md").read_text()
     for arm in outcome.tasks[0].arms:
@@ -347,7 +365,7 @@ def test_the_report_is_complete(finished: Finished) -> None:
     page = (out / "index.html").read_text()
     for tag in page.split('<img src="')[1:]:
         assert (out / tag.split('"')[0]).exists()
-    assert page.count("<details>") == 10 + 6
+    assert page.count("<details>") == 11 + 6
     assert "nan" not in page
 
 

@@ -152,6 +152,7 @@ def test_show_is_json_where_nobody_looks(experts: Call, name: str) -> None:
     found = json.loads(outcome.out)
     assert found["guide"] == "paint"
     assert found["image_size"] == [64, 64]
+    assert found["view"] == "noised"
     clean, noisy = found["experts"]
     assert clean["log_snr"][1] is None is noisy["log_snr"][0]
     assert clean["log_snr"][0] == noisy["log_snr"][1]
@@ -187,7 +188,7 @@ def test_a_sound_set_is_verified(experts: Call, name: str) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
     assert found["ok"] is True
-    assert found["experts"] == 2
+    assert (found["experts"], found["view"]) == (2, "noised")
     assert found["network_sha256"] == network_hash(PaintGuide().network())
 
 
@@ -256,4 +257,21 @@ def test_sets_that_overlap_or_differ_are_not_joined(experts: Call) -> None:
         experts("merge", "0.safetensors", "1.safetensors", "--out", "x.safetensors"),
         "'0.safetensors' and '1.safetensors' differ in image_size: [64, 64] and [32, 32]",
     )
+    make_set(1, view="predicted").save(Path("1.safetensors"))
+    refused(
+        experts("merge", "0.safetensors", "1.safetensors", "--out", "x.safetensors"),
+        "'0.safetensors' and '1.safetensors' differ in view: noised and predicted",
+    )
     assert not Path("x.safetensors").exists()
+
+
+def test_experts_of_predictions_say_so(experts: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (0, 1):
+        make_set(part, view="predicted").save(Path(f"{part}.safetensors"))
+    experts("merge", "0.safetensors", "1.safetensors", "--out", "both.safetensors")
+    for asked in ("show", "verify"):
+        assert json.loads(experts(asked, "both.safetensors").out)["view"] == "predicted"
+    monkeypatch.setattr("ppap_host.cli.experts.for_people", lambda as_json: not as_json)
+    monkeypatch.setenv("COLUMNS", "160")
+    for asked in ("show", "verify"):
+        assert "predicted" in experts(asked, "both.safetensors").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,42 @@ def test_tuned_experts_guide_a_run_which_says_so_and_can_be_repeated(
     assert again["identical"] is True
 
 
+def test_experts_tuned_on_predictions_guide_at_predictions_alone(
+    harvested: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "of-predictions"
+    record = call(
+        "tune", "classifier", "--harvest", harvested, "--out", folder, "--view", "predicted",
+        "--experts", 1, "--steps", 1, "--batch", 2, "--device", "cpu",
+    )  # fmt: skip
+    assert record["view"] == "predicted"
+    assert call("experts", "show", folder, "--json")["view"] == "predicted"
+    run = (
+        "run", "--guide", "classifier", "--target", "red cube", "--experts", folder, "--num", 1,
+        "--steps", 2, "--device", "cpu", "--json",
+    )  # fmt: skip
+    (used,) = call(*run, "--out", tmp_path / "run")["used"]["guides"]
+    assert (used["recipe"], used["experts"]) == ("x0", str(folder))
+    with pytest.raises(OptionError, match="predicted clean ones"):
+        call(*run, "--recipe", "ppap", "--out", tmp_path / "noised")
+
+
+def test_predictions_need_the_weights_that_made_the_harvest(
+    harvested: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "harvest"
+    shutil.copytree(harvested, other)
+    described = json.loads((other / "harvest.json").read_text())
+    described["model_files"] = {"other.safetensors": "0" * 64}
+    (other / "harvest.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="other weights"):
+        call(
+            "tune", "classifier", "--harvest", other, "--out", tmp_path / "none",
+            "--view", "predicted",
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_cannot_be_tuned_is_said_before_anything_is_done(
     harvested: Path, tuned: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +122,8 @@ def test_what_cannot_be_tuned_is_said_before_anything_is_done(
         call("tune", "classifier", "--harvest", harvested, "--backbone", "adm", *out)
     with pytest.raises(OutputError, match="already holds"):
         call("tune", "classifier", "--harvest", harvested, "--out", tuned)
+    with pytest.raises(UnknownNameError, match="view"):
+        call("tune", "classifier", "--harvest", harvested, "--view", "clean", *out)
     with pytest.raises(UnknownNameError, match="method"):
         call("tune", "classifier", "--harvest", harvested, "--method", "lora", *out)
     assert not (tmp_path / "none").exists()

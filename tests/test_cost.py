@@ -14,6 +14,7 @@ from worlds import ClassBackbone, ColourGuide, GaussianBackbone
 from ppap_host.backbone import Condition, Prediction
 from ppap_host.cli import app
 from ppap_host.cost import Rate, estimate, measure
+from ppap_host.experts import VIEWS
 from ppap_host.noise import NoiseLevel
 from ppap_host.tuning import TuningConfig, fresh_patch
 
@@ -48,6 +49,21 @@ def test_operations_are_counted_and_not_guessed() -> None:
     assert found.tuning.seconds == pytest.approx(found.lessons * found.learning.seconds)
 
 
+def test_predicted_images_cost_an_evaluation_each() -> None:
+    noised, predicted = (
+        estimate(
+            ColourGuide(), Convolving(), CONFIG, images=1, steps=5, cfg=False, device=CPU, view=view
+        )
+        for view in VIEWS
+    )
+    assert (noised.predictions, predicted.predictions) == (0, 1)
+    more = predicted.tuning.flops - noised.tuning.flops
+    assert more == pytest.approx(predicted.lessons * predicted.generating.flops)
+    assert predicted.harvest.flops == noised.harvest.flops
+    each = predicted.learning.seconds + predicted.generating.seconds
+    assert predicted.tuning.seconds == pytest.approx(predicted.lessons * each)
+
+
 def test_guidance_without_a_classifier_doubles_the_evaluations() -> None:
     found = estimate(ColourGuide(), Convolving(), CONFIG, images=1, steps=5, cfg=True, device=CPU)
     assert found.evaluations == 10
@@ -77,6 +93,9 @@ def test_the_command_needs_neither_harvest_nor_folder_for_an_estimate(
     found = json.loads(result.stdout)
     assert (found["images"], found["evaluations"]) == (10, 4)
     assert found["total"]["tuning"]["flops"] > 0
+    assert found["predictions"] == 0
+    result = CliRunner().invoke(app, [*arguments, "--view", "predicted"])
+    assert json.loads(result.stdout)["predictions"] == 1
     result = CliRunner().invoke(app, ["tune", "colour"])
     assert result.exit_code != 0
     assert "--harvest is missing" in str(result.exception)

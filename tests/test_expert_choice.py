@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from worlds import ColourGuide, small_gaussian
 
 from ppap_host.config import GuideConfig
 from ppap_host.errors import CheckpointError, OptionError, UnknownNameError
-from ppap_host.expert_choice import Choice, choose, read_interval
-from ppap_host.experts import ExpertSet, WithExperts
+from ppap_host.expert_choice import Choice, choose, fitting_set, read_interval
+from ppap_host.experts import ExpertSet, View, WithExperts
 from ppap_host.harvest import HarvestConfig, harvest
 from ppap_host.hookspecs import Entry
 from ppap_host.noise import NoiseRange
-from ppap_host.recipes import EVERYWHERE
+from ppap_host.recipes import EVERYWHERE, PPAP, X0, Move
 from ppap_host.registry import Registry
 from ppap_host.tuning import TuningConfig, tune
 
@@ -128,11 +129,83 @@ def test_a_mismatch_names_both_sides(installed: Registry, experts: Path, tmp_pat
     chosen(installed, experts=str(tmp_path / "half.safetensors"), interval=f"{served.low}:")
 
 
+@pytest.fixture
+def predicted(experts: Path, tmp_path: Path) -> Path:
+    """The same set, as if it had been tuned on predictions."""
+    experts_of_predictions = ExpertSet.load(experts / "experts.safetensors")
+    experts_of_predictions.metadata["view"] = "predicted"
+    path = tmp_path / "predicted.safetensors"
+    experts_of_predictions.save(path)
+    return path
+
+
+def test_experts_of_predictions_are_used_where_predictions_are_shown_if_named(
+    installed: Registry, predicted: Path
+) -> None:
+    for recipe in (None, "x0", "x0-through"):
+        choice = chosen(installed, recipe, str(predicted))
+        assert isinstance(choice.guide, WithExperts)
+        assert choice.guide.knows_predictions
+        assert choice.recipe.name == (recipe or "x0")
+        assert choice.recipe.sees_predictions
+
+
+@pytest.mark.parametrize("recipe", ["ppap", "naive"])
+def test_experts_of_predictions_are_never_shown_noise(
+    installed: Registry, predicted: Path, recipe: str
+) -> None:
+    with pytest.raises(OptionError, match=r"noised images.*predicted clean ones") as caught:
+        chosen(installed, recipe, str(predicted))
+    assert "--recipe x0" in caught.value.remedy
+
+
+def test_a_recipe_that_shows_both_takes_experts_of_noise_alone(
+    installed: Registry, experts: Path, predicted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = replace(PPAP, name="both", also=(Move(X0.view, X0.place),), needs_experts=False)
+    assert both.sees_noise and both.sees_predictions
+    load = Registry.load
+    monkeypatch.setattr(
+        Registry,
+        "load",
+        lambda self, kind, name: both if name == "both" else load(self, kind, name),
+    )
+    choice = chosen(installed, "both", str(experts))
+    assert isinstance(choice.guide, WithExperts)
+    assert not choice.guide.knows_predictions
+    with pytest.raises(OptionError, match="noised images"):
+        chosen(installed, "both", str(predicted))
+
+
+def test_a_registered_set_is_found_by_its_view(
+    installed: Registry, experts: Path, predicted: Path
+) -> None:
+    def found(view: View) -> object:
+        return fitting_set(ColourGuide(), small_gaussian(), installed, view=view)
+
+    assert found("noised") is not None
+    assert found("predicted") is None
+    shipped = experts / "experts.safetensors"
+    before = shipped.read_bytes()
+    try:
+        shipped.write_bytes(predicted.read_bytes())
+        assert found("noised") is None
+        assert found("predicted") is not None
+        # Where nobody names experts of predictions, x0 keeps the plain network.
+        choice = chosen(installed)
+        assert (choice.recipe.name, choice.experts) == ("x0", None)
+        with pytest.raises(OptionError, match="No expert set is installed"):
+            chosen(installed, "ppap")
+    finally:
+        shipped.write_bytes(before)
+
+
 def test_what_excludes_each_other_is_refused(installed: Registry, experts: Path) -> None:
     with pytest.raises(OptionError, match="--experts is none"):
         chosen(installed, "ppap", "none")
-    with pytest.raises(OptionError, match="would never be asked"):
+    with pytest.raises(OptionError, match="would never be asked") as never:
         chosen(installed, "x0", str(experts))
+    assert "--recipe ppap" in never.value.remedy
     with pytest.raises(OptionError, match="needs one") as caught:
         chosen(world(), "ppap")
     assert "ppap tune colour" in caught.value.remedy

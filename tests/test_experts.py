@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from worlds import GaussianBackbone, QuadraticGuide
 
+from ppap_host.backbone import ClassifierFree
 from ppap_host.errors import CheckpointError
 from ppap_host.experts import (
+    VIEWS,
     ExpertSet,
     Patch,
     WithExperts,
@@ -27,6 +29,8 @@ from ppap_host.experts import (
 )
 from ppap_host.guide import Guide, PatchPlan, Wrapped, default_patch_plan
 from ppap_host.noise import DiscreteSchedule, NoiseLevel, NoiseRange, linear_betas, uniform_ranges
+from ppap_host.recipes import X0
+from ppap_host.sampling import Evaluator, Guidance, Health
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 
@@ -214,6 +218,40 @@ def test_each_level_is_seen_by_its_expert_and_clean_images_by_the_plain_network(
     noisy, fine = walk.levels[0], walk.levels[-2]
     torch.testing.assert_close(wrapped.see(x, noisy), plain - bias + 2.0)
     torch.testing.assert_close(wrapped.see(x, fine), plain - bias + 1.0)
+
+
+def test_a_set_says_what_it_is_shown_and_one_that_does_not_is_shown_noise(tmp_path: Path) -> None:
+    guide = ScaledGuide()
+    for said, view in (({}, "noised"), *(({"view": view}, view) for view in VIEWS)):
+        experts = two_experts(guide)
+        experts.metadata |= said
+        experts.save(tmp_path / "set.safetensors")
+        loaded = ExpertSet.load(tmp_path / "set.safetensors")
+        assert loaded.view == loaded.describe()["view"] == view
+        assert loaded.metadata == experts.metadata
+        wrapped = WithExperts(guide, loaded)
+        assert wrapped.knows_predictions == (view == "predicted")
+        level = GaussianBackbone().walk(3).levels[0]
+        x = torch.randn(1, 3, 4, 4)
+        assert torch.equal(wrapped.see(x, level), WithExperts(guide, experts).see(x, level))
+
+
+def test_the_sampler_asks_experts_of_predictions_at_predictions_and_no_others() -> None:
+    guide, backbone = ScaledGuide(), GaussianBackbone()
+    level = backbone.walk(10).levels[3]
+    x = torch.randn(2, 3, 4, 4)
+
+    def guided(asked: Guide) -> Tensor:
+        guidance = Guidance(asked, torch.zeros(1, 3, 4, 4), X0, 4.0)
+        denoise = ClassifierFree(backbone, {}, {})
+        evaluate = Evaluator(backbone, denoise, [guidance], ancestral=False, health=Health())
+        return evaluate(x, level).x0
+
+    plain = guided(guide)
+    experts = two_experts(guide)
+    assert torch.equal(guided(WithExperts(guide, experts)), plain)
+    experts.metadata["view"] = "predicted"
+    assert not torch.allclose(guided(WithExperts(guide, experts)), plain, atol=1e-3)
 
 
 def test_weights_are_merged_once_for_each_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,6 +542,8 @@ def rewritten(path: Path, change: Any) -> Path:
         ("'image_size'", lambda d, t: d.update(image_size=[64, "64"])),
         ("'quality'", lambda d, t: d.update(quality=[{}])),
         ("'rank'", lambda d, t: d.update(rank=True)),
+        ("'view'", lambda d, t: d.update(view="blurred")),
+        ("'view'", lambda d, t: d.update(view=None)),
         ("'trainable'", lambda d, t: d.update(trainable=7)),
     ],
 )  # fmt: skip
@@ -543,6 +583,13 @@ def test_sets_of_disjoint_ranges_join_and_others_do_not() -> None:
     parts["0"].metadata["image_size"] = [8, 8]
     with pytest.raises(CheckpointError, match=r"'1' and '0' differ in image_size.*\[8, 8\]"):
         joined(parts)
+    del parts["0"].metadata["image_size"]
+    for part, view in (("0", "noised"), ("1", "predicted")):
+        parts[part].metadata["view"] = view
+    with pytest.raises(CheckpointError, match="differ in view: predicted and noised"):
+        joined(parts)
+    parts["0"].metadata["view"] = "predicted"
+    assert joined(parts).view == "predicted"
     with pytest.raises(CheckpointError, match="no expert sets"):
         joined({})
 

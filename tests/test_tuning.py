@@ -11,16 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import plain_environment, run_process
 from teaching import world
-from worlds import ColourGuide, small_gaussian
+from torch import Tensor
+from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
+from ppap_host.backbone import ClassifierFree, Condition, Prediction
 from ppap_host.errors import CheckpointError, OptionError
 from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
-from ppap_host.tuning import STATE, Progress, Tuning, TuningConfig, tune
+from ppap_host.images import to_unit
+from ppap_host.noise import NoiseLevel
+from ppap_host.sampling import DDIM, Evaluator, Health
+from ppap_host.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
 
 PROGRAM = Path(__file__).with_name("teaching.py")
 LEVELS = small_gaussian().levels()
@@ -196,6 +202,175 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
     with pytest.raises(OptionError, match="out of range") as caught:
         replace(CONFIG, **changes)
     assert caught.value.remedy
+
+
+class Levelled(GaussianBackbone):
+    """Counts evaluations and keeps the level of each."""
+
+    def __init__(self, clip: tuple[float, float] | None = None) -> None:
+        super().__init__(mean=0.1, shape=(3, 8, 8))
+        self.clip = clip
+        self.seen: list[NoiseLevel] = []
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        self.seen.append(level)
+        return super().predict(x, level, condition)
+
+
+class Latent(GaussianBackbone):
+    """Makes images four times as large as its state."""
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        super().__init__(shape=(3, 2, 2))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return 8, 8
+
+
+def test_a_prediction_is_what_the_sampler_would_show_at_that_noise(lesson: Lesson) -> None:
+    x0 = lesson.images(slice(0, 4))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    for clip in (None, (-0.2, 0.2)):
+        backbone = Levelled(clip)
+        solver, health = DDIM(), Health()
+        evaluate = Evaluator(
+            backbone,
+            ClassifierFree(backbone, {}, {}),
+            (),
+            ancestral=solver.ancestral,
+            health=health,
+        )
+        for level in (LEVELS[100], LEVELS[900]):
+            shown = Predictor(backbone)(x0, noise, level, {})
+            expected = evaluate(level.alpha * x0 + level.sigma * noise, level).x0
+            torch.testing.assert_close(shown, expected)
+            assert not shown.requires_grad
+
+
+def test_experts_learn_to_read_predictions_in_every_range(lesson: Lesson) -> None:
+    guide = ColourGuide()
+    config = replace(CONFIG, experts=3, rank=2, steps=150, check_every=50, lr=0.02)
+    backbone = Levelled()
+    experts = tune(guide, lesson, LEVELS, config, predictor=Predictor(backbone))
+    clean, *noisy = experts.metadata["quality"]
+    for row in noisy:
+        assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]
+    # Where hardly any noise was, the prediction is the image, and nothing is left to learn.
+    assert clean["off_the_shelf"]["distance"] < 1e-3 > clean["expert"]["distance"]
+    assert experts.view == "predicted"
+    assert WithExperts(guide, experts, image_size=(8, 8)).knows_predictions
+    served = [experts.serving(level) for level in backbone.seen]
+    assert {served.count(i) > 0 for i in range(3)} == {True}
+
+
+def test_tuning_on_noised_images_is_what_it_was_before_there_were_views(lesson: Lesson) -> None:
+    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG)
+    assert set(json.loads(tuning.fingerprint)) == {"config", "lesson", "guide", "network"}
+    rows = torch.arange(6)
+    x0 = lesson.images(rows)
+    word = np.random.SeedSequence([1, 0, 5]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
+    own = [level for level in LEVELS if level.log_snr in tuning.ranges[1]]
+    levels = [own[int(k)] for k in torch.randint(len(own), (6,), generator=generator)]
+    noise = torch.randn(x0.shape, generator=generator)
+    by_hand = [
+        (level.alpha * x + level.sigma * e) / level.scale
+        for x, e, level in zip(x0, noise, levels, strict=True)
+    ]
+    shown = tuning.shown[1](x0, rows, (0, 5))
+    torch.testing.assert_close(shown, torch.stack(by_hand))
+    experts = tune(ColourGuide(), lesson, LEVELS, CONFIG)
+    assert "view" not in experts.metadata and experts.view == "noised"
+
+
+def test_an_image_is_predicted_as_what_it_was_made_as(tmp_path: Path) -> None:
+    config = HarvestConfig("classes", num=12, shard=6, batch=3, steps=5, device="cpu", cfg=1.0)
+    made = harvest(config, tmp_path, found=world())
+    backbone = ClassBackbone()
+    predictor = Predictor.of(made, backbone, torch.device("cpu"), torch.float32)
+    rows = [7, 0, 3, 11, 4]
+    means = predictor.conditions(rows)["mean"]
+    assert len(set(means.tolist())) > 1
+    images = to_unit(made.pixels()[rows])
+    torch.testing.assert_close(images.mean(dim=(1, 2, 3)), means, atol=0.05, rtol=0)
+    # At pure noise the class is all there is to know.
+    lesson = Lesson(made.pixels(), torch.zeros(12, 3), {})
+    config = replace(CONFIG, experts=1, held_out=0.1)
+    tuning = Tuning(ColourGuide(), lesson, LEVELS[-5:], config, predictor=predictor)
+    shown = tuning.shown[0](images, torch.tensor(rows), (0, 0))
+    torch.testing.assert_close(shown.mean(dim=(1, 2, 3)), means, atol=0.05, rtol=0)
+
+
+def test_processes_show_their_share_of_one_batch_of_predictions(lesson: Lesson) -> None:
+    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG, predictor=Predictor(Levelled()))
+    rows = torch.tensor([5, 3, 40, 8, 22, 1, 30, 9, 10, 2, 7])
+    x0 = lesson.images(rows)
+    whole = tuning.shown[0](x0, rows, (0, 4))
+    for process in range(3):
+        share = slice(process, None, 3)
+        torch.testing.assert_close(tuning.shown[0](x0, rows, (0, 4), share), whole[share])
+    assert not torch.equal(tuning.shown[0](x0, rows, (0, 5)), whole)
+
+
+def test_an_expert_of_predictions_begins_as_the_plain_network_and_never_ends_worse(
+    lesson: Lesson,
+) -> None:
+    told: list[Progress] = []
+    config = replace(CONFIG, lr=5.0)  # far too much: whatever it learns is wrong
+    predictor = Predictor(Levelled())
+    experts = tune(ColourGuide(), lesson, LEVELS, config, report=told.append, predictor=predictor)
+    assert told[0].held_out == pytest.approx(told[0].off_the_shelf, rel=1e-4)
+    for row in experts.metadata["quality"]:
+        assert row["expert"]["distance"] <= row["off_the_shelf"]["distance"] + 1e-6
+
+
+def test_held_out_predictions_are_made_once(lesson: Lesson) -> None:
+    backbone = Levelled()
+    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG, predictor=Predictor(backbone))
+    before = len(backbone.seen)
+    first = tuning.distances(0, None)
+    once = len(backbone.seen)
+    assert once > before
+    assert tuning.distances(0, None) == first
+    assert len(backbone.seen) == once
+
+
+def test_a_level_without_any_image_is_not_predicted_from(lesson: Lesson) -> None:
+    levels = (*LEVELS[:50], NoiseLevel(0.0, 1.0, 999.0))
+    backbone = Levelled()
+    tuning = Tuning(
+        ColourGuide(), lesson, levels, replace(CONFIG, experts=1), predictor=Predictor(backbone)
+    )
+    for step in range(20):
+        rows = tuning._rows(step)
+        assert tuning.shown[0](lesson.images(rows), rows, (0, step)).isfinite().all()
+    assert all(level.alpha for level in backbone.seen)
+
+
+def test_an_interrupted_tuning_on_predictions_goes_on_and_one_on_noise_does_not(
+    lesson: Lesson, tmp_path: Path
+) -> None:
+    predictor = Predictor(Levelled())
+    whole = tune(ColourGuide(), lesson, LEVELS, CONFIG, predictor=predictor)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, stop, predictor=predictor)
+    with pytest.raises(OptionError, match="other settings"):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+    again = Predictor(Levelled())
+    resumed = tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, predictor=again)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
+
+
+def test_latents_cannot_be_predicted_from_images() -> None:
+    with pytest.raises(OptionError, match="denoises latents") as caught:
+        Predictor(Latent())
+    assert "--view noised" in caught.value.remedy
 
 
 def test_too_few_images_or_levels_are_refused(lesson: Lesson) -> None:

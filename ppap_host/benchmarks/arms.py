@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, ClassifierFree
+from ppap_host.backbone import Backbone, ClassifierFree, Prediction
 from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.evaluation import (
     Measure,
@@ -31,9 +31,18 @@ from ppap_host.evaluation import (
 from ppap_host.experts import ExpertSet, WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.images import to_pixels, to_unit
+from ppap_host.noise import NoiseLevel
 from ppap_host.recipes import Recipe
 from ppap_host.record import file_hashes, package_versions
-from ppap_host.sampling import Guidance, Health, ImageNoise, StepReport, make_solver, sample
+from ppap_host.sampling import (
+    Denoiser,
+    Guidance,
+    Health,
+    ImageNoise,
+    StepReport,
+    make_solver,
+    sample,
+)
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
@@ -230,7 +239,7 @@ class Bench:
             score = task.validation.judge(images)[task.objective].value
             return Trial(scale, score, tie=frechet_distance(self.reference, self.features(images)))
 
-        start = plain.default_scale.get(recipe.name, plain.default_scale[""])
+        start = plain.usual_scale(recipe.name)
         best, trials = search_strength(
             attempt, start, self.search, higher_is_better=task.higher_is_better
         )
@@ -306,42 +315,90 @@ class Bench:
         )
 
     def _sample(self, what: str, assignment: Assignment, guided: Sequence[Guidance]) -> Cell:
-        backbone, count = self.backbone, len(assignment)
-        walk = backbone.walk(self.sampling.steps)
-        solver = make_solver(self.sampling.sampler, 0.0, backbone)
-        empty = backbone.encode_prompts([""])
-        denoise = ClassifierFree(backbone, empty, empty)
-        health, done, seconds = Health(), [], []
-        self.watch(what, 0, count * len(walk))
-        for first in range(0, count, self.sampling.batch):
-            rows = range(first, min(first + self.sampling.batch, count))
+        return make_images(self.backbone, self.sampling, what, assignment, guided, self.watch)
 
-            def step(report: StepReport, rows: range = rows) -> None:
-                reached = rows.start * report.steps + len(rows) * (report.step + 1)
-                self.watch(what, reached, count * report.steps)
 
-            began = time.perf_counter()
-            x = sample(
-                backbone,
-                denoise,
-                walk,
-                solver,
-                ImageNoise(assignment.seed, rows, backbone.state_shape),
-                [
-                    Guidance(g.guide, g.target[rows.start : rows.stop], g.recipe, g.scale)
-                    for g in guided
-                ],
-                watch=step,
-                health=health,
-            )
-            with torch.no_grad():
-                done.append(to_pixels(backbone.decode(x)))
-            seconds.append((time.perf_counter() - began) / len(rows))
-        values = {
-            "seconds_per_image": round(float(torch.tensor(seconds).median()), 4),
-            "skipped": sum(health.skipped.values()),
-        }
-        return Cell(values, {"images": torch.cat(done)})
+class Counted:
+    """A denoiser that counts how often it is asked, a batch counting once.
+
+    Attributes:
+        evaluations: all of them.
+        differentiated: those that a gradient is taken through.
+    """
+
+    def __init__(self, denoise: Denoiser) -> None:
+        self.denoise = denoise
+        self.evaluations = self.differentiated = 0
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        """The prediction."""
+        self.evaluations += 1
+        self.differentiated += int(x.requires_grad)
+        return self.denoise(x, level)
+
+
+def make_images(
+    backbone: Backbone,
+    sampling: Sampling,
+    what: str,
+    assignment: Assignment,
+    guided: Sequence[Guidance],
+    watch: Watch,
+    *,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Cell:
+    """Makes the images of an assignment.
+
+    Args:
+        what: is being done, for ``watch``.
+        guided: each guidance, with targets for all images on ``device``.
+        clock: in seconds.
+
+    Returns:
+        ``images`` (uint8), and the values ``seconds_per_image`` (median over batches), ``skipped``
+        (image-steps without guidance because a gradient was not finite), and for each image
+        ``evaluations`` of the backbone and how many of them were ``differentiated``.
+    """
+    count = len(assignment)
+    walk = backbone.walk(sampling.steps)
+    solver = make_solver(sampling.sampler, 0.0, backbone)
+    empty = {key: value.to(device) for key, value in backbone.encode_prompts([""]).items()}
+    health, done, seconds = Health(), [], []
+    watch(what, 0, count * len(walk))
+    for first in range(0, count, sampling.batch):
+        rows = range(first, min(first + sampling.batch, count))
+        denoise = Counted(ClassifierFree(backbone, empty, empty))
+
+        def step(report: StepReport, rows: range = rows) -> None:
+            reached = rows.start * report.steps + len(rows) * (report.step + 1)
+            watch(what, reached, count * report.steps)
+
+        began = clock()
+        x = sample(
+            backbone,
+            denoise,
+            walk,
+            solver,
+            ImageNoise(assignment.seed, rows, backbone.state_shape),
+            [
+                Guidance(g.guide, g.target[rows.start : rows.stop], g.recipe, g.scale)
+                for g in guided
+            ],
+            device=device,
+            watch=step,
+            health=health,
+        )
+        with torch.no_grad():
+            done.append(to_pixels(backbone.decode(x)).cpu())
+        seconds.append((clock() - began) / len(rows))
+    values = {
+        "seconds_per_image": round(float(torch.tensor(seconds).median()), 4),
+        "skipped": sum(health.skipped.values()),
+        "evaluations": denoise.evaluations,
+        "differentiated": denoise.differentiated,
+    }
+    return Cell(values, {"images": torch.cat(done)})
 
 
 def _cost(guide: Guide, experts: ExpertSet | None) -> tuple[int, int, float]:

@@ -2,7 +2,8 @@
 
 The comparison of PPAP (Go et al., 2023, section 5) on a world whose truth is known: no guidance,
 the off-the-shelf network used naively at x_t, the same network at the predicted x_0, one network
-taught all noise, experts taught with labels, and PPAP's patches taught by a harvest alone.
+taught all noise, experts taught with labels, and PPAP's patches taught by a harvest alone, on
+noised images and on predicted clean ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from ppap_host.benchmarks.cells import Cell, Cells
 from ppap_host.benchmarks.world import World
 from ppap_host.evaluation import Measure, NoisePoint, Search, accuracy_against_noise
 from ppap_host.expert_choice import fitting_set
-from ppap_host.experts import ExpertSet, WithExperts, network_hash
+from ppap_host.experts import ExpertSet, View, WithExperts, network_hash
 from ppap_host.guide import Guide
 from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
 from ppap_host.images import to_unit
@@ -43,6 +44,9 @@ from ppap_host.recipes import NAIVE, PPAP, X0
 from ppap_host.record import file_hashes, package_versions
 from ppap_host.registry import registry
 from ppap_host.sampling import Guidance
+
+if TYPE_CHECKING:
+    from ppap_host.tuning import Predictor
 
 GUIDES = ("classifier", "depth", "segmentation")
 
@@ -181,9 +185,13 @@ class Outcome:
 Method = Literal["patch", "full"]
 
 Tune = Callable[
-    [Guide, Lesson, Sequence[NoiseLevel], int, Method, int, int, Path, Watch], ExpertSet
-]
-"""Tunes: (guide, lesson, levels, experts, method, steps, seed, work, watch)."""
+    [
+        Guide, Lesson, Sequence[NoiseLevel], int, Method, int, int, Path, Watch,
+        "Predictor | None",
+    ],
+    ExpertSet,
+]  # fmt: skip
+"""Tunes: (guide, lesson, levels, experts, method, steps, seed, work, watch, predictor)."""
 
 
 def tune_set(
@@ -196,12 +204,13 @@ def tune_set(
     seed: int,
     work: Path,
     watch: Watch,
+    predictor: Predictor | None,
 ) -> ExpertSet:
     """:func:`ppap_host.tuning.tune` with its defaults for what is not named."""
     from ppap_host.tuning import TuningConfig, tune
 
     config = TuningConfig(experts=experts, method=method, steps=steps, seed=seed)
-    return tune(guide, lesson, levels, config, work, watch)
+    return tune(guide, lesson, levels, config, work, watch, predictor=predictor)
 
 
 def run(
@@ -338,6 +347,9 @@ class School:
         for count in (1, 2, 5, 10) if all_of_them else (5,):
             name = f"ppap-{count}"
             arms.append(Arm(name, f"PPAP-{count}", PPAP, self._maker(guide, name, count, "patch")))
+        if all_of_them:
+            maker = self._maker(guide, "x0-experts", 5, "patch", view="predicted")
+            arms.append(Arm("x0-experts", "Experts-5 at x_0", X0, maker))
         return arms
 
     def harvest_identity(self) -> dict[str, Any] | None:
@@ -345,7 +357,13 @@ class School:
         return None if self._harvest is None else self._harvest.identity()
 
     def _maker(
-        self, guide: Guide, arm: str, count: int, method: Method, labels: bool = False
+        self,
+        guide: Guide,
+        arm: str,
+        count: int,
+        method: Method,
+        labels: bool = False,
+        view: View = "noised",
     ) -> Callable[[], ExpertSet]:
         def make() -> ExpertSet:
             key = f"{guide.name}-{arm}"
@@ -353,13 +371,13 @@ class School:
                 shipped = (
                     None
                     if method == "full" or self.retune
-                    else fitting_set(guide, self.world.backbone, registry(), count)
+                    else fitting_set(guide, self.world.backbone, registry(), count, view)
                 )
                 if shipped is not None:
                     name, self._sets[key], _ = shipped
                     origin = f"shipped as {name}"
                 else:
-                    self._sets[key] = self._tuned(guide, key, count, method, labels)
+                    self._sets[key] = self._tuned(guide, key, count, method, labels, view)
                     origin = "tuned here, on labels" if labels else "tuned here, on the harvest"
                 budget = self._sets[key].metadata.get("tuning")
                 self.origins[key] = {"origin": origin, "tuning": budget}
@@ -367,7 +385,12 @@ class School:
 
         return make
 
-    def _tuned(self, guide: Guide, key: str, count: int, method: Method, labels: bool) -> ExpertSet:
+    def _tuned(
+        self, guide: Guide, key: str, count: int, method: Method, labels: bool, view: View
+    ) -> ExpertSet:
+        from ppap_host.tuning import Predictor
+
+        backbone = self.world.backbone
         lesson = self._labelled(guide) if labels else self._harvested().lesson(guide, self.watch)
         # The same number of training images in all, however many experts share them.
         steps = max(1, 5 * self.settings.tuning_steps[guide.name] // count)
@@ -379,6 +402,12 @@ class School:
             "steps": steps,
             "seed": self.settings.seed,
         }
+        predictor = None
+        if view == "predicted":
+            # Without a condition, as the benchmark's images are made.
+            predictor = Predictor(backbone)
+            files = file_hashes(backbone.files(), backbone.name)
+            wanted |= {"view": view, "backbone": backbone.name, "backbone_files": files}
         file = self.out / "experts" / f"{key}.safetensors"
         # A state that was left by other settings must not be in the way.
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
@@ -388,13 +417,14 @@ class School:
             experts = self._tune(
                 guide,
                 lesson,
-                self.world.backbone.levels(),
+                backbone.levels(),
                 count,
                 method,
                 steps,
                 self.settings.seed,
                 work,
                 lambda what, done, total: self.watch(f"{key}: {what}", done, total),
+                predictor,
             )
             experts.save(file)
             return Cell({"sha256": experts_hash(ExpertSet.load(file))})

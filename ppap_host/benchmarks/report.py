@@ -47,6 +47,9 @@ MEASURES = {
     "frechet": Column("Fréchet distance", "down", 2),
     "precision": Column("precision", "up", 2),
     "recall": Column("recall", "up", 2),
+    "psnr": Column("PSNR, dB", "up", 2),
+    "ssim": Column("SSIM", "up"),
+    "residual": Column("residual", "down", 4),
 }
 
 CURVES = {

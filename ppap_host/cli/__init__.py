@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ppap_host.cli import bench, doctor, experts, harvest, rerun, run, shapes, tune, weights
+from ppap_host.cli import (
+    bench,
+    calibrate,
+    doctor,
+    experts,
+    harvest,
+    rerun,
+    run,
+    search,
+    shapes,
+    tune,
+    weights,
+)
 from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail
 from ppap_host.errors import PluginError, PpapError
@@ -51,6 +63,8 @@ app.command("doctor")(doctor.doctor)
 app.command("weights")(weights.weights)
 app.command("harvest")(harvest.harvest)
 app.command("tune")(tune.tune)
+app.command("calibrate")(calibrate.calibrate)
+app.command("search")(search.search)
 app.add_typer(experts.app, name="experts")
 app.add_typer(bench.app, name="bench")
 app.add_typer(shapes.app, name="shapes")

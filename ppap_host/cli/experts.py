@@ -82,7 +82,10 @@ def verify(
                     )
     sha256 = found.metadata["network_sha256"]
     if for_people(as_json):
-        print(f"OK: {len(found.patches)} experts fit the guide {name!r}, network {sha256[:12]}....")
+        print(
+            f"OK: {len(found.patches)} experts fit the guide {name!r}, network {sha256[:12]}..., "
+            f"on {found.view} images."
+        )
         return
     print_json(
         {
@@ -92,6 +95,7 @@ def verify(
             "model": model,
             "network_sha256": sha256,
             "experts": len(found.patches),
+            "view": found.view,
         }
     )
 
@@ -101,7 +105,10 @@ def merge(
     experts: Annotated[list[str], typer.Argument(metavar="PATH|NAME...", help=_SET)],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
 ) -> None:
-    """Join sets with disjoint noise ranges, tuned on the same network and image size, into one."""
+    """Join sets with disjoint noise ranges into one.
+
+    They must have been tuned on the same network, image size and view.
+    """
     from ppap_host.expert_choice import expert_set_path
     from ppap_host.experts import ExpertSet, joined
     from ppap_host.record import sha256_file

@@ -91,6 +91,10 @@ def run(
         list[str] | None,
         typer.Option("--stage", help="Of a cascade, for each guide: base, upsampler, both."),
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option("--calibration", help="Of each guide: what `ppap calibrate` wrote."),
+    ] = None,
     balance: Annotated[
         str | None,
         typer.Option("--balance", help="Of several guides: project or sum. [default: project]"),
@@ -149,8 +153,8 @@ def run(
 ) -> None:
     """Generate images steered by guides.
 
-    What describes a guide (--target, --scale, --model, --experts, --interval, --stage) belongs to
-    the --guide in the same place:
+    What describes a guide (--target, --scale, --model, --experts, --interval, --stage,
+    --calibration) belongs to the --guide in the same place:
 
     ppap run --guide depth --target room.png --scale 1.5
     """
@@ -181,6 +185,7 @@ def run(
         {
             "target": target or [], "scale": scale or [], "model": model or [], "recipe": recipes,
             "experts": experts or [], "interval": interval or [], "stage": stage or [],
+            "calibration": calibration or [],
         },
     )  # fmt: skip
     if guides:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+    from ppap_host.backbone import Backbone
+    from ppap_host.experts import View
+    from ppap_host.harvest import Harvest
     from ppap_host.tuning import Progress
 
 
@@ -42,6 +45,12 @@ def tune(
     method: Annotated[
         str, typer.Option("--method", help="patch, or full: every parameter (a baseline).")
     ] = "patch",
+    view: Annotated[
+        str,
+        typer.Option(
+            "--view", help="What experts are shown: noised images, or predicted clean ones."
+        ),
+    ] = "noised",
     rank: Annotated[
         int | None, typer.Option("--rank", help="Of the low-rank factors; default: the guide's.")
     ] = None,
@@ -86,9 +95,13 @@ def tune(
 
     torchrun --nproc_per_node 2 -m ppap_host tune depth --harvest harvest --out my-experts
 
+    --view predicted tunes experts for recipes that look at the predicted clean image, such as x0.
+    It evaluates the backbone for every image that an expert is shown.
+
     --estimate needs neither harvest nor folder: it counts operations, times a probe on the device,
     and says how long both will take.
     """
+    from ppap_host.experts import VIEWS
     from ppap_host.registry import registry
     from ppap_host.tuning import TuningConfig
 
@@ -96,6 +109,8 @@ def tune(
     found.entry("guide", guide)
     if method not in ("patch", "full"):
         raise unknown_name("method", method, ("patch", "full"))
+    if view not in VIEWS:
+        raise unknown_name("view", view, VIEWS)
     config = TuningConfig(
         experts=experts, method="full" if method == "full" else "patch", rank=rank, steps=steps,
         batch=batch, lr=lr, weight_decay=weight_decay, seed=seed, held_out=held_out,
@@ -105,7 +120,7 @@ def tune(
         options = backbone_options(vae, None, backbone_option)
         _estimate(
             guide, model, backbone or "shapes", checkpoint, options, config,
-            num, harvest_steps, harvest_cfg, device, dtype,
+            num, harvest_steps, harvest_cfg, device, dtype, view,
         )  # fmt: skip
         return
     if harvest is None or out is None:
@@ -121,7 +136,7 @@ def tune(
             remedy="Give another folder with --out; nothing is overwritten.",
         )
     record = _tune(
-        guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype
+        guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype, view
     )  # fmt: skip
     if record is None:
         return
@@ -143,6 +158,7 @@ def _estimate(
     cfg: bool,
     device_name: str,
     dtype_name: str,
+    view: View,
 ) -> None:
     """Prints what a harvest and a tuning will cost."""
     from ppap_host.cost import estimate
@@ -157,7 +173,7 @@ def _estimate(
     guide = load_guide(found, name, model).to(device, dtype)
     cost = estimate(
         guide, diffusion, config, images=num, steps=int(steps) if steps.isdecimal() else steps,
-        cfg=cfg, device=device,
+        cfg=cfg, device=device, view=view,
     )  # fmt: skip
     if not for_people(False):
         print_json(cost.to_dict())
@@ -171,8 +187,8 @@ def _estimate(
     rows = (
         ("harvest", f"{num:,} images, {cost.evaluations} evaluations each", cost.generating.flops,
          cost.harvest),
-        ("tuning", f"{config.experts} experts, {cost.lessons:,} noised images, "
-         f"{cost.trainable:,} numbers", cost.learning.flops, cost.tuning),
+        ("tuning", f"{config.experts} experts, {cost.lessons:,} {view} images, "
+         f"{cost.trainable:,} numbers", cost.tuning.flops / cost.lessons, cost.tuning),
     )  # fmt: skip
     for title, what, each, total in rows:
         table.add_row(title, what, _flop(each), _flop(total.flops), _time(total.seconds))
@@ -204,6 +220,7 @@ def _tune(
     licence: str,
     device_name: str,
     dtype_name: str,
+    view: View,
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.cli.run import progress_bar
@@ -215,7 +232,7 @@ def _tune(
     from ppap_host.processes import join, own_device
     from ppap_host.record import package_versions
     from ppap_host.registry import registry
-    from ppap_host.tuning import STATE
+    from ppap_host.tuning import STATE, Predictor
     from ppap_host.tuning import tune as run_tuning
 
     found = registry()
@@ -236,8 +253,13 @@ def _tune(
         harvested.get("backbone_options"),
     )
     levels, size = diffusion.levels(), diffusion.image_size
+    dtype = pick_dtype(dtype_name, device)
+    predictor = None
+    if view == "predicted":
+        _check_weights(diffusion, made)
+        predictor = Predictor.of(made, diffusion, device, dtype)
     del diffusion
-    guide = load_guide(found, name, model).to(device, pick_dtype(dtype_name, device))
+    guide = load_guide(found, name, model).to(device, dtype)
     table = _LiveTable() if processes.first and stderr().is_terminal else None
     plugins = [p.distribution for p, _ in found.names("guide")[name]]
     progress: list[Progress] = []
@@ -261,7 +283,7 @@ def _tune(
         try:
             experts = run_tuning(
                 guide, lesson, levels, config, target.parent, bar,
-                report=report, accelerator=processes.accelerator,
+                report=report, accelerator=processes.accelerator, predictor=predictor,
             )  # fmt: skip
         except KeyboardInterrupt:
             if processes.first:
@@ -285,6 +307,23 @@ def _tune(
     experts.save(target)
     (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record
+
+
+def _check_weights(backbone: Backbone, made: Harvest) -> None:
+    """Whether this is the backbone that made the harvest: experts learn its own predictions.
+
+    Raises:
+        CheckpointError: its weights are others.
+    """
+    from ppap_host.record import file_hashes
+
+    here = file_hashes(backbone.files(), backbone.name)
+    if set(here.values()) != set(made.description["model_files"].values()):
+        raise CheckpointError(
+            f"The harvest {str(made.folder)!r} was made by other weights of the backbone "
+            f"{backbone.name!r} than these.",
+            remedy="Give the --checkpoint the harvest was made with, or make another harvest.",
+        )
 
 
 class _LiveTable:
