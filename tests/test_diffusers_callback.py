@@ -18,6 +18,8 @@ from ppap_host.backbone import ClassifierFree
 from ppap_host.errors import OptionError, PpapError, UnknownNameError
 from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.recipes import (
+    ADAM_MPGD,
+    ELUCD,
     NAIVE,
     X0,
     CleanPoint,
@@ -105,7 +107,11 @@ def test_the_guides_loss_falls(name: str) -> None:
     assert callback.health.skipped == {}
 
 
-@pytest.mark.parametrize("recipe", [TOY, replace(X0, place=CleanPoint()), NAIVE])
+@pytest.mark.parametrize(
+    "recipe",
+    [TOY, replace(X0, place=CleanPoint()), NAIVE, ELUCD, ADAM_MPGD],
+    ids=lambda recipe: recipe.name,
+)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_is_the_hosts_own_guidance(name: str, recipe: Recipe) -> None:
     """With a scheduler of first order, pipeline and host's loop make the same latents."""
@@ -230,6 +236,8 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted() -> None:
         ({"scales": [1.0, 2.0]}, OptionError, "1 guides and 2 scales"),
         ({"recipes": ["nothing"]}, UnknownNameError, "Unknown recipe 'nothing'"),
         ({"recipes": ["x0-through"]}, OptionError, "back through the backbone"),
+        ({"recipes": ["x0:recurrence=2"]}, OptionError, "asks the backbone again"),
+        ({"recipes": ["elucd-edm"]}, OptionError, "asks the backbone again"),
         ({"recipes": ["ppap"]}, OptionError, "needs one"),
         ({"experts": ["nothing"]}, UnknownNameError, "Unknown expert set 'nothing'"),
         ({"models": ["resnet18"]}, OptionError, "has its network already"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -13,11 +13,11 @@ from diffusers.utils import is_transformers_available
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, Condition, FixedVariance, Prediction
+from ppap_host.backbone import Backbone, Condition, Prediction
 from ppap_host.errors import CheckpointError
 from ppap_host.noise import NoiseLevel, Walk
 from ppap_host.pipelines.families import Family, family_named, supported
-from ppap_host.pipelines.schedules import as_rows, learned_variance
+from ppap_host.pipelines.schedules import as_rows, fixed_variance_of, learned_variance
 from ppap_host.pipelines.sources import local_folder, quietly
 
 _REMEDY = (
@@ -52,7 +52,7 @@ class PipelineBackbone(Backbone):
         self.state_shape = self.family.state_shape
         self.default_cfg = self.family.default_cfg
         self.clip = None if self.family.latent else _bounds(pipe.scheduler)
-        self.fixed_variance = _fixed_variance(pipe.scheduler)
+        self.fixed_variance = fixed_variance_of(pipe.scheduler)
         self._learned = learned_variance(pipe.scheduler)
         self._files = tuple(files)
         self._dtype: torch.dtype = self.family.net.dtype
@@ -196,9 +196,3 @@ def _bounds(scheduler: Any) -> tuple[float, float] | None:
         return None
     largest = float(config.get("clip_sample_range", 1.0))
     return (-largest, largest)
-
-
-def _fixed_variance(scheduler: Any) -> FixedVariance:
-    small: Literal["small"] = "small"
-    kind = str(scheduler.config.get("variance_type", "fixed_small"))
-    return small if kind.startswith("fixed_small") else "large"

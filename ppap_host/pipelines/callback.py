@@ -33,7 +33,7 @@ from ppap_host.expert_choice import NONE, choose
 from ppap_host.guide import Guide
 from ppap_host.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.pipelines.autoencoder import Autoencoder
-from ppap_host.pipelines.schedules import Schedule, schedule_of
+from ppap_host.pipelines.schedules import Schedule, fixed_variance_of, schedule_of
 from ppap_host.recipes import Recipe, Step
 from ppap_host.registry import registry
 from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, ImageNoise, take_step
@@ -256,6 +256,7 @@ class _Recorded(Backbone):
                 remedy="Use a latent diffusion pipeline, or `ppap run --backbone diffusers`.",
             )
         self.schedule: Schedule = schedule_of(pipe.scheduler)
+        self.fixed_variance = fixed_variance_of(pipe.scheduler)
         self._autoencoder = Autoencoder(vae)
         self._last = _remembering(pipe.scheduler)
         network = getattr(pipe, "transformer", None) or pipe.unet
@@ -274,7 +275,8 @@ class _Recorded(Backbone):
         places = (times == timestep.to(times.device)).nonzero().flatten().tolist()
         likely = step + len(times) - steps
         here = min(places, key=lambda place: abs(place - likely), default=likely)
-        return Step(Walk(tuple(self.schedule.visited(self.scheduler))), here)
+        walk = Walk(tuple(self.schedule.visited(self.scheduler)))
+        return Step(walk, here, self.fixed_variance)
 
     def state(self, now: NoiseLevel) -> Tensor:
         """x_t as the scheduler was given it, on the host's scale, float32."""

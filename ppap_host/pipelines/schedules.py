@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ppap_host.backbone import FixedVariance
 from ppap_host.errors import CheckpointError, OptionError
 from ppap_host.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk, respace
 
@@ -294,3 +295,9 @@ def _descending(levels: Iterable[NoiseLevel]) -> list[NoiseLevel]:
 def as_rows(level: NoiseLevel, x: Tensor) -> Tensor:
     """What a network is told of the level, once a row of ``x``, float32 [b]."""
     return torch.full((len(x),), level.time, device=x.device, dtype=torch.float32)
+
+
+def fixed_variance_of(scheduler: Any) -> FixedVariance:
+    """The fixed variance that a scheduler of diffusers takes where none is learned."""
+    kind = str(scheduler.config.get("variance_type", "fixed_small"))
+    return "small" if kind.startswith("fixed_small") else "large"
