@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 from ppap_plugin_classifier.guide import ClassifierGuide
-from ppap_plugin_classifier.losses import cross_entropy, joint_and_marginal
-from ppap_plugin_classifier.tempered import Tempered
+from ppap_plugin_classifier.losses import cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from ppap_host.errors import OptionError
 from ppap_host.experts import ExpertSet, Patch, WithExperts
 from ppap_host.guide import default_patch_plan
 from ppap_host.noise import NoiseRange
+from ppap_host.temperatures import Tempered
 
 TEMPERATURES = [(1.0, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 2.0), (0.7, 1.3), (3.0, 0.1)]
 
@@ -25,6 +25,10 @@ TEMPERATURES = [(1.0, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 2.0), (0.7, 1.3), (3.0
 @pytest.fixture(scope="module")
 def guide() -> ClassifierGuide:
     return ClassifierGuide()
+
+
+def joint_and_marginal(seen: Tensor, wanted: Tensor, joint: float, marginal: float) -> Tensor:
+    return ClassifierGuide().tempered(joint, marginal).loss(seen, wanted)
 
 
 def rows(kind: str, count: int, classes: int) -> Tensor:

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from ppap_host.errors import TargetError
 from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
 from ppap_host.images import read_rgb, to_tensor
+from ppap_host.temperatures import Tempered
 from ppap_plugin_classifier.bars import chart
 from ppap_plugin_classifier.checkpoint import load_checkpoint
 from ppap_plugin_classifier.labels import Labels
 from ppap_plugin_classifier.losses import cross_entropy, distillation, one_hot_logits
 from ppap_plugin_classifier.shipped import BUNDLED
-from ppap_plugin_classifier.tempered import Tempered
 
 TEACHER_TEMPERATURE = 1.0
 """The teacher is taken at its word. PPAP's code sharpens it with 0.25."""

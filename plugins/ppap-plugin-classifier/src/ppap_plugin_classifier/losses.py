@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
-
-from ppap_host.errors import OptionError
 
 Logits = Float[Tensor, "b c"]
 PerImage = Float[Tensor, " b"]
@@ -31,45 +28,6 @@ def cross_entropy(logits: Logits, probabilities: Float[Tensor, "one c"]) -> PerI
         probabilities: the target's row, or a row an image; non-negative, sum 1.
     """
     return -(probabilities.to(logits) * logits.log_softmax(dim=1)).sum(dim=1)
-
-
-def joint_and_marginal(
-    logits: Logits, probabilities: Float[Tensor, "one c"], joint: float, marginal: float
-) -> PerImage:
-    """-(joint sum_c p_c l_c - log sum_c exp(marginal l_c)) of each image with logits l, in nats.
-
-    EluCD (Ma et al., 2024, section 3.3) with its temperatures, which multiply. At 1 and 1 it is
-    :func:`cross_entropy`, to the last digit. Its code divides two sums of exponentials, which
-    overflows; here they never leave the logarithm, and no image depends on another.
-
-    Args:
-        logits: what the network says, one row an image.
-        probabilities: the target's row, or a row an image; non-negative, sum 1.
-        joint: positive.
-        marginal: not negative; at 0 the second term is the constant log of the number of classes.
-    """
-    loss = cross_entropy(marginal * logits, probabilities)
-    if joint != marginal:  # what the first term lacks, as the probabilities sum to 1
-        loss = loss - (joint - marginal) * (probabilities.to(logits) * logits).sum(dim=1)
-    return loss
-
-
-def check_temperatures(joint: float, marginal: float) -> None:
-    """Whether :func:`joint_and_marginal` takes them.
-
-    Raises:
-        OptionError: one of them is not finite, or out of its range.
-    """
-    if not 0 < joint < math.inf:
-        raise OptionError(
-            f"The joint temperature must be positive and finite, not {joint:g}.",
-            remedy="It multiplies the logits of the target; 1 is the plain classifier's.",
-        )
-    if not 0 <= marginal < math.inf:
-        raise OptionError(
-            f"The marginal temperature must be finite and not negative, not {marginal:g}.",
-            remedy="It multiplies the logits of all classes; 1 is the plain classifier's.",
-        )
 
 
 def distillation(

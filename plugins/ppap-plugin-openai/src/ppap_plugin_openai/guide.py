@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from torch.nn import functional as F
 
 from ppap_host.checkpoints import read_state_dict
 from ppap_host.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guide import Guide, Target, Wrapped
+from ppap_host.guide import Guide, Target
 from ppap_host.noise import DiscreteSchedule, NoiseLevel
+from ppap_host.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,
     PUBLISHED_URL,
@@ -183,45 +183,6 @@ class ADMClassifierGuide(Guide):
     def files(self) -> Sequence[Path]:
         """The weights, and what lies beside them: flags and class names, if there are any."""
         return self._files
-
-
-class Tempered(Wrapped):
-    """A classifier's guide with its logits multiplied apart in joint and marginal.
-
-    EluCD (Ma et al., 2024, arXiv 2310.11311, section 3.3), whose own classifier guidance is for
-    this one's diffusion models. Only the loss differs.
-
-    Args:
-        guide: whose output is logits and whose targets are rows of probabilities.
-        joint: factor on the logits of the target, positive.
-        marginal: factor on the logits of all classes; 0 leaves a constant of them.
-
-    Raises:
-        OptionError: the factors make no sense.
-    """
-
-    def __init__(self, guide: Guide, joint: float, marginal: float) -> None:
-        if not 0 < joint < math.inf or not 0 <= marginal < math.inf:
-            raise OptionError(
-                f"Temperatures of {joint:g} (joint) and {marginal:g} (marginal) make no sense.",
-                remedy="Both are finite, the joint one positive, the marginal one not negative.",
-            )
-        super().__init__(guide)
-        self.joint, self.marginal = joint, marginal
-
-    def loss(
-        self, output: Float[Tensor, "b c"], target: Float[Tensor, "one c"]
-    ) -> Float[Tensor, " b"]:
-        """-(joint sum_c p_c l_c - log sum_c exp(marginal l_c)) in nats, from the logits l."""
-        loss = self.guide.loss(self.marginal * output, target)
-        if self.joint != self.marginal:  # what the first term lacks, as probabilities sum to 1
-            own = (target.to(output.dtype) * output).sum(dim=1)
-            loss = loss - (self.joint - self.marginal) * own
-        return loss
-
-    def tempered(self, joint: float, marginal: float) -> Guide:
-        """The guide at these temperatures in place of its present ones."""
-        return self.guide.tempered(joint, marginal)
 
 
 def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
