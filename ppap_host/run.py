@@ -357,7 +357,7 @@ def run(
                 _write_images(result, indices, pictures, rows)
                 record["skipped_guidance"] = dict(health.skipped)
                 record["limited_guidance"] = dict(health.limited)
-                record["warnings"] = health.warnings()
+                record["warnings"] = health.warnings() + _too_strong(setup, health)
                 _write_record(result, clock)
         with clock.part("write"):
             sheet = _sheet(setup, result.images, seen)
@@ -381,6 +381,26 @@ def run(
             with suppress(OutputError):
                 _write_record(result, clock)
     return result
+
+
+TOO_STRONG = 10.0
+"""How many times its usual strength a guide may have before a run warns of it."""
+
+
+def _too_strong(setup: Setup, health: Health) -> list[str]:
+    """Of guides far above their usual strength, one sentence each."""
+    told = []
+    for g in setup.guides:
+        usual = g.guide.usual_scale(g.recipe.name)
+        if g.scale >= TOO_STRONG * usual:
+            name = g.guide.name
+            cut, of = health.limited.get(name, 0), health.limitable.get(name, 0)
+            told.append(
+                f"--scale {g.scale:g} of the guide {name!r} is {g.scale / usual:.0f} times what is "
+                f"usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to the "
+                f"recipe's limit in {cut} of {of} image-steps."
+            )
+    return told
 
 
 def _forget(out: Path, created: bool) -> None:

@@ -126,22 +126,12 @@ class Health:
 
     def warnings(self) -> list[str]:
         """What the user should know of, one sentence each."""
-        told = []
-        for name, asked in self.asked.items():
-            skipped, limited = self.skipped.get(name, 0), self.limited.get(name, 0)
-            limitable = self.limitable.get(name, 0)
-            if skipped:
-                told.append(
-                    f"The gradient of the guide {name!r} was not finite in {skipped} of {asked} "
-                    "image-steps, which went on without it."
-                )
-            if limited > limitable / 2:
-                told.append(
-                    f"The gradient of the guide {name!r} was cut to the recipe's limit in "
-                    f"{limited} of {limitable} image-steps: a smaller --scale may do as well, and "
-                    "look better."
-                )
-        return told
+        return [
+            f"The gradient of the guide {name!r} was not finite in {skipped} of "
+            f"{self.asked[name]} image-steps, which went on without it: a smaller --scale or "
+            "--dtype float32 may help."
+            for name, skipped in self.skipped.items()
+        ]
 
 
 class Evaluator:
