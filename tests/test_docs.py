@@ -7,13 +7,13 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from examples import EXAMPLES, installed
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -31,7 +31,7 @@ from ppap_host.sampling import Evaluator, Guidance, Health
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-EXAMPLE = DOCS / "examples" / "ppap-plugin-brightness"
+EXAMPLE = EXAMPLES / "ppap-plugin-brightness"
 
 
 def script(name: str) -> ModuleType:
@@ -195,16 +195,8 @@ class GreyBackbone(Backbone):
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """A registry that finds the example as its pyproject.toml declares it."""
-    declared = re.search(
-        r'\[project\.entry-points\.ppap\]\n(\w+) = "(\w+)"',
-        (EXAMPLE / "pyproject.toml").read_text(),
-    )
-    assert declared is not None
-    monkeypatch.syspath_prepend(EXAMPLE / "src")
-    yield Registry([metadata.EntryPoint(declared[1], declared[2], "ppap")])
-    for name in [n for n in sys.modules if n.split(".")[0] == declared[2]]:
-        del sys.modules[name]
+    with installed(EXAMPLE.name, monkeypatch) as found:
+        yield found
 
 
 def test_the_example_plugin_registers_its_guide(example: Registry) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 
 import pytest
 import torch
+from examples import EXAMPLES, installed
 from worlds import GaussianBackbone, QuadraticGuide
 
 from ppap_host.backbone import ClassifierFree
@@ -17,22 +15,13 @@ from ppap_host.loading import load_recipe
 from ppap_host.registry import Registry
 from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
 
-DOCS = Path(__file__).parents[1] / "docs"
-EXAMPLE = DOCS / "examples" / "ppap-plugin-signed"
+EXAMPLE = EXAMPLES / "ppap-plugin-signed"
 
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """A registry that finds the example as its pyproject.toml declares it."""
-    declared = re.search(
-        r'\[project\.entry-points\.ppap\]\n(\w+) = "(\w+)"',
-        (EXAMPLE / "pyproject.toml").read_text(),
-    )
-    assert declared is not None
-    monkeypatch.syspath_prepend(EXAMPLE / "src")
-    yield Registry([metadata.EntryPoint(declared[1], declared[2], "ppap")])
-    for name in [n for n in sys.modules if n.split(".")[0] == declared[2]]:
-        del sys.modules[name]
+    with installed(EXAMPLE.name, monkeypatch) as registry:
+        yield registry
 
 
 def test_a_recipe_in_a_plugin_takes_less_than_thirty_lines() -> None:
@@ -41,7 +30,7 @@ def test_a_recipe_in_a_plugin_takes_less_than_thirty_lines() -> None:
 
 
 def test_the_page_shows_all_of_it() -> None:
-    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    page = (EXAMPLES.parent / "recipes.md").read_text(encoding="utf-8")
     shown = re.findall(r'^--8<-- "(.+)"$', page, re.MULTILINE)
     there = [path.relative_to(EXAMPLE.parent).as_posix() for path in EXAMPLE.rglob("*.py")]
     assert sorted(shown) == sorted(there)
