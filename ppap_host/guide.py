@@ -292,6 +292,10 @@ class Wrapped(Guide):
         """As the guide."""
         return self.guide.operator(target)
 
+    def usual_scale(self, recipe: str) -> float:
+        """As the guide."""
+        return self.guide.usual_scale(recipe)
+
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """As the guide."""
         return self.guide.patch_plan(network)

@@ -350,7 +350,7 @@ class _Maker:
         backbone.to(device, dtype)
         cfg = backbone.default_cfg if config.cfg is None else config.cfg
         self.cfg = cfg if conditional else 1.0
-        self.empty = self._condition([0]) if self.cfg == 1 else encode(backbone, [""], [None])
+        self.empty = self.condition([0]) if self.cfg == 1 else encode(backbone, [""], [None])
 
     def make(self, rows: Sequence[int], on_batch: Callable[[float], None]) -> Tensor:
         """uint8 RGB [n, 3, h, w]."""
@@ -363,7 +363,7 @@ class _Maker:
 
             x = sample(
                 self.backbone,
-                ClassifierFree(self.backbone, self._condition(part), self.empty, self.cfg),
+                ClassifierFree(self.backbone, self.condition(part), self.empty, self.cfg),
                 self.walk,
                 self.solver,
                 ImageNoise(self.config.seed, part, self.backbone.state_shape),
@@ -374,7 +374,8 @@ class _Maker:
                 made.append(images.to_pixels(self.backbone.decode(x)).cpu())
         return torch.cat(made).contiguous()  # decoders may leave another memory format
 
-    def _condition(self, part: list[int]) -> Condition:
+    def condition(self, part: list[int]) -> Condition:
+        """What these images of the harvest are conditioned on, one row each or one for all."""
         prompts = self.config.prompts
         if not any(prompts) and self.backbone.class_count is None:
             return encode(self.backbone, [""], [None])  # one row for all

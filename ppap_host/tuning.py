@@ -205,7 +205,7 @@ class Predictor:
         asked = HarvestConfig(**config | {"prompts": tuple(config["prompts"])})
         cls(backbone)
         maker = _Maker(asked, backbone, device, dtype)
-        return cls(backbone, lambda rows: maker._condition(list(rows)))
+        return cls(backbone, lambda rows: maker.condition(list(rows)))
 
     def conditions(self, rows: Sequence[int]) -> Condition:
         """The condition of these images; all experts see the same ones at a step."""

@@ -68,6 +68,7 @@ ARM_COLOURS = {
     "score": COLOURS[4],
     "naive": COLOURS[5],
     "x0": COLOURS[2],
+    "x0-experts": "#7a4b9a",
     "single": COLOURS[1],
     "supervised-5": COLOURS[3],
     "ppap-1": "#9ecae1",
@@ -124,14 +125,15 @@ def write_report(outcome: Outcome, out: Path) -> dict[str, Any]:
 # Values
 
 
-def _number(value: float | None) -> float | None:
+def json_number(value: float | None) -> float | None:
     """JSON knows no NaN."""
     return None if value is None or not math.isfinite(value) else value
 
 
-def _measures(measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
+def json_measures(measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
+    """Measures as JSON values."""
     return {
-        name: {"value": _number(m.value), "standard_error": _number(m.error)}
+        name: {"value": json_number(m.value), "standard_error": json_number(m.error)}
         for name, m in measures.items()
     }
 
@@ -143,10 +145,10 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "recipe": arm.recipe,
         "scale": arm.scale,
         "trials": [
-            {"scale": t.scale, "score": _number(t.score), "frechet": _number(t.tie)}
+            {"scale": t.scale, "score": json_number(t.score), "frechet": json_number(t.tie)}
             for t in arm.trials
         ],
-        "measures": _measures(arm.measures),
+        "measures": json_measures(arm.measures),
         "seconds_per_image": arm.seconds_per_image,
         "trainable_parameters": arm.trainable,
         "experts": arm.experts,
@@ -163,7 +165,7 @@ def _curve_values(curve: Curve) -> dict[str, Any]:
         "label": curve.label,
         "serves_log_snr": None if serves is None else [str(bound) for bound in serves],
         "points": [
-            {"log_snr": p.log_snr, "time": p.time, "measures": _measures(p.measures)}
+            {"log_snr": p.log_snr, "time": p.time, "measures": json_measures(p.measures)}
             for p in curve.points
         ],
     }
@@ -179,8 +181,8 @@ def as_values(outcome: Outcome) -> dict[str, Any]:
                 "guide": r.task.name,
                 "objective": r.task.objective,
                 "higher_is_better": r.task.higher_is_better,
-                "judge_on_targets": _measures(r.task.floors),
-                "renders": _measures(outcome.floor[r.task.name]),
+                "judge_on_targets": json_measures(r.task.floors),
+                "renders": json_measures(outcome.floor[r.task.name]),
                 "arms": [_arm_values(arm) for arm in r.arms],
                 "accuracy_against_noise": [_curve_values(curve) for curve in r.curves],
             }
@@ -191,8 +193,8 @@ def as_values(outcome: Outcome) -> dict[str, Any]:
         else {
             "images": pair.count,
             "scales": pair.scales,
-            "measures": {name: _measures(row) for name, row in pair.measures.items()},
-            "together_as_ratio_of_alone": {k: _number(v) for k, v in pair.ratios.items()},
+            "measures": {name: json_measures(row) for name, row in pair.measures.items()},
+            "together_as_ratio_of_alone": {k: json_number(v) for k, v in pair.ratios.items()},
             "within_20_percent": pair.within_a_fifth,
         },
     }
@@ -250,14 +252,15 @@ def markdown(outcome: Outcome) -> str:
     parts = []
     for result in outcome.tasks:
         parts.append(f"## {result.task.title}\n")
-        parts.append(_markdown(header(result), body(result, outcome.floor[result.task.name])))
+        parts.append(markdown_table(header(result), body(result, outcome.floor[result.task.name])))
     if outcome.pair is not None:
-        parts += ["## Class and depth at once\n", _markdown(*pair_rows(outcome.pair))]
+        parts += ["## Class and depth at once\n", markdown_table(*pair_rows(outcome.pair))]
         parts.append(verdict(outcome.pair) + "\n")
     return "\n".join(parts)
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first column to the left."""
     ruler = ["---", *("---:" for _ in titles[1:])]
     return "".join(f"| {' | '.join(row)} |\n" for row in (titles, ruler, *rows))
 
@@ -286,8 +289,8 @@ def table_csv(outcome: Outcome) -> str:
                 "images": len(arm.images),
             }
             for name, m in arm.measures.items():
-                error = _number(m.error)
-                row[name] = "" if _number(m.value) is None else m.value
+                error = json_number(m.error)
+                row[name] = "" if json_number(m.value) is None else m.value
                 row[f"{name}_standard_error"] = "" if error is None else error
             writer.writerow(row)
     return buffer.getvalue()
