@@ -1,0 +1,83 @@
+"""From a name on the command line to the checks of what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import get_args
+
+from ppap_host.errors import PluginError, unknown_name
+from ppap_host.loading import load_backbone, load_guide
+from ppap_host.registry import Kind, Registry
+from ppap_host.testing.backbones import check_backbone
+from ppap_host.testing.checks import Check
+from ppap_host.testing.guides import check_guide
+from ppap_host.testing.recipes import check_recipe
+
+CHECKED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "expert set")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What checks are told of the things that they check.
+
+    Attributes:
+        target, model: of guides.
+        checkpoint, options, prompt: of backbones.
+        size: (height, width) of the images that guides are shown.
+    """
+
+    target: str | None = None
+    model: str | None = None
+    checkpoint: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+    size: tuple[int, int] = (64, 64)
+
+
+def offers(found: Registry, name: str, kind: Kind | None = None) -> list[tuple[Kind, str]]:
+    """What is meant by a name: a thing, or all that a distribution offers.
+
+    Args:
+        kind: where a name alone says too little.
+
+    Raises:
+        PluginError: its plugin is broken, offers nothing to check, or shares the name with another.
+        UnknownNameError: there is nothing of that name.
+    """
+    kinds = CHECKED if kind is None else (kind,)
+    named = [(k, name) for k in kinds if name in found.names(k)]
+    for k, one in named:
+        found.entry(k, one)
+    if named:
+        return named
+    plugins = [p for p in found.plugins if name in (p.distribution, p.name)]
+    for plugin in plugins:
+        if plugin.problem is not None:
+            raise PluginError(
+                f"The plugin {plugin.label} {plugin.problem}.", remedy="Mend or reinstall it."
+            )
+    if plugins:
+        things = [(k, e.name) for p in plugins for k in kinds for e in p.offers.get(k, [])]
+        if not things:
+            raise PluginError(
+                f"{name!r} offers no {' or '.join(kinds)}.", remedy="`ppap list` says what it is."
+            )
+        return things
+    known = {one for k in kinds for one in found.names(k)}
+    distributions = {plugin.distribution for plugin in found.plugins}
+    raise unknown_name(" or ".join((*kinds, "distribution")), name, known | distributions)
+
+
+def checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> list[Check]:
+    """The checks of one thing that plugins offer."""
+    if kind == "guide":
+        return check_guide(
+            lambda: load_guide(found, name, settings.model), settings.target, size=settings.size
+        )
+    if kind == "backbone":
+        return check_backbone(
+            lambda: load_backbone(found, name, settings.checkpoint, settings.options),
+            settings.prompt,
+        )
+    return check_recipe(found.load("recipe", name))

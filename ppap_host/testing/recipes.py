@@ -1,0 +1,271 @@
+"""What is checked of a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ppap_host.backbone import ClassifierFree
+from ppap_host.errors import PpapError
+from ppap_host.names import SAMPLER_SUMMARIES
+from ppap_host.recipes import Ascent, Energy, Place, Recipe, Strength, View
+from ppap_host.sampling import DDIM, Guidance, ImageNoise, Solver, make_solver, sample
+from ppap_host.testing.checks import Check, Fault, Suite, require
+from ppap_host.testing.comparing import differ, watched_randomness
+from ppap_host.testing.worlds import GaussianWorld, PullGuide
+
+_SIZE = 8, 8
+_SCALES = 0.05, 0.2, 1.0, 0.01, 5.0, 50.0
+"""What is tried until a recipe pulls; their units differ from recipe to recipe."""
+_TARGET = 0.6
+_STEPS = 12
+
+
+class RecipeUnderTest:
+    """What is checked.
+
+    Args:
+        recipe: should be a Recipe.
+        seed: of all draws.
+    """
+
+    def __init__(self, recipe: object, seed: int) -> None:
+        self.thing, self.seed = recipe, seed
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        require(isinstance(self.thing, Recipe), f"It is a {type(self.thing).__name__}, no Recipe.")
+        assert isinstance(self.thing, Recipe)
+        return self.thing
+
+    @property
+    def once(self) -> Recipe:
+        """The recipe without repeated steps, which draw noise and lead elsewhere by themselves."""
+        return replace(self.recipe, recurrence=1)
+
+    def run(
+        self,
+        recipe: Recipe | None,
+        scale: float = 0.05,
+        *,
+        blind: bool = False,
+        broken: tuple[int, ...] = (),
+        solver: Solver | None = None,
+        rows: Sequence[int] = range(3),
+        steps: int = 8,
+        clip: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """Clean states of a run in the analytic world; None guides by nothing."""
+        world = GaussianWorld(_SIZE)
+        world.clip = clip
+        guide = PullGuide(world, blind=blind, broken=broken)
+        target = torch.full((1, *world.state_shape), _TARGET)
+        guidance = [] if recipe is None else [Guidance(guide, target, recipe, scale)]
+        return sample(
+            world,
+            ClassifierFree(world, {}, {}),
+            world.walk(steps),
+            solver or DDIM(),
+            ImageNoise(self.seed, rows, world.state_shape),
+            guidance,
+        )
+
+
+RECIPE = Suite[RecipeUnderTest]()
+"""All that is checked of a recipe."""
+
+
+@RECIPE.claim(
+    "made",
+    why="The sampling loop calls the parts by their protocols, and records name the recipe.",
+    remedy="Make it a ppap_host.recipes.Recipe of parts that are frozen dataclasses.",
+)
+def made(subject: RecipeUnderTest) -> None:
+    """It is a Recipe with a name, and its parts are what they stand for."""
+    recipe = subject.recipe
+    require(isinstance(recipe.name, str) and recipe.name.strip(), f"Its name is {recipe.name!r}.")
+    require(recipe.interval.low < recipe.interval.high, f"Its interval is {recipe.interval}.")
+    for move in recipe.moves:
+        for key, kind in (
+            ("view", View), ("place", Place), ("strength", Strength), ("energy", Energy),
+            ("ascent", Ascent),
+        ):  # fmt: skip
+            part = getattr(move, key)
+            require(isinstance(part, kind), f"As {key} it has a {type(part).__name__}.")
+        require(move.limit > 0, f"The limit is {move.limit}.")
+        for part in move.gradient:
+            require(callable(part), f"The gradient part {part!r} cannot be called.")
+    hash(recipe)
+
+
+@RECIPE.claim(
+    "parameters",
+    why="`--recipe NAME:KEY=VALUE` and `ppap search` set them by name; one that leads nowhere is "
+    "silently not there.",
+    remedy="Write each path as it would be written in Python from the recipe on, with numbers for "
+    'places in a tuple: "gradient.0.width".',
+)
+def parameters(subject: RecipeUnderTest) -> None:
+    """Every parameter leads somewhere, starts within its bounds, and can be set."""
+    recipe = subject.recipe
+    for parameter in recipe.parameters:
+        astray = parameter.astray(recipe)
+        require(not astray, f"{parameter.name!r}: the path {astray!r} leads nowhere.")
+    names = [parameter.name for parameter in recipe.parameters]
+    require(len(set(names)) == len(names), f"Two parameters have the same name: {names}.")
+    for name, parameter in recipe.tunable().items():
+        value = recipe.value(name)
+        other: object
+        if parameter.choices:
+            require(value in parameter.choices, f"{name!r} is {value!r}, none of its choices.")
+            other = next((c for c in parameter.choices if c != value), value)
+        elif isinstance(value, bool):
+            other = not value
+        elif isinstance(value, int | float):
+            low, high = parameter.low, parameter.high
+            require(low < high, f"The bounds of {name!r} are {low} and {high}.")
+            require(not parameter.log or low > 0, f"{name!r} is logarithmic from {low} on.")
+            within = not math.isfinite(value) or low <= value <= high
+            require(within, f"{name!r} is {value}, out of its own bounds {low} to {high}.")
+            other = type(value)(high if value != high else low)
+        else:
+            raise Fault(f"{name!r} is {value!r}: neither a number nor a word.")
+        try:
+            changed = recipe.with_values({name: str(other)})
+        except PpapError as error:
+            raise Fault(f"{name!r} cannot be set to {other}: {error}") from error
+        require(changed.value(name) == other, f"{name}={other} does not arrive.")
+
+
+@RECIPE.claim(
+    "zero-strength",
+    why="--scale 0 is the run without guidance that others are compared with.",
+    remedy="Do nothing to the state that is not multiplied by the gradient.",
+)
+def zero_strength(subject: RecipeUnderTest) -> None:
+    """At strength zero it makes the very images of a run without any guide."""
+    for solver in (DDIM(), DDIM(1.0)):
+        plain = subject.run(None, solver=solver)
+        same = torch.equal(subject.run(subject.recipe, 0.0, solver=solver), plain)
+        require(same, "At strength 0 the images are others than without a guide.")
+
+
+@RECIPE.claim(
+    "no-gradient",
+    why="A guide that has what it wants must leave the image alone; what a recipe adds by itself "
+    "is no guidance.",
+    remedy="Let the place add the gradient and nothing else, and the parts of the gradient keep "
+    "zero at zero.",
+)
+def no_gradient(subject: RecipeUnderTest) -> None:
+    """A guide whose gradient is zero changes nothing."""
+    for clip in (None, (-1.0, 1.0)):
+        plain = subject.run(None, clip=clip)
+        found = subject.run(subject.once, 1.0, blind=True, clip=clip)
+        gap = differ(found, plain)
+        require(gap < 1e-3, f"A guide without any gradient changes the images by {gap:.1%}.")
+
+
+@RECIPE.claim(
+    "pulls",
+    why="That is what a recipe is for.",
+    remedy="The gradient that parts and places get is that of minus the loss: add it.",
+)
+def pulls(subject: RecipeUnderTest) -> None:
+    """At some strength it brings images nearer to the target, with every sampler."""
+    for name in SAMPLER_SUMMARIES:
+        solver = make_solver(name, 0.0, GaussianWorld(_SIZE))
+        plain = _error(subject.run(None, solver=solver, steps=_STEPS))
+        best = math.inf
+        for scale in _SCALES:
+            best = min(best, _error(subject.run(subject.once, scale, solver=solver, steps=_STEPS)))
+            if best < 0.98 * plain:
+                break
+        require(
+            best < 0.98 * plain,
+            f"With the sampler {name!r} the error is {plain:.3g} without guidance, and {best:.3g} "
+            f"at the best of the strengths {', '.join(map(str, _SCALES))}.",
+        )
+
+
+def _error(x: Tensor) -> float:
+    found = float((x - _TARGET).abs().mean())
+    return found if found == found else math.inf
+
+
+@RECIPE.claim(
+    "bounded",
+    why="A scale that is too large by far should spoil a picture, not end in NaN.",
+    remedy="Give the recipe a limit (Recipe.limit, in units of the place), or clip what the place "
+    "makes.",
+)
+def bounded(subject: RecipeUnderTest) -> None:
+    """No strength drives images out of all bounds."""
+    for clip in (None, (-1.0, 1.0)):
+        for scale in (1e2, 1e6, 1e30):
+            x = subject.run(subject.recipe, scale, clip=clip)
+            size = float(x.abs().max())
+            sound = bool(x.isfinite().all()) and size < 100
+            require(sound, f"At strength {scale:g} the images reach {size:.3g}.")
+
+
+@RECIPE.claim(
+    "batch",
+    why="Image k of a seed must not depend on the batch it is made in.",
+    remedy="Reduce over channels and pixels, never over the batch; keep what is remembered image "
+    "by image.",
+)
+def batch(subject: RecipeUnderTest) -> None:
+    """Image k is the same alone and in a batch."""
+    for scale in (0.05, 1.0):
+        together = subject.run(subject.recipe, scale, solver=DDIM(1.0))
+        for k in range(len(together)):
+            alone = subject.run(subject.recipe, scale, solver=DDIM(1.0), rows=[k])
+            gap = differ(alone, together[k : k + 1])
+            require(gap < 1e-3, f"Image {k} is off by {gap:.1%} in a batch.")
+
+
+@RECIPE.claim(
+    "function",
+    why="The same command must make the same images.",
+    remedy="Draw through Question.draws alone, and remember through Estimate.memory alone, which "
+    "is new for every batch.",
+)
+def function(subject: RecipeUnderTest) -> None:
+    """Two runs make the same images, and the global random generators are left alone."""
+    first = subject.run(subject.recipe, solver=DDIM(1.0))
+    with watched_randomness() as drawn:  # from the second run on: imports may draw, too
+        again = subject.run(subject.recipe, solver=DDIM(1.0))
+    require(not drawn, f"It draws from the global generator of {' and '.join(drawn)}.")
+    require(torch.equal(first, again), "The second run makes other images.")
+
+
+@RECIPE.claim(
+    "broken-guide",
+    why="A gradient that is not finite is left out for its image at that step, and the run goes "
+    "on; it must not reach the others.",
+    remedy="Work image by image, and keep what is not finite out of what is remembered.",
+)
+def broken_guide(subject: RecipeUnderTest) -> None:
+    """An image whose gradient is NaN stays finite, and leaves the others as they were."""
+    sound = subject.run(subject.recipe)
+    found = subject.run(subject.recipe, broken=(1,))
+    require(found.isfinite().all(), "A gradient of NaN ends in the images.")
+    for k in (0, 2):
+        gap = differ(found[k : k + 1], sound[k : k + 1])
+        require(gap < 1e-3, f"NaN in image 1 changes image {k} by {gap:.1%}.")
+
+
+def check_recipe(recipe: Recipe, *, seed: int = 0) -> list[Check]:
+    """The checks of a recipe, to be called one by one.
+
+    Args:
+        recipe: as its entry names it.
+        seed: of all random draws.
+    """
+    return RECIPE.checks(RecipeUnderTest(recipe, seed))
