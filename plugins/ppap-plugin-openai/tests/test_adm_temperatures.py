@@ -75,3 +75,8 @@ def test_temperatures_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(OptionError, match="joint|marginal"):
         guide.tempered(joint, marginal)
+
+
+def test_a_classifier_that_knows_noise_takes_no_experts(guide: ADMClassifierGuide) -> None:
+    with pytest.raises(OptionError, match="knows noise already"):
+        guide.patch_plan(guide.network())

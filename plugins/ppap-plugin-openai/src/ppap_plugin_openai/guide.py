@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ppap_host.checkpoints import read_state_dict
 from ppap_host.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guide import Guide, Target
+from ppap_host.guide import Guide, PatchPlan, Target
 from ppap_host.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.temperatures import Tempered
 from ppap_plugin_openai.adm import (
@@ -179,6 +179,17 @@ class ADMClassifierGuide(Guide):
         probability = logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0]
         right = (logits.argmax(dim=1) == wanted).float()
         return {"probability": probability.tolist(), "right": right.tolist()}
+
+    def patch_plan(self, network: nn.Module) -> PatchPlan:
+        """There is nothing to tune: the classifier has been trained on noise.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            f"The guide {self.name!r} knows noise already, and takes no experts.",
+            remedy="Use it as it is with --recipe naive, or tune the guide classifier.",
+        )
 
     def files(self) -> Sequence[Path]:
         """The weights, and what lies beside them: flags and class names, if there are any."""
