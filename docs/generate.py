@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 import os
 import re
@@ -17,6 +18,8 @@ import sys
 from pathlib import Path
 
 from ppap_host import builtin, recipes
+from ppap_host.testing import backbones, guides
+from ppap_host.testing import recipes as testing_recipes
 
 DOCS = Path(__file__).parent
 
@@ -24,8 +27,8 @@ COMMANDS = (
     "", "run", "rerun", "list", "doctor",
     "harvest", "tune", "calibrate", "search",
     "experts", "experts show", "experts verify", "experts merge",
-    "bench", "bench ppap", "bench capacity", "weights",
-    "shapes", "shapes render", "shapes evaluate",
+    "bench", "bench ppap", "bench elucd", "bench recipes", "bench capacity", "weights",
+    "shapes", "shapes render", "shapes evaluate", "plugin", "plugin check",
 )  # fmt: skip
 
 
@@ -130,7 +133,39 @@ def recipe_tables() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"recipes": recipe_tables}
+def elucd_report() -> str:
+    """Tables and findings of ``ppap bench elucd``, as its report has them."""
+    values = json.loads((DOCS / "results" / "elucd.json").read_text(encoding="utf-8"))
+    return str(values["report"]).strip()
+
+
+def check_tables() -> str:
+    """The checks of the conformance kit, and why they are made."""
+    lines: list[str] = []
+    head = ["| check | what holds | why it matters |", "|---|---|---|"]
+    for kind, claims in (
+        ("guide", guides.GUIDE.claims),
+        ("backbone", backbones.BACKBONE.claims),
+        ("recipe", testing_recipes.RECIPE.claims),
+    ):
+        lines += [f"### Of a {kind}", "", *head]
+        lines += [f"| `{claim.name}` | {claim.about} | {claim.why} |" for claim in claims]
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def bench_report() -> str:
+    """What `ppap bench recipes` found, as it told it."""
+    report: str = json.loads((DOCS / "results" / "recipes.json").read_text("utf-8"))["report"]
+    return report.strip()
+
+
+TABLES = {
+    "checks": check_tables,
+    "recipes": recipe_tables,
+    "elucd": elucd_report,
+    "bench_recipes": bench_report,
+}
 
 
 def with_tables(page: str) -> str:

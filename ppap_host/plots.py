@@ -220,7 +220,7 @@ def plot_search(record: Mapping[str, Any], path: Path) -> None:
     good = [t for t in record["trials"] if t["judged"] is not None]
     space = settings["space"][:_PANELS]
     count = len(space) + 1
-    columns = min(3, count)
+    columns = 2 if count in (2, 4) else 3
     rows = -(-count // columns)
     figure, axes = new_figure(
         0.8 + 3.6 * columns, 0.6 + 3.1 * rows, nrows=rows, ncols=columns, squeeze=False
@@ -281,9 +281,19 @@ def _positions(ax: Any, dimension: Mapping[str, Any], values: list[Any]) -> list
         ax.set_xticks(range(len(choices)), words, fontsize=8)
         ax.set_xlim(-0.5, len(choices) - 0.5)
         return [float(choices.index(value)) for value in values]
+    low, high = float(dimension["low"]), float(dimension["high"])
+    margin = 0.03
     if dimension["log"]:
+        from matplotlib.ticker import NullFormatter
+
         ax.set_xscale("log")
-    return [min(max(float(v), dimension["low"]), dimension["high"]) for v in values]
+        if high >= 10 * low:
+            ax.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
+        factor = (high / low) ** margin
+        ax.set_xlim(low / factor, high * factor)
+    elif high > low:
+        ax.set_xlim(low - margin * (high - low), high + margin * (high - low))
+    return [min(max(float(v), low), high) for v in values]
 
 
 def _unguided(ax: Any, record: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ppap_host.cli import (
     doctor,
     experts,
     harvest,
+    plugin,
     rerun,
     run,
     search,
@@ -68,6 +69,7 @@ app.command("search")(search.search)
 app.add_typer(experts.app, name="experts")
 app.add_typer(bench.app, name="bench")
 app.add_typer(shapes.app, name="shapes")
+app.add_typer(plugin.app, name="plugin")
 
 
 def _add_plugin_command(name: str, point: metadata.EntryPoint) -> None:

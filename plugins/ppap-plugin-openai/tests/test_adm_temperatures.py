@@ -73,7 +73,7 @@ BAD = [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, -1.0), (
 def test_temperatures_that_make_no_sense_are_refused(
     guide: ADMClassifierGuide, joint: float, marginal: float
 ) -> None:
-    with pytest.raises(OptionError, match="joint|marginal"):
+    with pytest.raises(OptionError, match=r"joint|marginal"):
         guide.tempered(joint, marginal)
 
 

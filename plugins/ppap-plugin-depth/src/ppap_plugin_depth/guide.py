@@ -46,7 +46,13 @@ class DepthGuide(Guide):
     """
 
     name = "depth"
-    default_scale: Mapping[str, float] = {"": 1.0, "ppap": 2.0}
+    # All from elucd on: best of `ppap search --guide depth --recipe NAME --only scale --steps 20`
+    # with a --scale-range of three or four decades (docs/search.md).
+    default_scale: Mapping[str, float] = {
+        "": 1.0, "ppap": 2.0,
+        "elucd": 0.016, "elucd-edm": 9.5, "dps": 0.01, "freedom": 0.0052, "lgd-mc": 0.03,
+        "mpgd": 0.074, "ugd": 3.0, "tfg": 0.03, "adam-dps": 0.05, "adam-mpgd": 0.05,
+    }  # fmt: skip
     averages_pixels = True
 
     def __init__(self, model: str | None = None) -> None:

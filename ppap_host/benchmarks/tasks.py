@@ -1,0 +1,12 @@
+"""The tasks of ``ppap bench recipes``, for the command line too: imports nothing heavy."""
+
+from __future__ import annotations
+
+TASKS = {
+    "class": "classifier",
+    "depth": "depth",
+    "segmentation": "segmentation",
+    "super-resolution": "super-resolution",
+    "inpainting": "inpainting",
+}
+"""Task -> the guide that is asked."""
