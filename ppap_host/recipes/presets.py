@@ -3,7 +3,7 @@
 Scales are of one order in all of them but ``naive``, ``pigdm`` and ``elucd-edm``: the gradient is
 multiplied by the root of the number of the state's entries (:class:`RootSize`), so that at scale 1
 a gradient of length one moves every pixel by about the strength of the step. The strength zeta of a
-paper is the scale here over that root.
+paper is the scale here times that root.
 """
 
 from __future__ import annotations
