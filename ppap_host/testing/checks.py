@@ -24,8 +24,6 @@ class ConformanceError(PpapError, AssertionError):
         remedy: how to mend it.
     """
 
-    exit_code = 1
-
     def __init__(self, what: str, why: str, remedy: str) -> None:
         super().__init__(what, remedy=remedy)
         self.what, self.why = what, why
