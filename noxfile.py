@@ -12,6 +12,7 @@ PLUGINS = [
     for name in ("classifier", "clip", "depth", "dit", "edm", "openai", "restore", "segmentation")
 ]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "installer>=0.7", "timm>=1.0"]
+TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked with both
 
 
 @nox.session

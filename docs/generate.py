@@ -28,7 +28,7 @@ COMMANDS = (
     "harvest", "tune", "calibrate", "search",
     "experts", "experts show", "experts verify", "experts merge",
     "bench", "bench ppap", "bench elucd", "bench recipes", "bench capacity", "weights",
-    "shapes", "shapes render", "shapes evaluate", "plugin", "plugin check",
+    "shapes", "shapes render", "shapes evaluate", "plugin", "plugin check", "plugin new",
 )  # fmt: skip
 
 

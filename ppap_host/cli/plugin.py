@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ppap_host.cli.options import BackboneOption, Checkpoint, Upsampler, Vae, backbone_options
 from ppap_host.cli.output import for_people, print_json
-from ppap_host.errors import OptionError
+from ppap_host.errors import OptionError, PpapError
 
 if TYPE_CHECKING:
+    from ppap_host.scaffold import Scaffold
     from ppap_host.testing.checks import Result
 
 app = typer.Typer(help="For those who write plugins.", no_args_is_help=True)
+
+T = TypeVar("T")
 
 _MARKS = {"passed": "✓", "failed": "✗", "not made": "–"}
 
@@ -106,3 +114,125 @@ def _show(result: Result, about: str) -> None:
         print(f"      {result.error.what}")
         print(f"      Why it matters: {result.error.why}")
         print(f"      How to mend it: {result.error.remedy}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What users will call it, such as edges.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="guide, backbone or recipe.", show_default="guide"),
+    ] = None,
+    author: Annotated[
+        str | None,
+        typer.Option("--author", help="For its metadata.", show_default="who git says you are"),
+    ] = None,
+    summary: Annotated[
+        str | None, typer.Option("--summary", help="What it does, one line for `ppap list`.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", "--license", help="apache-2.0 or mit.")
+    ] = "apache-2.0",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to make.", show_default="ppap-plugin-NAME"),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")
+    ] = False,
+) -> None:
+    """Write a new plugin: a distribution that runs, with tests, to be changed into your own.
+
+    A guide steers by an edge filter, a backbone denoises by a formula, a recipe has a part of its
+    own; each passes `ppap plugin check` as it is. On a terminal you are asked for what is missing.
+    """
+    from ppap_host.registry import registry
+    from ppap_host.scaffold import (
+        KINDS,
+        PREFIX,
+        SUMMARIES,
+        Scaffold,
+        checked_kind,
+        checked_licence,
+        checked_name,
+        require_free,
+        require_new,
+        write,
+    )
+
+    # All that can be wrong is said before anything is asked.
+    name, its_licence = checked_name(name), checked_licence(licence)
+    folder = Path(PREFIX + name) if out is None else out
+    require_new(folder)
+    require_free(registry(), name)
+    asks = not yes and _on_a_terminal()
+    if kind is None:
+        kind = _ask(f"Kind ({', '.join(KINDS)})", KINDS[0], checked_kind) if asks else KINDS[0]
+    its_kind = checked_kind(kind)
+    require_free(registry(), name, its_kind)
+
+    def told(author: str, summary: str) -> Scaffold:
+        scaffold = Scaffold(name, its_kind, author, summary, its_licence)
+        scaffold.files()
+        return scaffold
+
+    told(author or "", summary or "")
+    if author is None:
+        author = _git_user() or f"The authors of {PREFIX}{name}"
+        if asks:
+            author = _ask("Author", author, lambda text: told(text, "").author)
+    if summary is None:
+        summary = SUMMARIES[its_kind]
+        if asks:
+            summary = _ask("What it does, in one line", summary, lambda t: told("", t).summary)
+    scaffold = Scaffold(name, its_kind, author, summary, its_licence)
+    files = write(scaffold, folder)
+    print(f"Wrote {folder}: the {its_kind} {name!r} in {len(files)} files. Next:")
+    for line in _next_steps(scaffold, folder):
+        print(f"  {line}")
+
+
+def _on_a_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(question: str, default: str, checked: Callable[[str], T]) -> T:
+    """What is answered; asks again until it makes sense."""
+
+    def understood(text: str) -> T:
+        try:
+            return checked(text)
+        except PpapError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    answer: T = typer.prompt(question, default=default, value_proc=understood, err=True)
+    return answer
+
+
+def _git_user() -> str:
+    """The name that git writes into commits, "" if there is none."""
+    try:
+        told = subprocess.run(
+            ["git", "config", "user.name"],
+            capture_output=True, encoding="utf-8", timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, UnicodeError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.strip()
+
+
+def _next_steps(scaffold: Scaffold, folder: Path) -> list[str]:
+    """The commands that one gives first."""
+    name = scaffold.name
+    runs = {
+        "guide": f"ppap run --guide {name} --target photo.jpg",
+        "backbone": f"ppap run --backbone {name} --guide depth --target photo.jpg",
+        "recipe": f"ppap run --recipe {name} --guide depth --target photo.jpg",
+    }
+    return [
+        f'cd {shlex.quote(str(folder))} && pip install -e ".[test]"',
+        f"ppap plugin check {name}",
+        "pytest",
+        runs[scaffold.kind],
+    ]
