@@ -392,7 +392,7 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
     told = []
     for g in setup.guides:
         usual = g.guide.usual_scale(g.recipe.name)
-        if g.scale >= TOO_STRONG * usual:
+        if usual > 0 and g.scale >= TOO_STRONG * usual:
             name = g.guide.name
             cut, of = health.limited.get(name, 0), health.limitable.get(name, 0)
             told.append(

@@ -44,8 +44,8 @@ class Step:
         abar = alpha^2 / (alpha^2 + sigma^2), so that it is alpha_t of Ho et al. (2020) on every
         schedule.
         """
-        unit = self.at_unit_scale()
-        return (unit.now.alpha / unit.then.alpha) ** 2
+        now, then = self.now, self.then
+        return ((now.alpha / now.scale) / (then.alpha / then.scale)) ** 2
 
     def at_unit_scale(self) -> Step:
         """The same step of the variance-preserving form of the process, x_t / scale."""

@@ -74,7 +74,7 @@ class StateSize:
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * rms(x_t)."""
-        return gradient * estimate.x.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return gradient * root_mean_square(estimate.x.detach())
 
 
 @dataclass(frozen=True)

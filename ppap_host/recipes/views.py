@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import root_mean_square
 
 
 @runtime_checkable
@@ -62,7 +63,7 @@ class NoisyUnitSize(View):
     def variable(self, estimate: Estimate) -> Tensor:
         """x_t / max(rms(x_t), 1), detached."""
         x = estimate.x.detach()
-        return x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1.0)
+        return x / root_mean_square(x).clamp_min(1.0)
 
     def shown(self, estimate: Estimate, variable: Tensor) -> Tensor:
         """As it is."""
