@@ -17,6 +17,7 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
+from ppap_host.commands import LEFT_OUT, left_out
 from ppap_host.registry import Registry
 
 Status = Literal["ok", "warning", "problem"]
@@ -200,18 +201,18 @@ def _gb(count: float) -> str:
 
 
 def plugins(registry: Registry) -> Iterator[Finding]:
-    """Broken, slow and colliding plugins."""
+    """Plugins that are broken, slow, ill-behaved or left out, and names claimed twice."""
     for plugin in registry.plugins:
         topic = f"plugin {plugin.name}"
-        if plugin.problem:
+        if plugin.unwanted:
+            yield Finding(topic, "ok", f"{plugin.label} {plugin.problem}")
+        elif plugin.problem:
             remedy = (
                 f"pip install --upgrade --force-reinstall {plugin.distribution}, or uninstall it"
             )
             yield Finding(topic, "problem", f"{plugin.label} {plugin.problem}", remedy)
         elif plugin.warning:
-            yield Finding(
-                topic, "warning", f"{plugin.label} is {plugin.warning}", "Tell its authors."
-            )
+            yield Finding(topic, "warning", f"{plugin.label} {plugin.warning}", "Tell its authors.")
         else:
             yield Finding(topic, "ok", plugin.label)
     for kind, name, owners in registry.collisions():
@@ -220,6 +221,11 @@ def plugins(registry: Registry) -> Iterator[Finding]:
             "problem",
             f"claimed by {' and '.join(owners)}",
             "Uninstall one of them; until then the name cannot be used.",
+        )
+    known = {name for plugin in registry.plugins for name in (plugin.name, plugin.distribution)}
+    for name in sorted(left_out() - known):
+        yield Finding(
+            LEFT_OUT, "warning", f"{name!r} is no plugin that is installed", "Mend the variable."
         )
 
 

@@ -62,6 +62,10 @@ class DeviceError(PpapError):
     """The device or the number format asked for is not available on this machine."""
 
 
+class PluginWarning(UserWarning):
+    """A plugin works, but did something to the process that had to be undone."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like ``name``, best first (empty when nothing comes close)."""
     lowered = {k.lower(): k for k in known}

@@ -27,7 +27,10 @@ import pluggy
 from ppap_host.weights import PublishedFile
 
 INTERFACE = 1
-"""Version of this interface; a plugin written for another one is reported and left out."""
+"""Version of this interface; a plugin written for a later one is reported and left out."""
+
+OLDEST_INTERFACE = 1
+"""The oldest version that is still served; a plugin written for an older one is reported, too."""
 
 hookspec = pluggy.HookspecMarker("ppap")
 hookimpl = pluggy.HookimplMarker("ppap")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
 
 from ppap_host.backbone import Backbone
 from ppap_host.config import split_recipe
+from ppap_host.containment import contained, warn_of
 from ppap_host.errors import OptionError, nearest
-from ppap_host.guide import Guide
+from ppap_host.guide import Guide, Wrapped
 from ppap_host.recipes import Recipe
 from ppap_host.registry import Registry
 from ppap_host.weights import default_folder, stored
@@ -56,7 +62,59 @@ def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
     return checkpoint if path is None else str(path)
 
 
-def load_guide(found: Registry, name: str, model: str | None = None) -> Guide:
+class Guarded(Wrapped):
+    """A guide whose code can neither print into results nor change what belongs to everybody.
+
+    See :mod:`ppap_host.containment`. What it does is warned of once a method, as a
+    :class:`ppap_host.errors.PluginWarning` that names the plugin.
+    """
+
+    def __init__(self, guide: Guide, plugin: str) -> None:
+        """Guards ``guide``; ``plugin`` is what to call its plugin."""
+        super().__init__(guide)
+        self._plugin = plugin
+        self._asked: set[str] = set()
+        self._told: set[str] = set()
+
+    @contextmanager
+    def _watched(self, method: str) -> Iterator[None]:
+        # What is made when it is first needed, such as a network, may draw its weights then.
+        with contained(draws=method in self._asked) as conduct:
+            yield
+        self._asked.add(method)
+        if conduct and method not in self._told:
+            self._told.add(method)
+            warn_of(conduct, f"The guide {self.name!r} of {self._plugin}, asked for {method}(),")
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
+        """Moves the guide; returns the guarded one."""
+        with self._watched("to"):
+            return super().to(device, dtype)
+
+    def tempered(self, joint: float, marginal: float) -> Guide:
+        """The guide at these temperatures, guarded alike."""
+        with self._watched("tempered"):
+            return super().tempered(joint, marginal)
+
+
+def _guard(method: str) -> None:
+    """Gives :class:`Guarded` a method that runs the guide's own while it is watched."""
+    passed_on = getattr(Wrapped, method)
+
+    @wraps(passed_on)
+    def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(method):
+            return passed_on(self, *args, **kwargs)
+
+    setattr(Guarded, method, guarded)
+
+
+for _name in vars(Wrapped):
+    if not _name.startswith("_") and _name not in vars(Guarded):
+        _guard(_name)
+
+
+def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
     """The guide of this name, its network frozen, on the CPU in float32.
 
     Args:
@@ -66,8 +124,9 @@ def load_guide(found: Registry, name: str, model: str | None = None) -> Guide:
         PpapError: as :meth:`ppap_host.registry.Registry.make`.
     """
     guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
-    guide.network().requires_grad_(False)
-    return guide
+    guarded = Guarded(guide, found.owner("guide", name).label)
+    guarded.network().requires_grad_(False)
+    return guarded
 
 
 def load_recipe(found: Registry, text: str) -> Recipe:

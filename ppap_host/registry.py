@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pluggy
 
 from ppap_host import hookspecs
+from ppap_host.commands import LEFT_OUT, OWN_COMMANDS, left_out, owner, plugin_commands
+from ppap_host.containment import contained, warn_of
 from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
-from ppap_host.hookspecs import INTERFACE, Entry
+from ppap_host.hookspecs import INTERFACE, OLDEST_INTERFACE, Entry
 from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
 from ppap_host.weights import PublishedFile
 
@@ -35,6 +39,8 @@ HOOKS: dict[Kind, str] = {
     "expert set": "ppap_expert_sets",
 }
 WEIGHTS_HOOK = "ppap_weights"
+ANSWERS: dict[str, type] = {**dict.fromkeys(HOOKS.values(), Entry), WEIGHTS_HOOK: PublishedFile}
+"""What the list is made of that a hook returns."""
 PUBLISHED = "published file"
 """What files of :data:`WEIGHTS_HOOK` are called in messages; they are no kind of entry."""
 
@@ -63,6 +69,12 @@ KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
 }
 
 
+Status = Literal["ok", "warning", "slow", "left out", "broken"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_FACTORY = re.compile(r"[\w.]+:[\w.]+")
+
+
 @dataclass
 class Plugin:
     """One plugin as it was found.
@@ -71,9 +83,10 @@ class Plugin:
         name: of its entry point.
         distribution, version: of the package that declares it.
         module: the entry point's value.
-        problem: why it is left out, or None if it works.
+        problem: why it offers nothing, or None if it works.
         warning: what is wrong with it although it works, or None.
-        seconds: its import took.
+        unwanted: whether the user has left it out.
+        seconds: its import and its hooks took.
         offers: what it registered, by kind.
         published: files of weights that it declares.
     """
@@ -84,9 +97,27 @@ class Plugin:
     module: str
     problem: str | None = None
     warning: str | None = None
+    unwanted: bool = False
     seconds: float = 0.0
     offers: dict[Kind, list[Entry]] = field(default_factory=dict)
     published: list[PublishedFile] = field(default_factory=list)
+
+    @property
+    def status(self) -> Status:
+        """In a word."""
+        if self.unwanted:
+            return "left out"
+        if self.problem:
+            return "broken"
+        if self.seconds > SLOW_IMPORT:
+            return "slow"
+        return "warning" if self.warning else "ok"
+
+    @property
+    def packages(self) -> set[str]:
+        """Top-level packages of its code."""
+        modules = [self.module, *(e.factory for entries in self.offers.values() for e in entries)]
+        return set(map(_package, modules))
 
     @property
     def label(self) -> str:
@@ -121,74 +152,93 @@ class Registry:
     ) -> None:
         plugin = Plugin(name, distribution, version, module)
         self.plugins.append(plugin)
-        began = time.perf_counter()
-        try:
-            loaded = load()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may raise anything, SystemExit included
-            plugin.problem = f"cannot be imported: {_in_a_line(error)}"
+        if {name, distribution} & left_out():
+            plugin.unwanted = True
+            plugin.problem = f"is left out: the environment variable {LEFT_OUT} names it"
             return
-        finally:
-            plugin.seconds = time.perf_counter() - began
-        try:
-            plugin.problem = self._register(plugin, loaded)
-        except (Exception, SystemExit) as error:
-            plugin.problem = f"fails in a hook: {_in_a_line(error)}"
+        began = time.perf_counter()
+        with contained() as conduct:
+            plugin.problem = self._tried(plugin, load)
+        plugin.seconds = time.perf_counter() - began
         if plugin.problem is not None:
             plugin.offers.clear()
             plugin.published.clear()
             return
+        remarks = [plugin.warning] if plugin.warning else []
         if plugin.seconds > SLOW_IMPORT:
-            plugin.warning = (
-                f"slow: its import takes {plugin.seconds:.1f} s; "
+            remarks.append(
+                f"is slow: its import takes {plugin.seconds:.1f} s; "
                 "it should import heavy libraries only inside what it registers"
             )
+        if conduct:
+            remarks.append(f"{conduct}, when it is imported")
+        plugin.warning = "; ".join(remarks) or None
         for kind, entries in plugin.offers.items():
             for entry in entries:
                 self._claims[kind].setdefault(entry.name, []).append((plugin, entry))
         for file in plugin.published:
             self._published.setdefault(file.name, []).append((plugin, file))
 
+    def _tried(self, plugin: Plugin, load: Callable[[], object]) -> str | None:
+        """Imports and registers a plugin; the reason if it must be left out."""
+        try:
+            loaded = load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            return f"cannot be imported: {_in_a_line(error)}"
+        problem = _of_another_interface(plugin, getattr(loaded, "ppap_interface", None))
+        if problem is not None:
+            return problem
+        try:
+            return self._register(plugin, loaded)
+        except (Exception, SystemExit) as error:
+            return f"fails in a hook: {_in_a_line(error)}"
+
     def _register(self, plugin: Plugin, loaded: object) -> str | None:
         """Checks and registers a loaded plugin; the reason if it must be left out."""
-        wanted = getattr(loaded, "ppap_interface", None)
-        if wanted != INTERFACE:
-            written = "declares no ppap_interface" if wanted is None else f"is for {wanted}"
-            return (
-                f"is written for another interface version: this host has {INTERFACE}, it {written}"
-            )
+        twin = self._manager.get_name(loaded)
+        if twin is not None:
+            return f"names the module {plugin.module!r}, which {twin.partition(':')[0]} registers"
         self._manager.register(loaded, name=f"{plugin.distribution}:{plugin.name}")
+        problem = self._asked(plugin, loaded)
+        if problem is not None:
+            self._manager.unregister(loaded)
+        return problem
+
+    def _asked(self, plugin: Plugin, loaded: object) -> str | None:
+        """Calls the hooks of a plugin; what is wrong with their answers, if anything is."""
         unknown = [
             caller.name
             for caller in self._manager.get_hookcallers(loaded) or ()
             if not caller.has_spec()
         ]
         if unknown:
-            self._manager.unregister(loaded)
             return (
                 f"implements unknown hooks {', '.join(sorted(unknown))}; "
-                f"known: {', '.join(sorted([*HOOKS.values(), WEIGHTS_HOOK]))}"
+                f"known: {', '.join(sorted(ANSWERS))}"
             )
-        for kind, hook in HOOKS.items():
-            if not hasattr(loaded, hook):
-                continue
-            entries = list(getattr(loaded, hook)())
-            for entry in entries:
-                if not isinstance(entry, Entry):
-                    self._manager.unregister(loaded)
-                    return f"{hook} must return a list of Entry, not of {type(entry).__name__}"
-            plugin.offers[kind] = entries
-        if hasattr(loaded, WEIGHTS_HOOK):
-            files = list(getattr(loaded, WEIGHTS_HOOK)())
-            for file in files:
-                if not isinstance(file, PublishedFile):
-                    self._manager.unregister(loaded)
+        answers: dict[str, list[Any]] = {}
+        for hook, wanted in ANSWERS.items():
+            answers[hook] = list(getattr(loaded, hook)()) if hasattr(loaded, hook) else []
+            for answer in answers[hook]:
+                if not isinstance(answer, wanted):
                     return (
-                        f"{WEIGHTS_HOOK} must return a list of PublishedFile, "
-                        f"not of {type(file).__name__}"
+                        f"{hook} must return a list of {wanted.__name__}, "
+                        f"not of {type(answer).__name__}"
                     )
-            plugin.published = files
+            names = [answer.name for answer in answers[hook]]
+            twice = sorted({str(name) for name in names if names.count(name) > 1})
+            if twice:
+                return f"{hook} names {', '.join(twice)} twice"
+        for kind, hook in HOOKS.items():
+            for entry in answers[hook]:
+                fault = _fault(entry)
+                if fault is not None:
+                    return f"{hook} returns an entry {fault}"
+            if answers[hook]:
+                plugin.offers[kind] = answers[hook]
+        plugin.published = answers[WEIGHTS_HOOK]
         return None
 
     def names(self, kind: Kind) -> dict[str, list[tuple[Plugin, Entry]]]:
@@ -217,19 +267,52 @@ class Registry:
         raise error
 
     def collisions(self) -> list[tuple[str, str, list[str]]]:
-        """Names that several plugins claim: (kind, name, labels of the plugins)."""
-        owners: dict[tuple[str, str], list[Plugin]] = {
-            (kind, name): [plugin for plugin, _ in found]
+        """Names that several plugins claim: (kind, name, labels of the plugins).
+
+        The host's own commands stay its own, whoever claims them.
+        """
+        owners: dict[tuple[str, str], list[str]] = {
+            (kind, name): [plugin.label for plugin, _ in found]
             for kind, claims in self._claims.items()
             for name, found in claims.items()
         }
         for name, files in self._published.items():
-            owners[PUBLISHED, name] = [plugin for plugin, _ in files]
+            owners[PUBLISHED, name] = [plugin.label for plugin, _ in files]
+        for name, points in plugin_commands().items():
+            own = [self.plugins[0].label] if name in OWN_COMMANDS else []
+            owners["command", name] = [*own, *(owner(point) for point in points)]
         return [
-            (kind, name, sorted(plugin.label for plugin in plugins))
-            for (kind, name), plugins in owners.items()
-            if len(plugins) > 1
+            (kind, name, sorted(labels))
+            for (kind, name), labels in owners.items()
+            if len(labels) > 1
         ]
+
+    def owner(self, kind: Kind, name: str) -> Plugin:
+        """The plugin that offers the one thing of this kind and name.
+
+        Raises:
+            PluginError, UnknownNameError: as :meth:`entry`.
+        """
+        self.entry(kind, name)
+        return self._claims[kind][name][0][0]
+
+    def blamed(self, error: BaseException) -> tuple[str, str] | None:
+        """The plugin in whose code an error came up, and where there; None if in nobody's."""
+        owners = {
+            _package(point.value): owner(point)
+            for points in plugin_commands().values()
+            for point in points
+        }
+        for plugin in self.plugins[1:]:
+            owners |= dict.fromkeys(plugin.packages, plugin.label)
+        owners.pop("ppap_host", None)
+        found = None
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__", ""))
+            label = owners.get(_package(module))
+            if label is not None:
+                found = label, f"{module}, line {line}, in {frame.f_code.co_name}"
+        return found
 
     def entry(self, kind: Kind, name: str) -> Entry:
         """The one thing of this kind and name.
@@ -280,10 +363,11 @@ class Registry:
                 something else than a ``wanted``; or as :meth:`load`.
             PpapError: what the factory itself says about the options.
         """
-        factory = self.load(kind, name)
-        (plugin, _), *_ = self._claims[kind][name]
+        factory, plugin = self.load(kind, name), self.owner(kind, name)
         try:
-            made = factory(**options)
+            # Networks draw their initial weights from the global generators: no fault of theirs.
+            with contained(draws=False) as conduct:
+                made = factory(**options)
         except PpapError:
             raise
         except Exception as error:
@@ -297,6 +381,7 @@ class Registry:
                 f"not a {wanted.__name__}.",
                 remedy="This is a fault of the plugin; tell its authors.",
             )
+        warn_of(conduct, f"The {kind} {name!r} of {plugin.label}, when it is made,")
         return made
 
     def load(self, kind: Kind, name: str) -> Any:
@@ -306,15 +391,17 @@ class Registry:
             PluginError: its import fails, or as :meth:`entry`.
             UnknownNameError: as :meth:`entry`.
         """
-        entry = self.entry(kind, name)
+        entry, plugin = self.entry(kind, name), self.owner(kind, name)
         try:
-            return entry.load()
+            with contained(draws=False) as conduct:
+                loaded = entry.load()
         except (Exception, SystemExit) as error:
-            (plugin, _), *_ = self._claims[kind][name]
             raise PluginError(
                 f"The {kind} {name!r} of {plugin.label} cannot be loaded: {_in_a_line(error)}.",
                 remedy="Run `ppap doctor`; if it finds nothing, reinstall the plugin.",
             ) from error
+        warn_of(conduct, f"The {kind} {name!r} of {plugin.label}, when it is imported,")
+        return loaded
 
     def _unknown(self, kind: Kind, name: str) -> UnknownNameError:
         published = KNOWN_PLUGINS.get(kind, {})
@@ -330,6 +417,54 @@ class Registry:
                 offers = ", ".join(f"{k!r} with `pip install {p}`" for k, p in missing.items())
                 error.remedy += f" Not installed here: {offers}."
         return error
+
+
+def _package(module: str) -> str:
+    """The top-level package of a module, or of an attribute of one."""
+    return re.split(r"[.:]", module)[0]
+
+
+def _of_another_interface(plugin: Plugin, wanted: object) -> str | None:
+    """Why a plugin that was written for this interface cannot be used; None if it can.
+
+    An older interface that is still served leaves a warning with the plugin.
+    """
+    served = f"{INTERFACE}"
+    if OLDEST_INTERFACE < INTERFACE:
+        served = f"{OLDEST_INTERFACE} to {INTERFACE}"
+    if wanted is None:
+        return f"declares no ppap_interface; its module must name one, and this host has {served}"
+    if not isinstance(wanted, int) or isinstance(wanted, bool):
+        return (
+            f"declares the ppap_interface {wanted!r}, which is no version; this host has {served}"
+        )
+    if wanted > INTERFACE:
+        return (
+            f"is written for interface {wanted}, and this host has {served}: "
+            "`pip install --upgrade ppap-host`"
+        )
+    if wanted < OLDEST_INTERFACE:
+        return (
+            f"is written for interface {wanted}, and this host has {served}: "
+            f"`pip install --upgrade {plugin.distribution}`, or use an older ppap-host"
+        )
+    if wanted < INTERFACE:
+        plugin.warning = (
+            f"is written for interface {wanted}; it works, but a later host will serve "
+            f"{INTERFACE} only: `pip install --upgrade {plugin.distribution}`"
+        )
+    return None
+
+
+def _fault(entry: Entry) -> str | None:
+    """What is wrong with an entry, if anything is."""
+    if not (isinstance(entry.name, str) and _NAME.fullmatch(entry.name)):
+        return f"named {entry.name!r}: a name has lower-case letters, digits and hyphens"
+    if not (isinstance(entry.factory, str) and _FACTORY.fullmatch(entry.factory)):
+        return f"{entry.name!r} with the factory {entry.factory!r}: write 'module:attribute'"
+    if not isinstance(entry.summary, str) or "\n" in entry.summary:
+        return f"{entry.name!r} whose summary is not one line of text"
+    return None
 
 
 def _claimed_twice(kind: str, name: str, plugins: Iterable[Plugin]) -> PluginError:

@@ -6,6 +6,7 @@ Every fault names the check of :mod:`ppap_host.testing` that must catch it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,6 +276,27 @@ class SeedsTheGlobalGenerator(SoundGuide):
     def prepare(self, x: Tensor) -> Tensor:
         torch.manual_seed(0)
         return super().prepare(x) + 0.01 * torch.randn(x.shape[1:]).to(x)
+
+
+@caught_by("well-behaved")
+class PrintsWhatItSees(SoundGuide):
+    def prepare(self, x: Tensor) -> Tensor:
+        print(f"{len(x)} images")
+        return super().prepare(x)
+
+
+@caught_by("well-behaved")
+class SilencesEverybody(SoundGuide):
+    def __init__(self) -> None:
+        warnings.simplefilter("ignore")
+        super().__init__()
+
+
+@caught_by("well-behaved")
+class ForgetsToRecordGradientsAgain(SoundGuide):
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        torch.set_grad_enabled(False)
+        return super().measure(output, target)
 
 
 @caught_by("inputs")

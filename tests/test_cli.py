@@ -91,7 +91,8 @@ def test_list_is_json_where_nobody_looks(ppap_here: Call) -> None:
     assert plain == asked
     assert (asked.code, asked.err) == (0, "")
     found = json.loads(asked.out)
-    assert {"guide", "backbone", "recipe", "sampler", "expert set", "plugin"} == set(found)
+    kinds = {"guide", "backbone", "recipe", "sampler", "expert set", "command", "plugin"}
+    assert set(found) == kinds
     assert "shapes" in [row["name"] for row in found["backbone"]]
     assert {"naive", "x0", "x0-through"} <= {row["name"] for row in found["recipe"]}
     for kind in ("guide", "backbone", "recipe", "sampler"):

@@ -10,8 +10,9 @@ import pytest
 from environments import Environment, build_wheel
 from processes import Outcome
 
+from ppap_host import registry as registry_module
 from ppap_host.errors import PluginError, UnknownNameError
-from ppap_host.registry import Registry
+from ppap_host.registry import Plugin, Registry
 
 
 def guide(name: str, factory: str, before: str = "", interface: str = "ppap_interface = 1") -> str:
@@ -41,6 +42,13 @@ PLUGINS: dict[str, str] = {
     "hollowx": guide("hollowx", "ppap_x_hollowx_missing:Guide"),
     "emptyx": guide("emptyx", "ppap_x_emptyx:Missing"),
     "leavesx": guide("leavesx", "antigravity_x:Guide"),
+    "olderx": guide("olderx", "a:b", interface="ppap_interface = 0"),
+    "wordsx": guide("wordsx", "a:b", interface="ppap_interface = 'one'"),
+    "shoutsx": guide("ShoutsX", "a:b"),
+    "vaguex": guide("vaguex", "the guide of vaguex"),
+    "longx": guide("longx", "a:b").replace("the guide", "the\\nguide"),
+    "twicex": guide("twicex", "a:b").replace("return [", "return 2 * ["),
+    "nothingx": guide("nothingx", "a:b").replace("return", "return None and"),
     "twin-a": guide("depthx", "ppap_x_twin_a:ppap_guides"),
     "twin-b": guide("depthx", "ppap_x_twin_b:ppap_guides"),
 }
@@ -48,11 +56,20 @@ BROKEN = {
     "brokenx": "cannot be imported: ImportError: needs moonlib which is not here",
     "syntaxx": "cannot be imported: SyntaxError: invalid syntax",
     "exitsx": "cannot be imported: SystemExit: 3",
-    "futurex": "written for another interface version: this host has 1, it is for 99",
-    "silentx": "this host has 1, it declares no ppap_interface",
+    "futurex": "is written for interface 99, and this host has 1: "
+    "`pip install --upgrade ppap-host`",
+    "olderx": "is written for interface 0, and this host has 1: "
+    "`pip install --upgrade ppap-x-olderx`",
+    "wordsx": "declares the ppap_interface 'one', which is no version; this host has 1",
+    "silentx": "declares no ppap_interface; its module must name one, and this host has 1",
     "misspeltx": "implements unknown hooks ppap_guidez; known: ppap_backbones",
     "stringsx": "ppap_guides must return a list of Entry, not of str",
     "raisesx": "fails in a hook: KeyError: 'oh'",
+    "shoutsx": "an entry named 'ShoutsX': a name has lower-case letters, digits and hyphens",
+    "vaguex": "'vaguex' with the factory 'the guide of vaguex': write 'module:attribute'",
+    "longx": "an entry 'longx' whose summary is not one line of text",
+    "twicex": "ppap_guides names twicex twice",
+    "nothingx": "fails in a hook: TypeError: 'NoneType' object is not iterable",
 }
 COMMANDS = """\
 import sys
@@ -200,7 +217,7 @@ def test_uninstalling_one_owner_mends_it(tmp_path: Path) -> None:
 def test_a_slow_plugin_works_and_is_flagged(listed: dict[str, Any]) -> None:
     found = row(listed, "slowx")
     assert found["status"] == "slow"
-    assert found["reason"].startswith("slow: its import takes 1.")
+    assert found["reason"].startswith("is slow: its import takes 1.")
     assert "slowx" in [g["name"] for g in listed["guide"]]
 
 
@@ -289,6 +306,27 @@ def test_doctor_reports_every_plugin(zoo: Environment) -> None:
 
 
 # The registry alone
+
+
+OLD = "is written for interface 1, and this host has 2 to 3: `pip install --upgrade ppap-a`"
+NEW = "is written for interface 4, and this host has 2 to 3: `pip install --upgrade ppap-host`"
+AGEING = "is written for interface 2; it works, but a later host will serve 3 only"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem", "warning"), [(1, OLD, ""), (2, "", AGEING), (3, "", ""), (4, NEW, "")]
+)
+def test_an_older_interface_is_served_with_a_warning_as_long_as_the_host_says(
+    wanted: int, problem: str, warning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "INTERFACE", 3)
+    monkeypatch.setattr(registry_module, "OLDEST_INTERFACE", 2)
+    plugin = Plugin("a", "ppap-a", "1.0", "a")
+    told = registry_module._of_another_interface(plugin, wanted)
+    assert (told or "").startswith(problem)
+    assert bool(told) == bool(problem)
+    assert (plugin.warning or "").startswith(warning)
+    assert bool(plugin.warning) == bool(warning)
 
 
 def test_the_host_registers_its_things_as_a_plugin_does() -> None:

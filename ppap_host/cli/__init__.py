@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -23,11 +24,10 @@ from ppap_host.cli import (
     weights,
 )
 from ppap_host.cli import list as list_command
-from ppap_host.cli.output import fail
-from ppap_host.errors import PluginError, PpapError
-
-COMMANDS = "ppap.commands"
-"""Entry point group of commands that plugins add: name -> Typer application."""
+from ppap_host.cli.output import fail, show_warning
+from ppap_host.commands import LEFT_OUT, OWN_COMMANDS, owner, plugin_commands
+from ppap_host.containment import contained, warn_of
+from ppap_host.errors import PluginError, PluginWarning, PpapError
 
 app = typer.Typer(
     name="ppap",
@@ -72,35 +72,78 @@ app.add_typer(shapes.app, name="shapes")
 app.add_typer(plugin.app, name="plugin")
 
 
-def _add_plugin_command(name: str, point: metadata.EntryPoint) -> None:
+def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
     """Adds a plugin's command, which is imported when it is called and not before."""
 
     def call(ctx: typer.Context) -> None:
+        if len(points) > 1:
+            raise PluginError(
+                f"The command {name!r} is claimed by {' and '.join(map(owner, points))}.",
+                remedy=f"Uninstall one of them, or name one in the variable {LEFT_OUT}.",
+            )
+        (point,) = points
         try:
-            command: Any = point.load()
-        except Exception as error:
+            with contained(draws=False) as conduct:
+                command: Any = point.load()
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"The command {name!r} cannot be loaded: {error}.",
                 remedy="Mend or reinstall its plugin; `ppap doctor` says more.",
             ) from error
+        warn_of(conduct, f"The command {name!r} of {owner(point)}, when it is imported,")
         command(args=ctx.args, prog_name=f"ppap {name}")
 
     app.command(
         name,
-        help=f"From the plugin {point.dist.name if point.dist else point.value}.",
+        help=f"From the plugin {' and '.join(map(owner, points))}.",
         rich_help_panel="Commands of plugins",
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(call)
 
 
-for _point in metadata.entry_points(group=COMMANDS):
-    _add_plugin_command(_point.name, _point)
+for _name, _points in plugin_commands().items():
+    if _name not in OWN_COMMANDS:  # `ppap doctor` tells of those
+        _add_plugin_command(_name, _points)
+
+
+def _blamed(error: Exception) -> PluginError | None:
+    """The error as that of the plugin in whose code it came up; None if it was in nobody's."""
+    from ppap_host.registry import registry
+
+    found = registry().blamed(error)
+    if found is None:
+        return None
+    label, where = found
+    return PluginError(
+        f"The plugin {label} fails ({where}): "
+        f"{type(error).__name__}: {' '.join(str(error).split())}.",
+        remedy="This is a fault of the plugin; tell its authors (--debug shows the traceback).",
+    )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings about plugins on one line; all others as ever."""
+    if issubclass(category, PluginWarning):
+        show_warning(str(message))
+    else:
+        _python_shows(message, category, filename, lineno, file, line)
+
+
+_python_shows = warnings.showwarning
 
 
 def main() -> None:
     """Entry point of the command ``ppap``: errors become one line and an exit code."""
     debug = "--debug" in sys.argv
+    warnings.showwarning = _show_warning
     try:
         # Before or behind the command: nobody remembers where a global option goes.
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -111,3 +154,10 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        blamed = None if debug else _blamed(error)
+        if blamed is None:
+            raise
+        fail(blamed)
+    finally:
+        warnings.showwarning = _python_shows

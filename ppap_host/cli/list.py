@@ -12,7 +12,8 @@ from ppap_host.cli.output import for_people, print_json
 def list_everything(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """List guides, backbones, recipes, samplers, expert sets and plugins."""
+    """List guides, backbones, recipes, expert sets, samplers, plugins and their commands."""
+    from ppap_host.commands import OWN_COMMANDS, owner, plugin_commands
     from ppap_host.names import SAMPLER_SUMMARIES
     from ppap_host.registry import HOOKS, registry
 
@@ -33,12 +34,22 @@ def list_everything(
         {"name": name, "summary": summary, "from": [found.plugins[0].label]}
         for name, summary in SAMPLER_SUMMARIES.items()
     ]
+    things["command"] = [
+        {
+            "name": name,
+            "summary": f"`ppap {name} --help`"
+            if len(points) == 1 and name not in OWN_COMMANDS
+            else "unusable: claimed by several plugins",
+            "from": [owner(point) for point in points],
+        }
+        for name, points in plugin_commands().items()
+    ]
     plugins = [
         {
             "name": plugin.name,
             "distribution": plugin.distribution,
             "version": plugin.version,
-            "status": "broken" if plugin.problem else "slow" if plugin.warning else "ok",
+            "status": plugin.status,
             "reason": plugin.problem or plugin.warning or "",
         }
         for plugin in found.plugins
@@ -66,7 +77,9 @@ def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
     table = Table(
         "name", "distribution", "version", "status", title="plugins", title_justify="left"
     )
-    colours = {"ok": "green", "slow": "yellow", "broken": "red"}
+    colours = {
+        "ok": "green", "warning": "yellow", "slow": "yellow", "left out": "dim", "broken": "red"
+    }  # fmt: skip
     for plugin in plugins:
         status = f"[{colours[plugin['status']]}]{plugin['status']}[/]"
         reason = f"  {escape(plugin['reason'])}" if plugin["reason"] else ""

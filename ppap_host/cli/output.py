@@ -29,6 +29,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def show_warning(text: str) -> None:
+    """Prints a warning on one line."""
+    stderr().print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+
 def fail(error: PpapError) -> NoReturn:
     """Prints an error on one line, with its remedy, and exits with its code."""
     from rich.text import Text

@@ -6,11 +6,12 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppap_host.containment import GENERATORS
 
 _UNUSUAL = 190_547_013
 
@@ -31,30 +32,21 @@ def watched_randomness() -> Iterator[list[str]]:
 
     Python's own is not watched where beartype is loaded, which draws from it to check containers.
     """
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    before = {setting.what: setting.read() for setting in GENERATORS}
     # Not where it was: who seeds it always alike would come back to the same state.
     torch.set_rng_state(torch.Generator().manual_seed(_UNUSUAL).get_state())
     np.random.seed(_UNUSUAL)
     random.seed(_UNUSUAL)
-    start = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    start = {setting.what: setting.read() for setting in GENERATORS}
     drawn: list[str] = []
     try:
         yield drawn
     finally:
-        if not torch.equal(start[0], torch.get_rng_state()):
-            drawn.append("torch")
-        if not _same(start[1], np.random.get_state()):
-            drawn.append("numpy")
-        if start[2] != random.getstate() and "beartype" not in sys.modules:
-            drawn.append("random")
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two states of numpy's generator are equal."""
-    return all(np.array_equal(one, other) for one, other in zip(a, b, strict=True))
+        for setting in GENERATORS:
+            same = setting.same(start[setting.what], setting.read())
+            if not same and (setting.module or "beartype" not in sys.modules):
+                drawn.append(setting.module or "random")
+            setting.restore(before[setting.what])
 
 
 def in_a_line(error: BaseException) -> str:

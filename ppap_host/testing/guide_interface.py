@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from ppap_host.containment import contained
 from ppap_host.errors import PpapError
 from ppap_host.experts import network_hash
 from ppap_host.guide import Guide
@@ -240,6 +242,31 @@ def own_randomness(subject: GuideUnderTest) -> None:
     with watched_randomness() as drawn:  # from the second time on: imports may draw, too
         subject.gradient(subject.guide, subject.x, target)
     require(not drawn, f"It draws from the global generator of {' and '.join(drawn)}.")
+
+
+@CLAIMS.claim(
+    "well-behaved",
+    why="Standard output carries results for other programs, and default dtypes, thread counts and "
+    "warning filters are everybody's: the host undoes such changes, at the cost of a warning.",
+    remedy="Log instead of printing, and use context managers such as torch.no_grad().",
+)
+def well_behaved(subject: GuideUnderTest) -> None:
+    """Making and asking it prints nothing and leaves the settings of the process alone."""
+    target = subject.target
+    subject.gradient(subject.guide, subject.x, target)
+    for conduct in subject.conducts:
+        require(not conduct, f"Making it {conduct}.")
+    asked: dict[str, Callable[[], object]] = {
+        "Seeing, the loss or its gradient": lambda: subject.gradient(
+            subject.guide, subject.x, target
+        ),
+        "measure()": lambda: subject.guide.measure(subject.output, target),
+        "picture()": lambda: subject.guide.picture(subject.output),
+    }
+    for what, call in asked.items():
+        with contained(draws=False) as conduct:
+            call()
+        require(not conduct, f"{what} {conduct}.")
 
 
 @CLAIMS.claim(

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from ppap_host.containment import Conduct, contained
 from ppap_host.errors import PpapError
 from ppap_host.guide import Guide, Target
 from ppap_host.images import from_tensor
@@ -41,8 +42,18 @@ class GuideUnderTest:
         trained: bool,
         seed: int,
     ) -> None:
-        self.make, self.text, self.size = make, text, size
+        self._make, self.text, self.size = make, text, size
         self.trained, self.seed = trained, seed
+        self.conducts: list[Conduct] = []
+
+    def make(self) -> Guide:
+        """Calls the factory; what that did to the process is undone, and kept for its check."""
+        with contained(draws=False) as conduct:
+            # Another state each time, or two guides with random weights would have the same.
+            torch.manual_seed(len(self.conducts))
+            guide = self._make()
+        self.conducts.append(conduct)
+        return guide
 
     @cached_property
     def guide(self) -> Guide:

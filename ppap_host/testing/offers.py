@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from ppap_host.errors import PluginError, unknown_name
-from ppap_host.loading import load_backbone, load_guide
+from ppap_host.loading import load_backbone
 from ppap_host.registry import Kind, Registry
 from ppap_host.testing.backbones import check_backbone
 from ppap_host.testing.checks import Check
@@ -72,8 +72,11 @@ def offers(found: Registry, name: str, kind: Kind | None = None) -> list[tuple[K
 def checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> list[Check]:
     """The checks of one thing that plugins offer."""
     if kind == "guide":
+        # As its plugin makes it: the host would undo what the checks are to find.
         return check_guide(
-            lambda: load_guide(found, name, settings.model), settings.target, size=settings.size
+            lambda: found.load("guide", name)(model=settings.model),
+            settings.target,
+            size=settings.size,
         )
     if kind == "backbone":
         return check_backbone(
