@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from installation import wheelhouse as wheelhouse
 from processes import Outcome, run_process
 
 Call = Callable[..., Outcome]

@@ -20,7 +20,7 @@ from installer import install
 from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile
 from installer.utils import get_launcher_kind
-from processes import Outcome, run_process
+from processes import Outcome, plain_environment, run_process
 
 
 def build_wheel(
@@ -102,9 +102,25 @@ class Environment:
         with WheelFile.open(wheel) as source:
             install(source, destination, additional_metadata={"INSTALLER": b"tests"})
 
+    def run(
+        self,
+        *command: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+    ) -> Outcome:
+        """Runs a command, at most ``timeout`` seconds long.
+
+        Args:
+            cwd: where; in its own folder if left out.
+            env: variables beside the plain environment.
+        """
+        variables = plain_environment() | dict(env or {})
+        return run_process(list(command), cwd or self.folder, variables, timeout)
+
     def ppap(self, *arguments: str) -> Outcome:
         """Runs its ``ppap``."""
-        return run_process([self.python, "-m", "ppap_host", *arguments], self.folder)
+        return self.run(self.python, "-m", "ppap_host", *arguments)
 
     def ppap_in_turn(self, *calls: tuple[str, ...]) -> list[Outcome]:
         """Runs its ``ppap`` several times in one process, which imports torch once."""
@@ -127,7 +143,4 @@ class Environment:
 
     def evaluate(self, code: str) -> str:
         """What its interpreter prints for ``code``."""
-        outcome = run_process([self.python, "-c", textwrap.dedent(code)], self.folder)
-        if outcome.code:
-            raise RuntimeError(outcome.err)
-        return outcome.out
+        return self.run(self.python, "-c", textwrap.dedent(code)).success().out

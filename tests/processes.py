@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,16 @@ class Outcome:
     out: str
     err: str
 
+    def success(self) -> Outcome:
+        """This outcome.
+
+        Raises:
+            RuntimeError: with all that was printed, if the command failed.
+        """
+        if self.code:
+            raise RuntimeError(f"exit code {self.code}\n{self.out}\n{self.err}")
+        return self
+
 
 def plain_environment() -> dict[str, str]:
     """The environment without what changes how Python or Rich behave."""
@@ -24,14 +35,21 @@ def plain_environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
-def run_process(command: list[str], folder: Path) -> Outcome:
+def run_process(
+    command: list[str], folder: Path, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> Outcome:
+    """Runs a command in a folder, at most ``timeout`` seconds long.
+
+    Args:
+        env: all of its environment; the plain one if left out.
+    """
     done = subprocess.run(
         command,
         cwd=folder,
-        env=plain_environment(),
+        env=plain_environment() if env is None else env,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -12,7 +12,6 @@ import ppap_plugin_clip
 import pytest
 import torch
 from PIL import Image
-from ppap_plugin_clip.base import looks_like_a_path
 from ppap_plugin_clip.clip_guide import ClipGuide
 from ppap_plugin_clip.pictures import SIDE, Axes, card, patch_map
 from ppap_plugin_clip.style_guide import StyleGuide
@@ -146,18 +145,6 @@ def test_bad_targets_are_said(clip: ClipGuide, style: StyleGuide, tmp_path: Path
         with pytest.raises(TargetError, match="no file") as caught:
             style.read_target(target, SIZE)
         assert "'clip'" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        ("photo.JPG", True), ("./photo", True), ("rooms/one", True), ("/tmp/one two", True),
-        ("http://a.b/c", True), ("C:\\photo", True), ("a red cube", False), ("cube", False),
-        ("a black / white photo", False), ("a photo, 1/2 size", False), ("", False),
-    ],
-)  # fmt: skip
-def test_what_is_taken_for_a_path(text: str, meant: bool) -> None:
-    assert looks_like_a_path(text) == meant
 
 
 # --- losses and gradients

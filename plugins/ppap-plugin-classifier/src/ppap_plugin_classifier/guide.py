@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ppap_host.errors import TargetError
 from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
-from ppap_host.images import read_rgb, to_tensor
+from ppap_host.images import means_file, read_rgb, to_tensor
 from ppap_host.temperatures import Tempered
 from ppap_plugin_classifier.bars import chart
 from ppap_plugin_classifier.checkpoint import load_checkpoint
@@ -27,8 +27,6 @@ TEACHER_TEMPERATURE = 1.0
 
 RANK = 6
 """Of the experts' factors: one expert then trains less than a tenth of the shipped network."""
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class ClassifierGuide(Guide):
@@ -91,7 +89,7 @@ class ClassifierGuide(Guide):
         try:
             index = self.labels.find(text)
         except TargetError:
-            if _looks_like_a_path(text):
+            if means_file(text):
                 read_rgb(text, size)  # says what is wrong with it
             raise
         parameter = next(self._network.parameters())
@@ -182,7 +180,3 @@ class ClassifierGuide(Guide):
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read."""
         return self._files
-
-
-def _looks_like_a_path(text: str) -> bool:
-    return "/" in text or "\\" in text or text.lower().endswith(_PICTURES)

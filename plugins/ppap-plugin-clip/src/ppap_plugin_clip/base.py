@@ -15,8 +15,6 @@ from ppap_host.guide import Guide, PatchPlan, default_patch_plan
 from ppap_host.images import read_rgb, to_tensor
 from ppap_plugin_clip.checkpoint import Checkpoint
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
 
 class ClipEyes(Guide):
     """A guide that looks at images with the vision tower of a CLIP.
@@ -59,10 +57,3 @@ class ClipEyes(Guide):
         parameter = next(self._network.parameters())
         with torch.no_grad():
             return image, self.see(to_tensor(image).to(parameter.device, parameter.dtype))
-
-
-def looks_like_a_path(text: str) -> bool:
-    """Whether a text that names no file was yet meant to: an ending, an address, one long path."""
-    if text.lower().endswith(_PICTURES) or "://" in text or text.startswith(("/", "./", "~/")):
-        return True
-    return ("/" in text or "\\" in text) and not any(c.isspace() for c in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch.nn import functional as F
 
 from ppap_host.errors import TargetError
 from ppap_host.guide import Target
-from ppap_plugin_clip.base import ClipEyes, looks_like_a_path
+from ppap_host.images import means_file
+from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import encode, load_checkpoint
 from ppap_plugin_clip.losses import cosine, spherical_distance
 from ppap_plugin_clip.networks import ImageEmbedding
@@ -65,7 +65,7 @@ class ClipGuide(ClipEyes):
                 end, for published ones), or the image is missing or cannot be read.
             CheckpointError: the tokenizer or the text tower cannot be loaded.
         """
-        if os.path.isfile(text) or looks_like_a_path(text):
+        if means_file(text):
             image, seen = self._look_at(text, size)
             self._asked = (Path(text).name, F.normalize(seen.float(), dim=1).to(seen))
             return Target(text, self._asked[1], {"target": image}, (Path(text),))

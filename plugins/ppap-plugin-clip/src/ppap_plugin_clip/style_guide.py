@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from ppap_host.errors import TargetError
 from ppap_host.guide import Target
-from ppap_plugin_clip.base import ClipEyes, looks_like_a_path
+from ppap_host.images import means_file
+from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import load_checkpoint
 from ppap_plugin_clip.losses import gram, gram_distance
 from ppap_plugin_clip.networks import LAYER, PatchTokens
@@ -54,7 +54,7 @@ class StyleGuide(ClipEyes):
         Raises:
             TargetError: it is missing or cannot be read.
         """
-        if not (os.path.isfile(text) or looks_like_a_path(text)):
+        if not means_file(text):
             raise TargetError(
                 f"The target {text!r} of the guide 'style' is no file.",
                 remedy="Give the path of a picture in the style you want. For words there is the "
