@@ -1,7 +1,9 @@
 """Writes what the documentation takes from the code: ``python docs/generate.py``.
 
-The page of the command line is the help of every command. Into other pages go tables, between
-``<!-- generated: NAME -->`` and ``<!-- end -->``.
+What is generated stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything else
+on a page is written by hand. A command has a page in ``docs/commands``, where its options go
+between ``<!-- generated: command NAME -->`` and ``<!-- end -->``. A new command gets its place on a
+page, and a page if it has none.
 """
 
 from __future__ import annotations
@@ -10,51 +12,237 @@ import dataclasses
 import inspect
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ppap_host import builtin, recipes
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from ppap_host import builtin, cli, recipes
+from ppap_host.commands import OWN_COMMANDS
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 
 DOCS = Path(__file__).parent
 
-COMMANDS = (
-    "", "run", "rerun", "list", "doctor",
-    "harvest", "tune", "calibrate", "search",
-    "experts", "experts show", "experts verify", "experts merge",
-    "bench", "bench ppap", "bench elucd", "bench recipes", "bench capacity", "weights",
-    "shapes", "shapes render", "shapes evaluate", "plugin", "plugin check", "plugin new",
-)  # fmt: skip
+_PLACE = re.compile(r"(<!-- generated: ([\w ]+) -->)\n.*?<!-- end -->", re.DOTALL)
+
+_VALUES = {str: "text", int: "whole number", float: "number", Path: "path", bool: "flag"}
 
 
-def command_line() -> str:
-    """The page of the command line."""
-    program = shutil.which("ppap", path=str(Path(sys.executable).parent)) or "ppap"
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    parts = [
-        "# Command line",
-        "",
-        "What the commands say of themselves with `--help`. "
-        "This page is written by `docs/generate.py`.",
-        "",
-    ]
-    for command in COMMANDS:
-        told = subprocess.run(
-            [program, *command.split(), "--help"],
-            check=True,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        ).stdout
-        lines = [line.rstrip() for line in told.strip().splitlines()]
-        parts += [f"## {f'ppap {command}'.strip()}", "", "```text", *lines, "```", ""]
-    return "\n".join(parts)
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command as the code declares it.
+
+    Attributes:
+        name: as it is typed, such as "experts show".
+        about: its docstring.
+        callback: the function behind it; None of a group, which only has commands.
+        commands: those of a group.
+    """
+
+    name: str
+    about: str
+    callback: Callable[..., Any] | None
+    commands: tuple[Command, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of what it says of itself."""
+        return _prose(self.about.partition("\n\n")[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """An option or an argument of a command.
+
+    Attributes:
+        names: an option's, the long one first; empty of an argument.
+        metavar: what stands for its value in the usage of the command.
+        values: what it takes, in words.
+        default: in Markdown; empty if there is none.
+        required: whether it must be given.
+        meaning: in Markdown.
+    """
+
+    names: tuple[str, ...]
+    metavar: str
+    values: str
+    default: str
+    required: bool
+    meaning: str
+
+
+def commands(app: typer.Typer = cli.app, of: str = "") -> Iterator[Command]:
+    """The host's commands. Those of plugins depend on what is installed, and are left out."""
+    for command in app.registered_commands:
+        callback = command.callback
+        assert callback is not None
+        name = command.name or callback.__name__.replace("_", "-")
+        if of or name in OWN_COMMANDS:
+            yield Command(of + name, inspect.getdoc(callback) or "", callback)
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        assert inner is not None
+        parts = tuple(commands(inner, f"{group.name} "))
+        yield Command(f"{group.name}", inner.info.help or "", None, parts)
+
+
+def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
+    """What a command takes, read from the signature of its function as Typer reads it."""
+    hints = typing.get_type_hints(callback, include_extras=True)
+    for name, parameter in inspect.signature(callback).parameters.items():
+        kind, *notes = typing.get_args(hints[name])
+        (info,) = (note for note in notes if isinstance(note, ArgumentInfo | OptionInfo))
+        # In an annotation the first name takes the place that a default has elsewhere.
+        declared = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+        names = tuple(declared) or (f"--{name.replace('_', '-')}",)
+        meaning, told = _without_default(info.help or "")
+        if isinstance(info.show_default, str):
+            told = _default(info.show_default)
+        elif not any(parameter.default is nothing for nothing in (None, False, parameter.empty)):
+            value = parameter.default
+            told = f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+        yield Parameter(
+            names=() if isinstance(info, ArgumentInfo) else names,
+            metavar=(info.metavar or name).upper() + "..." * _is_list(kind, info.metavar),
+            values=_values(kind, info),
+            default=told,
+            required=parameter.default is parameter.empty,
+            meaning=_prose(meaning),
+        )
+
+
+def _is_list(kind: Any, metavar: str | None = None) -> bool:
+    """Whether there may be several; not again where the metavar says so already."""
+    lists = typing.get_origin(kind) is list or any(map(_is_list, typing.get_args(kind)))
+    return lists and not (metavar or "").endswith("...")
+
+
+def _values(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
+    """What a parameter takes, in words."""
+    options = [part for part in typing.get_args(kind) if part is not type(None)]
+    plain = options[0] if options else kind
+    if typing.get_origin(plain) is list:
+        (plain,) = typing.get_args(plain)
+    words = _VALUES[plain]
+    if info.min is not None and info.max is not None:
+        words += f", {info.min:g} to {info.max:g}"
+    elif info.min is not None:
+        words += f", at least {info.min:g}"
+    elif info.max is not None:
+        words += f", at most {info.max:g}"
+    return f"{words}; repeatable" if _is_list(kind) else words
+
+
+def _without_default(told: str) -> tuple[str, str]:
+    """A help text without what it says of the default, and that."""
+    found = re.fullmatch(
+        r"(?P<meaning>.+?)(?: \[default: (?P<inner>.+)\]|[;,] default: (?P<end>[^;]+)\.)", told
+    )
+    if found is None:
+        return told, ""
+    return found["meaning"].rstrip(".") + ".", _default(found["inner"] or found["end"])
+
+
+def _default(told: str) -> str:
+    """A default that the help names: a value as code, words as they are."""
+    return f"`{told}`" if " " not in told and told != "all" else _prose(told)
+
+
+def _prose(told: str) -> str:
+    """A help text as Markdown: options as code, nothing that Markdown takes for markup."""
+    parts = re.split(r"(`[^`]*`)", " ".join(told.split()))
+    for i, part in enumerate(parts[::2]):
+        text = re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", part)
+        parts[2 * i] = text.replace("<", "&lt;").replace("*", "\\*").replace("|", "\\|")
+    return "".join(parts)
+
+
+def command_reference(name: str) -> str:
+    """What a command does, how it is called, and what it takes."""
+    command = COMMANDS[name]
+    lines = [command.summary, ""]
+    about = _paragraphs(command.about.split("\n\n")[1:])
+    if command.callback is None:
+        return "\n".join([*lines, *about, _table(command.commands)])
+    told = list(parameters(command.callback))
+    arguments = [parameter for parameter in told if not parameter.names]
+    options = [parameter for parameter in told if parameter.names]
+    usage = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
+    lines += ["```text", " ".join([f"ppap {name}", *usage, "[OPTIONS]"]), "```", ""]
+    lines += about
+    if arguments:
+        lines += ["| argument | takes | meaning |", "|---|---|---|"]
+        lines += [
+            f"| `{p.metavar.replace('|', chr(92) + '|')}` | {p.values} | {p.meaning} |"
+            for p in arguments
+        ]
+        lines.append("")
+    lines += ["| option | takes | default | meaning |", "|---|---|---|---|"]
+    for option in options:
+        # "--yes/--no" are two sides of one flag, not two names.
+        names = ", ".join(f"`{name.replace('/', '` / `')}`" for name in option.names)
+        default = "**required**" if option.required else option.default
+        lines.append(f"| {names} | {option.values} | {default} | {option.meaning} |")
+    lines.append("| `--help`, `-h` | flag |  | Show this message and exit. |")
+    return "\n".join(lines)
+
+
+def _paragraphs(told: list[str]) -> list[str]:
+    """Paragraphs of a docstring as lines of Markdown; commands stand by themselves."""
+    lines = []
+    for paragraph in told:
+        if re.match(r"(ppap|torchrun) ", paragraph) and not paragraph.endswith("."):
+            lines += ["```text", paragraph, "```", ""]
+        else:
+            lines += [_prose(paragraph), ""]
+    return lines
+
+
+def _table(listed: typing.Iterable[Command]) -> str:
+    """Commands with their summaries, each linked to where it is described."""
+    rows = []
+    for command in listed:
+        page, _, part = command.name.partition(" ")
+        link = f"#ppap-{page}-{part}" if part else f"{page}.md"
+        rows.append(f"| [`ppap {command.name}`]({link}) | {command.summary} |")
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
+def command_table() -> str:
+    """All commands of the host."""
+    return _table(command for command in COMMANDS.values() if " " not in command.name)
+
+
+def module_tables() -> str:
+    """The pages of modules, in the order and the groups of the site's navigation."""
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    lines: list[str] = []
+    title = ""
+    for name, page in re.findall(r"^ +- (.+?):(?: (\S+))?$", navigation, re.MULTILINE):
+        if not page:
+            title = name
+        elif page.startswith("reference/"):
+            if title:
+                lines += ["", f"## {title}", "", "| page | modules | what it is for |"]
+                lines.append("|---|---|---|")
+                title = ""
+            lines.append(_module_row(name, DOCS / page))
+    return "\n".join(lines).strip()
+
+
+def _module_row(title: str, path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    found = list(dict.fromkeys(re.findall(r"^::: (ppap_host[\w.]*)$", text, re.MULTILINE)))
+    # What lies in a module that is there itself is a part of the page, not a module.
+    modules = [name for name in found if name.rpartition(".")[0] not in found]
+    named = "<br>".join(f"`{name}`" for name in modules)
+    about = text.split("\n\n")[1]
+    return f"| [{title}]({path.name}) | {named} | {about.partition('. ')[0].rstrip('.')}. |"
 
 
 def _part(part: object) -> str:
@@ -160,8 +348,12 @@ def bench_report() -> str:
     return report.strip()
 
 
+COMMANDS = {command.name: command for whole in commands() for command in (whole, *whole.commands)}
+
 TABLES = {
     "checks": check_tables,
+    "commands": command_table,
+    "modules": module_tables,
     "recipes": recipe_tables,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
@@ -172,19 +364,35 @@ def with_tables(page: str) -> str:
     """A page with its generated parts written anew."""
 
     def anew(found: re.Match[str]) -> str:
-        return f"{found[1]}\n\n{TABLES[found[2]]()}\n\n<!-- end -->"
+        kind, _, of = found[2].partition(" ")
+        text = command_reference(of) if kind == "command" else TABLES[kind]()
+        return f"{found[1]}\n\n{text}\n\n<!-- end -->"
 
-    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?<!-- end -->", anew, page, flags=re.DOTALL)
+    return _PLACE.sub(anew, page)
+
+
+def with_all_commands(page: str, name: str) -> str:
+    """The page of a command with a place for it and for each of its own commands."""
+    wanted = [command for command in COMMANDS if command.split()[0] == name]
+    for command in wanted:
+        if f"<!-- generated: command {command} -->" not in page:
+            page += "" if not page else "\n"
+            page += f"{'#' * len(command.split())} ppap {command}\n\n"
+            page += f"<!-- generated: command {command} -->\n<!-- end -->\n"
+    return page
 
 
 def pages() -> dict[Path, str]:
     """What every page with generated parts should be."""
-    found = {DOCS / "cli.md": command_line()}
-    for path in sorted(DOCS.glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if "<!-- generated: " in text:
-            found[path] = with_tables(text)
-    return found
+    folder = DOCS / "commands"
+    found = {folder / f"{name}.md": "" for name in COMMANDS if " " not in name}
+    for path in sorted(DOCS.rglob("*.md")):
+        if DOCS / "examples" not in path.parents:
+            found[path] = path.read_text(encoding="utf-8")
+    for path, text in found.items():
+        if path.parent == folder and path.stem in COMMANDS:
+            found[path] = with_all_commands(text, path.stem)
+    return {path: with_tables(text) for path, text in found.items() if _PLACE.search(text)}
 
 
 def main() -> None:
@@ -192,7 +400,7 @@ def main() -> None:
     for path, text in pages().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-            print(f"wrote {path.name}")
+            print(f"wrote {path.relative_to(DOCS)}")
 
 
 if __name__ == "__main__":

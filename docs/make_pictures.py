@@ -7,7 +7,12 @@ A block of commands whose result is a picture is marked by a comment on the line
     <!-- picture: images/NAME.png = FILE -->
 
 where FILE is what the commands write. The blocks of a page run in order, in an empty folder that
-holds a copy of ``docs/images/target.png``.
+holds a copy of ``docs/images/target.png``. A block above them that makes no picture but what they
+need, such as a target, is marked by
+
+    <!-- pictures: need this -->
+
+and runs whichever of them are made. Large pictures are written with 256 colours.
 """
 
 from __future__ import annotations
@@ -19,17 +24,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 DOCS = Path(__file__).parent
 TARGET = Path("docs/images/target.png")
 
 _MARKED = re.compile(
-    r"^<!-- picture: (?P<picture>\S+) = (?P<made>\S+) -->\n```bash\n(?P<commands>.*?)^```$",
+    r"^<!-- (?:pictures: need this|picture: (?P<picture>\S+) = (?P<made>\S+)) -->\n"
+    # What the tests are to do with the block stands between the two.
+    r"(?:<!-- commands: [^\n]* -->\n)?"
+    r"```bash\n(?P<commands>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+LARGE = 60_000
+"""Bytes from which on a picture has 256 colours."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +49,39 @@ class Recording:
     """One marked block.
 
     Attributes:
-        page: its name.
-        picture: path below ``docs``.
-        made: what the commands write, relative to the folder they run in.
+        page: its path below ``docs``.
+        picture: path below ``docs``; None if others need what the block makes.
+        made: what the commands write, relative to the folder they run in; None as ``picture``.
         commands: the block as it is shown.
     """
 
     page: str
-    picture: str
-    made: str
+    picture: str | None
+    made: str | None
     commands: str
+
+    def named(self, names: Collection[str]) -> bool:
+        """Whether it makes one of the pictures of these names."""
+        return self.picture is not None and Path(self.picture).stem in names
 
 
 def recordings() -> Iterator[Recording]:
     """All marked blocks, page by page."""
-    for path in sorted(DOCS.glob("*.md")):
+    for path in sorted(DOCS.rglob("*.md")):
+        page = path.relative_to(DOCS).as_posix()
         for found in _MARKED.finditer(path.read_text(encoding="utf-8")):
-            yield Recording(path.name, found["picture"], found["made"], found["commands"])
+            yield Recording(page, found["picture"], found["made"], found["commands"])
+
+
+def shrink(path: Path) -> None:
+    """Gives a large picture 256 colours, dithered, and drops what its file says besides."""
+    if path.stat().st_size < LARGE:
+        return
+    with Image.open(path) as image:
+        rgb = image.convert("RGB")
+    # Pillow dithers only to a palette that it is given.
+    palette = rgb.quantize(256, Image.Quantize.FASTOCTREE)
+    rgb.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def make(wanted: list[Recording]) -> None:
@@ -75,24 +103,28 @@ def make(wanted: list[Recording]) -> None:
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )
+                if recording.picture is None or recording.made is None:
+                    continue
                 picture = DOCS / recording.picture
                 picture.parent.mkdir(exist_ok=True)
                 shutil.copyfile(scratch / recording.made, picture)
+                shrink(picture)
                 print(f"# wrote {recording.picture}", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "names", nargs="*", help="pictures to make, such as quickstart; all if none"
     )
-    names = parser.parse_args().names
+    names = parser.parse_args(arguments).names
     found = list(recordings())
-    unknown = set(names) - {Path(r.picture).stem for r in found}
+    unknown = {name for name in names if not any(r.named([name]) for r in found)}
     if unknown:
         parser.error(f"no block makes {', '.join(sorted(unknown))}")
-    make([r for r in found if not names or Path(r.picture).stem in names])
+    pages = {r.page for r in found if not names or r.named(names)}
+    make([r for r in found if r.page in pages and (not names or not r.picture or r.named(names))])
 
 
 if __name__ == "__main__":

@@ -166,6 +166,11 @@ class Backbone(ABC):
         """(height, width) in pixels of the images it makes."""
         return self.state_shape[1:]
 
+    @property
+    def latent(self) -> bool:
+        """Whether the state is something else than the image: the latent of an autoencoder."""
+        return self.state_shape != (3, *self.image_size)
+
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         """Moves the networks; returns the backbone itself."""

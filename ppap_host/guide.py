@@ -109,7 +109,8 @@ class Guide(ABC):
         Args:
             text: as the user gave it.
             size: (height, width) in pixels of the images to be made; a picture is cropped to their
-                aspect ratio (:func:`ppap_host.images.read_rgb` does it).
+                aspect ratio (:func:`ppap_host.images.read_rgb` does it). Images of another size
+                may be compared with the target, too: those of the stages of a cascade.
 
         Raises:
             TargetError: it cannot be read or means nothing to this guide; says what would.

@@ -28,7 +28,21 @@ MAX_PIXELS = 150_000_000
 """Largest picture that is decoded: 150 megapixels, half a gigabyte of memory as RGB."""
 
 _READABLE = "Give an image file such as PNG, JPEG or WebP."
+_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 _MAP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+def means_file(text: str) -> bool:
+    """Whether a target is meant as a file where it could be words: it is one, or looks like one.
+
+    It looks like one by the ending of a picture, as an address, or as one long path without spaces.
+    Reading it then says what is wrong with it, if anything is.
+    """
+    if os.path.isfile(text) or text.lower().endswith(_PICTURES):
+        return True
+    if "://" in text or text.startswith(("/", "./", "~/")):
+        return True
+    return ("/" in text or "\\" in text) and not any(c.isspace() for c in text)
 
 
 @contextmanager
@@ -42,7 +56,7 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
         )
     # os.path, because Path.exists raises for names that are too long.
     if not os.path.exists(path):
-        raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path of --target.")
+        raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path.")
     if path.is_dir():
         raise TargetError(
             f"The target {str(path)!r} is a folder.", remedy="Name one image file in it."
@@ -187,7 +201,7 @@ def read_map(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[n
 
 def _read_npy(path: Path) -> NDArray[Any]:
     if not os.path.isfile(path):
-        raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path of --target.")
+        raise TargetError(f"There is no file {str(path)!r}.", remedy="Check the path.")
     try:
         # Not numpy.load: that also opens archives and pickles.
         array = np.lib.format.open_memmap(path, mode="r")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other before they take one of them for dead."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,11 @@ def join(device: str) -> Processes:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=device == "cpu")
+    # Shards take minutes to hours, and whoever has none left waits for the others.
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
     return Processes(
         accelerator.process_index,
         accelerator.num_processes,

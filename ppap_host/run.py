@@ -357,7 +357,9 @@ def run(
                 _write_images(result, indices, pictures, rows)
                 record["skipped_guidance"] = dict(health.skipped)
                 record["limited_guidance"] = dict(health.limited)
-                record["warnings"] = health.warnings() + _too_strong(setup, health)
+                record["warnings"] = [
+                    *health.warnings(), *_too_strong(setup, health), *_of_latents(setup)
+                ]  # fmt: skip
                 _write_record(result, clock)
         with clock.part("write"):
             sheet = _sheet(setup, result.images, seen)
@@ -401,6 +403,18 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
                 f"recipe's limit in {cut} of {of} image-steps."
             )
     return told
+
+
+def _of_latents(setup: Setup) -> list[str]:
+    """Of experts that are shown noised latents, one sentence each."""
+    return [
+        f"The experts {g.experts!r} of the guide {g.config.name!r} were tuned on noised images, "
+        f"and the backbone {setup.config.backbone!r} noises latents, which look otherwise when "
+        "they are decoded. Compare with --recipe x0 --experts none."
+        for stage in setup.stages
+        for g in stage.guides
+        if stage.backbone.latent and g.experts is not None and g.recipe.sees_noise
+    ]
 
 
 def _forget(out: Path, created: bool) -> None:

@@ -176,7 +176,7 @@ class Predictor:
     def __init__(
         self, backbone: Backbone, conditions: Callable[[Sequence[int]], Condition] | None = None
     ) -> None:
-        if backbone.state_shape != (3, *backbone.image_size):
+        if backbone.latent:
             raise OptionError(
                 f"The backbone {backbone.name!r} denoises latents, and a harvest keeps images, so "
                 "it has nothing to predict from.",
@@ -510,7 +510,9 @@ class Tuning:
                 self.best[i] = value
                 self.best_values[i] = [t.detach().clone() for t in patch.trainable()]
             self.finished[i] = self.waited[i] >= self.config.patience
-        self.history.append({"step": self.step, "loss": list(self.losses), "held_out": found})
+        # Not NaN, which is no JSON: nothing has been learnt before the first step.
+        losses = [None if math.isnan(loss) else loss for loss in self.losses]
+        self.history.append({"step": self.step, "loss": losses, "held_out": found})
 
     def progress(self, seconds: float) -> Progress:
         """What there is to tell."""

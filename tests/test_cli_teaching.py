@@ -48,11 +48,22 @@ def tuned(harvested: Path) -> Path:
     return folder
 
 
+def strictly(path: Path) -> Any:
+    """What a file of JSON holds; NaN and its kin are none."""
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
 def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
     assert names == {"experts.safetensors", "tuning.json", "tuning.png"}
     with Image.open(tuned / "tuning.png") as plot:
         assert plot.width > 600
+    nothing_yet, _ = strictly(tuned / "tuning.json")["history"]
+    assert nothing_yet["loss"] == [None, None]
     shown = call("experts", "show", tuned, "--json")
     assert shown["guide"] == "classifier"
     assert shown["licence"] == "CC0-1.0"

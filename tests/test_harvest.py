@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from worlds import ColourGuide
 
 from ppap_host.cli import app
+from ppap_host.cli.harvest import _usual_batch
 from ppap_host.errors import CheckpointError, OptionError, OutputError, PpapError
 from ppap_host.harvest import Harvest, HarvestConfig, harvest
 
@@ -194,3 +195,10 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     for path in ("empty.txt", "missing.txt"):
         outcome = CliRunner().invoke(app, [*call[:-4], "--prompts", str(tmp_path / path)])
         assert isinstance(outcome.exception, OptionError)
+
+
+@pytest.mark.parametrize(
+    ("shard", "batch"), [(100, 20), (20, 20), (4, 4), (30, 15), (37, 1), (0, 20)]
+)
+def test_the_usual_batch_divides_a_shard(shard: int, batch: int) -> None:
+    assert _usual_batch(shard) == batch

@@ -24,6 +24,7 @@ from ppap_host.images import (
     contact_sheet,
     from_tensor,
     is_map,
+    means_file,
     read_map,
     read_png_record,
     read_rgb,
@@ -601,3 +602,25 @@ def test_records_are_json_that_others_read(tmp_path: Path) -> None:
     write_png(tmp_path / "x.png", quarters(), {"prompt": "ein Würfel"})
     with Image.open(tmp_path / "x.png") as image:
         assert json.loads(image.text["ppap"]) == {"prompt": "ein Würfel"}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("photo.JPG", True), ("./photo", True), ("rooms/one", True), ("/tmp/one two", True),
+        ("http://a.b/c", True), ("C:\\photo", True), ("ring.npy", True),
+        ("a red cube", False), ("cube", False), ("a black / white photo", False),
+        ("a photo, 1/2 size", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_means_a_file(text: str, meant: bool) -> None:
+    assert means_file(text) == meant
+
+
+def test_a_file_that_looks_like_a_word_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not means_file("cube")
+    (tmp_path / "cube").write_bytes(b"a picture")
+    assert means_file("cube")

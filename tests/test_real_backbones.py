@@ -53,6 +53,8 @@ def test_experts_are_tuned_on_a_pipeline_of_diffusers_and_used_with_it(
     record = run(settings, tmp_path / "run").record
     assert record["status"] == "complete" and record["skipped_guidance"] == {}
     assert record["used"]["guides"][0]["recipe"] == "ppap"
+    assert any("noises latents" in text for text in record["warnings"]) == backbone.latent
+    assert backbone.latent == (name != "ddpm")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -44,8 +44,7 @@ def pixels(record: dict[str, object]) -> str:
 
 
 def test_a_calibration_changes_how_sure_the_guide_is_and_is_on_record(tmp_path: Path) -> None:
-    guide = load_guide(registry(), "classifier")
-    name = guide.labels.names[0]  # type: ignore[attr-defined]
+    name = load_guide(registry(), "classifier").guide.labels.names[0]  # type: ignore[attr-defined]
     given = ["--target", name]
     plain = run(tmp_path / "a", given)
     neutral = run(tmp_path / "b", [*given, "--calibration", str(written(tmp_path, 1.0))])

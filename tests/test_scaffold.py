@@ -7,6 +7,7 @@ import datetime
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Call
+from installation import build
 from processes import Outcome, plain_environment
 from typer.testing import CliRunner
 
@@ -124,6 +126,18 @@ def test_the_kit_passes(kind: PluginKind, found: Registry) -> None:
 def test_its_own_tests_pass(kind: PluginKind, written: dict[PluginKind, Path]) -> None:
     outcome = run(written[kind], "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
     assert outcome.code == 0, outcome.out + outcome.err
+
+
+def test_what_work_leaves_in_its_folder_is_not_published(tmp_path: Path) -> None:
+    scaffold.write(Scaffold("edges"), tmp_path / "edges")
+    for name in ("harvest", "my-run"):
+        (tmp_path / "edges" / name).mkdir()
+        (tmp_path / "edges" / name / "large.bin").write_bytes(b"images")
+    build(tmp_path / "edges", tmp_path / "dist", "--sdist")
+    with tarfile.open(next((tmp_path / "dist").iterdir())) as sdist:
+        tops = {name.split("/")[1] for name in sdist.getnames()}
+    own = {"LICENSE", "README.md", "pyproject.toml", "src", "tests"}
+    assert own <= tops <= own | {".gitignore", "PKG-INFO"}
 
 
 def test_the_edge_guide_is_drawn_to_edges(found: Registry, tmp_path: Path) -> None:

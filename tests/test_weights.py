@@ -281,7 +281,9 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(site: Site, tmp_path: 
             time.sleep(0.01)
         process.kill()
         process.wait()
-    assert names(tmp_path) <= CUT
+    # Killed while the record was being written, its half stays under a name of its own.
+    halves = {name for name in names(tmp_path) if name.startswith(".toy.pt.part.json.")}
+    assert names(tmp_path) - halves <= CUT
     assert stored(site.file, tmp_path) is None
     assert site.gate is not None
     site.gate.set()

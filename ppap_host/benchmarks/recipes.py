@@ -79,7 +79,7 @@ class Settings:
     """Size of the benchmark.
 
     Attributes:
-        num: images of each task.
+        num: images of each task; a Fréchet distance needs two.
         evaluations: of the backbone for an image; also the steps of the reference, ``x0``, whose
             time the others get at equal time.
         sampler: evaluates once a step.

@@ -84,7 +84,7 @@ class RestoringWorld(ShapesWorld):
     def assignment(
         self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
     ) -> Assignment:
-        """As :meth:`World.assignment`."""
+        """As :meth:`ShapesWorld.assignment`."""
         asked = super().assignment(guide, count, seed, folder, validation=validation)
         if guide.name not in MODELS:
             return asked

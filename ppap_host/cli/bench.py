@@ -167,7 +167,7 @@ def recipes(
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", "-r", help="A preset. [default: all]")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images of each task.")] = 32,
+    num: Annotated[int, typer.Option("--num", "-n", min=2, help="Images of each task.")] = 32,
     evaluations: Annotated[
         int, typer.Option("--evaluations", min=4, help="Of the backbone, for an image.")
     ] = 50,

@@ -16,6 +16,9 @@ from ppap_host.cli.options import (
 )
 from ppap_host.cli.output import for_people, print_json, stderr
 
+BATCH = 20
+"""Images at a time where nothing else is asked for, and the shards allow it."""
+
 
 def harvest(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
@@ -37,7 +40,14 @@ def harvest(
     eta: Annotated[float, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Image k depends on seed and k.")] = 0,
     shard: Annotated[int, typer.Option("--shard", help="Images a file.")] = 100,
-    batch: Annotated[int, typer.Option("--batch", help="Images at a time.")] = 20,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            help="Images at a time.",
+            show_default=f"{BATCH}, or the largest smaller number that divides --shard",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
 ) -> None:
@@ -60,7 +70,8 @@ def harvest(
         backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
         prompts=_read_prompts(prompts), cfg=cfg,
         steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, eta=eta, seed=seed,
-        shard=shard, batch=batch, device=own_device(device, processes), dtype=dtype,
+        shard=shard, batch=_usual_batch(shard) if batch is None else batch,
+        device=own_device(device, processes), dtype=dtype,
     )  # fmt: skip
     with progress_bar() as watch:
         try:
@@ -82,6 +93,11 @@ def harvest(
         stderr().print(f"{len(made)} images in {out}; look at {out / 'sheet.png'}")
     else:
         print_json({"folder": str(out), "images": len(made), "identity": made.identity()})
+
+
+def _usual_batch(shard: int) -> int:
+    """The largest number of images at a time that divides a shard, at most :data:`BATCH`."""
+    return max((size for size in range(1, BATCH + 1) if shard % size == 0), default=BATCH)
 
 
 def _read_prompts(path: Path | None) -> tuple[str, ...]:

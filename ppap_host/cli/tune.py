@@ -301,7 +301,7 @@ def _tune(
         },
     }
     record = {"experts": str(target), **experts.metadata, "history": progress[0].history}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(target.parent / "tuning.json", text.encode())
     plot_tuning(experts, progress[0], target.parent / "tuning.png")
     experts.save(target)

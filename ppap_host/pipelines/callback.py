@@ -31,6 +31,7 @@ from ppap_host.config import GuideConfig
 from ppap_host.errors import OptionError
 from ppap_host.expert_choice import NONE, choose
 from ppap_host.guide import Guide
+from ppap_host.loading import load_guide
 from ppap_host.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import Schedule, fixed_variance_of, schedule_of
@@ -194,8 +195,7 @@ def _ask(
 ) -> _Asked:
     found = registry()
     if isinstance(guide, str):
-        # mypy takes an abstract class for no type.
-        guide = found.make("guide", guide, Guide, model=model)  # type: ignore[type-abstract]
+        guide = load_guide(found, guide, model)
     elif model is not None:
         raise OptionError(
             f"The guide {guide.name!r} has its network already, and is given {model!r}.",
