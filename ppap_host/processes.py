@@ -36,6 +36,11 @@ class Processes:
         return self.index == 0
 
 
+def alone_or_first() -> bool:
+    """Whether this process is the one that talks to people, told without joining the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join(device: str) -> Processes:
     """The processes that were launched together; one that was started alone imports nothing.
 

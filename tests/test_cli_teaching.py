@@ -121,6 +121,20 @@ def test_predictions_need_the_weights_that_made_the_harvest(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_tuning_that_is_finished_is_only_looked_at(harvested: Path, tuned: Path) -> None:
+    before = {path.name: path.read_bytes() for path in tuned.iterdir()}
+    command = (
+        "tune", "classifier", "--backbone", "shapes", "--harvest", harvested, "--out", tuned,
+        "--experts", 2, "--steps", 3, "--batch", 4, "--licence", "CC0-1.0", "--device", "cpu",
+    )  # fmt: skip
+    assert call(*command) == strictly(tuned / "tuning.json")
+    assert call(*command[:-2], "--lr", 0.005)["tuning"]["lr"] == 0.005  # what it had chosen
+    for other in (("--seed", 1), ("--model", "else"), ("--view", "predicted"), ("--steps", 4)):
+        with pytest.raises(OutputError, match="of another tuning"):
+            call(*command, *other)
+    assert {path.name: path.read_bytes() for path in tuned.iterdir()} == before
+
+
 def test_what_cannot_be_tuned_is_said_before_anything_is_done(
     harvested: Path, tuned: Path, tmp_path: Path
 ) -> None:

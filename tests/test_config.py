@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,11 @@ def test_options_pair_with_guides_in_order() -> None:
     assert pair_guides(["a", "b"], both) == [
         {"name": "a", "target": "x", "scale": 1.0, "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0, "model": "n"},
+    ]
+    some = {"target": ["-", "y"], "scale": [math.nan, 2.0], "model": ["m", "-"]}
+    assert pair_guides(["a", "b"], some) == [
+        {"name": "a", "target": "-", "model": "m"},
+        {"name": "b", "target": "y", "scale": 2.0},
     ]
     assert pair_guides(["a"], {"target": ["x"]}) == [{"name": "a", "target": "x"}]
     assert pair_guides([], {"target": []}) == []

@@ -86,7 +86,7 @@ IMPORTED = {
     "loud": "print('Welcome!')",
     "doubles": "import torch; torch.set_default_dtype(torch.float64); torch.set_num_threads(3)",
     "silences": "import random, warnings; warnings.simplefilter('ignore'); random.seed(0)",
-    "deaf": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "deaf": "import signal; signal.signal(signal.SIGINT, lambda *_: None)",
     "single": "import os; os.environ['MKL_NUM_THREADS'] = '7'; os.chdir('/')",
     "chatty": "import logging; logging.basicConfig(level=logging.DEBUG)",
     "unsafe": "import functools, torch; torch.load = functools.partial(torch.load, mmap=True)",
@@ -156,7 +156,7 @@ def test_after_all_imports_the_process_is_as_it_was(rude: Environment) -> None:
         {before}
         print(json.dumps([
             str(torch.get_default_dtype()), torch.get_num_threads(), torch.load.__name__,
-            signal.getsignal(signal.SIGINT).__name__, os.environ.get("MKL_NUM_THREADS"),
+            str(signal.getsignal(signal.SIGINT)), os.environ.get("MKL_NUM_THREADS"),
             os.getcwd(), len(logging.root.handlers), logging.root.level,
             [f[0] for f in warnings.filters if f[2] is Warning and f[1] is None],
         ]))
@@ -271,7 +271,7 @@ def as_it_was() -> Iterator[None]:
 
 CHANGES: dict[str, Callable[[], object]] = {
     "the warning filters": lambda: warnings.simplefilter("ignore"),
-    "the handler of Ctrl-C": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    "the handler of Ctrl-C": lambda: signal.signal(signal.SIGINT, lambda *_: None),
     "the working directory": lambda: os.chdir(os.sep),
     "environment variables of the number of threads and devices": lambda: os.environ.update(
         CUDA_VISIBLE_DEVICES="7"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from ppap_host.run import RunResult, Watch
 
 DEFAULT_OUT = Path("ppap-out")
+OWN = "-"
+"""Of an option for each guide: what the guide gets where the option is left out."""
+
+
+def _number_or_own(text: str) -> float:
+    """A number; NaN, which nobody can mean, for :data:`OWN`."""
+    try:
+        return math.nan if text == OWN else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number.") from None
 
 
 def run(
@@ -38,7 +49,13 @@ def run(
     ] = None,
     scale: Annotated[
         list[float] | None,
-        typer.Option("--scale", "-s", help="Strength of each guide; default: the guide's own."),
+        typer.Option(
+            "--scale",
+            "-s",
+            parser=_number_or_own,
+            metavar="<float>",
+            help="Strength of each guide; default: the guide's own.",
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -154,7 +171,8 @@ def run(
     """Generate images steered by guides.
 
     What describes a guide (--target, --scale, --model, --experts, --interval, --stage,
-    --calibration) belongs to the --guide in the same place:
+    --calibration) belongs to the --guide in the same place. A hyphen stands for what a guide gets
+    where the option is left out:
 
     ppap run --guide depth --target room.png --scale 1.5
     """
@@ -197,6 +215,10 @@ def run(
     finish(execute(settings, out or next_folder(DEFAULT_OUT)), as_json)
 
 
+def _is_own(value: Any) -> bool:
+    return value == OWN or (isinstance(value, float) and math.isnan(value))
+
+
 def _spacing(steps: str | None) -> int | str | None:
     return int(steps) if steps is not None and steps.isdecimal() else steps
 
@@ -206,6 +228,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     Args:
         options: by the names of :class:`~ppap_host.config.GuideConfig`; "target" is not optional.
+            Of the others, :data:`OWN` (NaN for a number) is as if the guide had not been given one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -221,10 +244,15 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
             raise OptionError(
                 f"{len(guides)} --guide but {len(given)} --{name}: {' | '.join(pairs)}.",
                 remedy=f"Give one --{name} for each --guide, in the same order"
-                + (", or none at all." if optional else "."),
+                + (f"; {OWN} for a guide's own, or none at all." if optional else "."),
             )
     return [
-        {"name": name} | {key: given[i] for key, given in options.items() if given}
+        {"name": name}
+        | {
+            key: given[i]
+            for key, given in options.items()
+            if given and (key == "target" or not _is_own(given[i]))
+        }
         for i, name in enumerate(guides)
     ]
 

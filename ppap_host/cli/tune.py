@@ -11,7 +11,14 @@ import typer
 
 from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
 from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.errors import CheckpointError, OptionError, OutputError, unknown_name
+from ppap_host.errors import (
+    CheckpointError,
+    OptionError,
+    OutputError,
+    PpapError,
+    unknown_name,
+)
+from ppap_host.processes import alone_or_first
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -131,19 +138,51 @@ def tune(
         )
     target = out / "experts.safetensors"
     if target.exists():
-        raise OutputError(
-            f"{str(out)!r} already holds an expert set.",
-            remedy="Give another folder with --out; nothing is overwritten.",
-        )
-    record = _tune(
-        guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype, view
-    )  # fmt: skip
-    if record is None:
+        record = _finished(target, guide, model, harvest, config, view)
+        if record is None:
+            raise OutputError(
+                f"{str(out)!r} already holds an expert set, of another tuning.",
+                remedy="Give another folder with --out; nothing is overwritten.",
+            )
+    else:
+        record = _tune(
+            guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
+            view,
+        )  # fmt: skip
+    if record is None or not alone_or_first():
         return
     if for_people(False):
         stderr().print(f"Look at {out / 'tuning.png'}; use it with --experts {out}")
     else:
         print_json(record)
+
+
+def _finished(
+    target: Path, guide: str, model: str | None, harvest: Path, config: Any, view: str
+) -> dict[str, Any] | None:
+    """The record of a set that these very settings have made; None if it is of others.
+
+    So that a job that is started again, as clusters do, ends well where nothing is left to do.
+    """
+    import dataclasses
+
+    from ppap_host.experts import ExpertSet, view_of
+    from ppap_host.harvest import Harvest
+
+    try:
+        text = (target.parent / "tuning.json").read_text(encoding="utf-8")
+        record: dict[str, Any] = json.loads(text)
+        known = ExpertSet.read_metadata(target)
+    except (OSError, ValueError, PpapError):
+        return None
+    # What was left to the tuning, such as the number of steps, is whatever it chose.
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    same = (
+        (known.get("guide"), known.get("model"), view_of(known)) == (guide, model, view)
+        and asked.items() <= known.get("tuning", {}).items()
+        and known.get("harvest") == Harvest.open(harvest).identity()
+    )
+    return record if same else None
 
 
 def _estimate(
