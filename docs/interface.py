@@ -76,7 +76,9 @@ def members(kind: griffe.Object) -> Iterator[griffe.Object]:
 def line(thing: griffe.Object) -> str:
     """A name with what it takes and returns."""
     if isinstance(thing, griffe.Function):
-        return f"def {thing.signature()}"
+        kinds = ("abstractmethod", "classmethod", "staticmethod")
+        marks = [kind.removesuffix("method") for kind in kinds if kind in thing.labels]
+        return " ".join([*marks, f"def {thing.signature()}"])
     if isinstance(thing, griffe.Class):
         bases = ", ".join(str(base) for base in thing.bases)
         return f"class {thing.name}({bases})" if bases else f"class {thing.name}"

@@ -90,7 +90,10 @@ def _is_for_everybody(entry: Any) -> bool:
     A library may silence its own warnings, or one message; that is left alone.
     """
     _, message, category, module, _ = entry
-    return message is None and module is None and category.__module__ == builtins.__name__
+    all_messages, all_modules = (
+        getattr(wanted, "pattern", wanted) in (None, "", ".*") for wanted in (message, module)
+    )
+    return all_messages and all_modules and category.__module__ == builtins.__name__
 
 
 def _same_filters(a: list[Any], b: list[Any]) -> bool:
@@ -121,6 +124,42 @@ def _numpy() -> Any:
     return numpy
 
 
+def _images() -> tuple[int | None, bool]:
+    from PIL import Image, ImageFile
+
+    return Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def _set_images(value: tuple[int | None, bool]) -> None:
+    from PIL import Image, ImageFile
+
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = value
+
+
+def _cuda_states() -> Any:
+    torch = _torch()
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+
+def _set_cuda_states(states: Any) -> None:
+    if states is not None:
+        _torch().cuda.set_rng_state_all(states)
+
+
+def _same_cuda_states(a: Any, b: Any) -> bool:
+    # None: graphics cards were not in use yet.
+    return a is None or b is None or all(map(_torch().equal, a, b))
+
+
+def _autocast() -> tuple[bool, ...]:
+    return tuple(_torch().is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+
+def _set_autocast(value: tuple[bool, ...]) -> None:
+    for kind, enabled in zip(("cpu", "cuda"), value, strict=True):
+        _torch().set_autocast_enabled(kind, enabled)
+
+
 def _restore_device(device: Any) -> None:
     # None, not "cpu": a default device that was named stays in the way of `with torch.device`.
     _torch().set_default_device(None if device.type == "cpu" else device)
@@ -147,15 +186,25 @@ def _same_arrays(a: Any, b: Any) -> bool:
     return all(_numpy().array_equal(one, other) for one, other in zip(a, b, strict=True))
 
 
+VARIABLES = Setting(
+    "environment variables of the number of threads and devices",
+    lambda: {name: os.environ.get(name) for name in _VARIABLES}, _set_variables,
+)  # fmt: skip
+"""Read by libraries when they are imported, and never again."""
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("the warning filters", lambda: list(warnings.filters), _set_filters,
             _same_filters),
     Setting("the handler of Ctrl-C", lambda: signal.getsignal(signal.SIGINT), _set_interrupt),
     Setting("the working directory", _working_directory, _set_working_directory),
-    Setting("environment variables of the number of threads and devices",
-            lambda: {name: os.environ.get(name) for name in _VARIABLES}, _set_variables),
+    VARIABLES,
     Setting("the root logger", lambda: (logging.root.level, list(logging.root.handlers)),
             _set_logger),
+    Setting("which messages are logged at all", lambda: logging.root.manager.disable,
+            logging.disable),
+    Setting("what is done with uncaught errors", lambda: sys.excepthook,
+            lambda value: setattr(sys, "excepthook", value)),
+    Setting("which images Pillow reads", _images, _set_images, module="PIL.ImageFile"),
     Setting("the random generator of Python", random.getstate, random.setstate, draws=True),
     Setting("the random generator of numpy", lambda: _numpy().random.get_state(),
             lambda value: _numpy().random.set_state(value), _same_arrays, "numpy", draws=True),
@@ -164,6 +213,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("the random generator of torch", lambda: _torch().get_rng_state(),
             lambda value: _torch().set_rng_state(value),
             lambda a, b: bool(_torch().equal(a, b)), "torch", draws=True),
+    Setting("the random generators of graphics cards", _cuda_states, _set_cuda_states,
+            _same_cuda_states, "torch", draws=True),
+    Setting("automatic mixed precision", _autocast, _set_autocast, module="torch"),
     Setting("the default dtype of torch", lambda: _torch().get_default_dtype(),
             lambda value: _torch().set_default_dtype(value), module="torch"),
     Setting("the default device of torch", lambda: _torch().get_default_device(),
@@ -209,7 +261,7 @@ class Conduct:
         """As the rest of a sentence that begins with who did it."""
         told = []
         if self.printed:
-            text = " ".join(self.printed.split())
+            text = plain(self.printed)
             shown = text if len(text) <= PRINTED_SHOWN else text[: PRINTED_SHOWN - 3] + "..."
             told.append(f"prints to standard output ({shown!r}), which went to standard error")
         if self.changed:
@@ -217,51 +269,70 @@ class Conduct:
         return "; ".join(told)
 
 
-class _Diverted(io.TextIOBase):
-    """Standard output while a plugin's code runs: hands everything to standard error."""
+class _Diverted:
+    """Standard output while a plugin's code runs: hands everything to standard error.
 
-    def __init__(self, conduct: Conduct) -> None:
-        self._conduct = conduct
+    Other threads, and whoever keeps it for later, write to standard output as before.
+    """
+
+    def __init__(self, conduct: Conduct, before: Any) -> None:
+        self._conduct, self._before = conduct, before
+        self._thread: int | None = threading.get_ident()
+
+    def release(self) -> None:
+        """Lets everything through from now on."""
+        self._thread = None
+
+    def _stream(self) -> Any:
+        if threading.get_ident() != self._thread:
+            return self._before
+        return sys.stderr or _NOWHERE
 
     def write(self, text: str) -> int:
-        if len(self._conduct.printed) < 4 * PRINTED_SHOWN:
-            self._conduct.printed += text
-        return sys.stderr.write(text)
+        if threading.get_ident() == self._thread:
+            room = 4 * PRINTED_SHOWN - len(self._conduct.printed)
+            self._conduct.printed += text[: max(room, 0)]
+        written: int = self._stream().write(text)
+        return written
 
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
 
-    def writable(self) -> bool:
-        return True
 
-    @property
-    def buffer(self) -> Any:
-        """Bytes are not watched, but do not reach standard output either."""
-        return sys.stderr.buffer
+_NOWHERE = io.StringIO()
+"""For programs without a standard error, such as those without a console."""
 
 
 class _WhenImported(MetaPathFinder):
-    """Tells when one of some modules has been imported, before its importer goes on."""
+    """Tells before and after one of some modules is imported, while its importer waits."""
 
-    def __init__(self, names: Sequence[str], then: Callable[[str], None]) -> None:
-        self._names, self._then = names, then
+    def __init__(
+        self, names: Sequence[str], before: Callable[[], None], after: Callable[[str], None]
+    ) -> None:
+        self._names, self._before, self._after = names, before, after
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self._names:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        following = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        found = (finder.find_spec(fullname, path, target) for finder in following)
+        spec = next(filter(None, found), None)
         if spec is None or spec.loader is None:
             return None
         run = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            self._before()
             run(module)
-            self._then(fullname)
+            self._after(fullname)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -270,13 +341,21 @@ def contained(draws: bool = True) -> Iterator[Conduct]:
 
     What the code prints goes to standard error. The :data:`SETTINGS` are put back. Those of a
     library that the code itself imports are put back to what they are when it has been imported.
+    Where another thread is inside already, the code runs as it is: the settings are the process's,
+    and could not be told apart.
 
     Args:
         draws: whether drawing from a global random generator is told of. It is undone either way.
             A network's random initial weights are drawn from there, so that it is no fault of a
             factory.
+
+    Raises:
+        RuntimeError: the code calls ``sys.exit``, which would end the host without a word.
     """
     conduct = Conduct()
+    if not _ONE_AT_A_TIME.acquire(blocking=False):
+        yield conduct
+        return
     before: dict[str, Any] = {}
 
     def take(module: str) -> None:
@@ -284,19 +363,30 @@ def contained(draws: bool = True) -> Iterator[Conduct]:
             if setting.module == module:
                 before[setting.what] = setting.read()
 
+    def as_they_were() -> None:
+        # A library reads its variables once: putting them back later would be too late.
+        if not VARIABLES.same(before[VARIABLES.what], VARIABLES.read()):
+            VARIABLES.restore(before[VARIABLES.what])
+            conduct.changed.append(VARIABLES.what)
+
     absent = sorted({s.module for s in SETTINGS if s.module and s.module not in sys.modules})
     for module in sorted({s.module for s in SETTINGS} - set(absent)):
         take(module)
-    finder = _WhenImported(absent, take)
+    finder = _WhenImported(absent, as_they_were, take)
     if absent:
         sys.meta_path.insert(0, finder)
+    diverted = _Diverted(conduct, sys.stdout)
     try:
-        with redirect_stdout(_Diverted(conduct)):
+        with redirect_stdout(diverted):
             yield conduct
+    except SystemExit as stop:
+        raise RuntimeError(f"it calls sys.exit({stop.code!r})") from stop
     finally:
+        diverted.release()
         if absent and finder in sys.meta_path:
             sys.meta_path.remove(finder)
         _put_back(before, conduct, draws)
+        _ONE_AT_A_TIME.release()
 
 
 def _put_back(before: dict[str, Any], conduct: Conduct, draws: bool) -> None:
@@ -308,14 +398,57 @@ def _put_back(before: dict[str, Any], conduct: Conduct, draws: bool) -> None:
         try:
             setting.restore(before[setting.what])
         except (RuntimeError, OSError) as error:
-            told = f"{told} (for good: {' '.join(str(error).split())})"
+            told = f"{told} (for good: {in_a_line(error)})"
         # beartype, where it is loaded, draws from Python's generator to check containers.
         if setting.draws and (not draws or ("beartype" in sys.modules and not setting.module)):
             continue
-        conduct.changed.append(told)
+        if told not in conduct.changed:
+            conduct.changed.append(told)
 
 
-def warn_of(conduct: Conduct, who: str) -> None:
-    """Warns of what somebody did, if there is anything to tell."""
+class Watch:
+    """Runs the methods of a plugin's object contained, and warns once a method.
+
+    Args:
+        who: does it, for the warning: "The guide 'depth' of ppap-plugin-depth 1.0".
+    """
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._asked: set[str] = set()
+        self._told: set[str] = set()
+
+    @contextmanager
+    def __call__(self, method: str) -> Iterator[None]:
+        """While one method runs."""
+        # What is made when it is first needed, such as a network, may draw its weights then.
+        with contained(draws=method in self._asked) as conduct:
+            yield
+        self._asked.add(method)
+        if conduct and method not in self._told:
+            self._told.add(method)
+            again = ""
+            if any("random generator" in what for what in conduct.changed):
+                again = ", so that it draws the same numbers every time"
+            warn_of(conduct, f"{self._who}, asked for {method}(),", again)
+
+
+def warn_of(conduct: Conduct, who: str, then: str = "") -> None:
+    """Warns of what somebody did, and what comes of it, if there is anything to tell."""
     if conduct:
-        warnings.warn(f"{who} {conduct}.", PluginWarning, stacklevel=3)
+        warnings.warn(f"{who} {conduct}{then}.", PluginWarning, stacklevel=3)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Type and message of any error, without line breaks, whatever its author made of it."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{name}: {plain(text).rstrip('.')}" if text else name
+
+
+def plain(text: str) -> str:
+    """Text that can be printed anywhere, on one line."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from ppap_host.commands import LEFT_OUT, left_out
+from ppap_host.commands import COMMANDS, LEFT_OUT, entry_points, left_out, owner
 from ppap_host.registry import Registry
 
 Status = Literal["ok", "warning", "problem"]
@@ -223,7 +224,8 @@ def plugins(registry: Registry) -> Iterator[Finding]:
             "Uninstall one of them; until then the name cannot be used.",
         )
     known = {name for plugin in registry.plugins for name in (plugin.name, plugin.distribution)}
-    for name in sorted(left_out() - known):
+    known |= {name for point in entry_points(COMMANDS)[0] for name in (point.name, owner(point))}
+    for name in sorted(left_out() - {str(canonicalize_name(name)) for name in known}):
         yield Finding(
             LEFT_OUT, "warning", f"{name!r} is no plugin that is installed", "Mend the variable."
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppap_host.backbone import Backbone
 from ppap_host.config import GuideConfig
-from ppap_host.errors import OptionError
+from ppap_host.errors import OptionError, PluginWarning, PpapError
 from ppap_host.experts import ExpertSet, View, WithExperts, network_hash, view_of
 from ppap_host.guide import Guide
 from ppap_host.loading import load_recipe
@@ -52,8 +53,7 @@ def expert_set_path(text: str, found: Registry) -> Path:
         return Path(text) / SET_FILE
     if os.path.exists(text) or os.sep in text or text.endswith(".safetensors"):
         return Path(text)
-    path: Path = found.load("expert set", text)()
-    return path
+    return found.expert_set(text)
 
 
 def fitting_set(
@@ -74,8 +74,12 @@ def fitting_set(
     network = None
     entries = [entry for plugin in found.plugins for entry in plugin.offers.get("expert set", [])]
     for entry in entries:
-        path: Path = found.load("expert set", entry.name)()
-        metadata = ExpertSet.read_metadata(path)
+        try:
+            path = found.expert_set(entry.name)
+            metadata = ExpertSet.read_metadata(path)
+        except PpapError as error:  # another plugin's, as likely as not
+            warnings.warn(f"An expert set was not looked at: {error}", PluginWarning, stacklevel=2)
+            continue
         if metadata.get("guide") != guide.name or view_of(metadata) != view:
             continue
         network = network or network_hash(guide.network())

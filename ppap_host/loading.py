@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone
+from ppap_host.backbone import Backbone, Prediction
 from ppap_host.config import split_recipe
-from ppap_host.containment import contained, warn_of
-from ppap_host.errors import OptionError, nearest
-from ppap_host.guide import Guide, Wrapped
+from ppap_host.containment import Watch
+from ppap_host.errors import OptionError, PluginError, nearest
+from ppap_host.guide import Guide, Target, Wrapped
+from ppap_host.noise import Walk
 from ppap_host.recipes import Recipe
-from ppap_host.registry import Registry
+from ppap_host.registry import Kind, Registry
 from ppap_host.weights import default_folder, stored
 
 
@@ -49,7 +50,12 @@ def load_backbone(
             )
     weights = _fetched(found, name, checkpoint)
     # mypy takes an abstract class for no type.
-    return found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+    made = found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+    plugin = found.owner("backbone", name)
+    if plugin is found.plugins[0]:
+        return made
+    _check_name(made, "backbone", name, plugin.label)
+    return _guard_backbone(made, plugin.label)
 
 
 def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
@@ -62,38 +68,53 @@ def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
     return checkpoint if path is None else str(path)
 
 
+_ANSWERS: dict[str, type] = {
+    "network": nn.Module, "read_target": Target, "prepare": Tensor, "see": Tensor, "loss": Tensor,
+    "distance": Tensor, "picture": list, "measure": dict, "predict": Prediction, "walk": Walk,
+}  # fmt: skip
+"""What methods of guides and backbones return, as far as a slip there is likely."""
+
+_ASK_THE_KIT = "This is a fault of the plugin; tell its authors (`ppap plugin check` says more)."
+
+
+def _check_answer(who: str, method: str, answer: object) -> None:
+    """Raises PluginError if a method returns something else than it should."""
+    wanted = _ANSWERS.get(method, object)
+    if not isinstance(answer, wanted):
+        raise PluginError(
+            f"{who} returns a {type(answer).__name__} from {method}(), not a {wanted.__name__}.",
+            remedy=_ASK_THE_KIT,
+        )
+
+
+def _check_name(thing: Guide | Backbone, kind: Kind, name: str, plugin: str) -> None:
+    """Raises PluginError if a plugin's thing has no name."""
+    if not isinstance(getattr(thing, "name", None), str):
+        raise PluginError(f"The {kind} {name!r} of {plugin} has no name.", remedy=_ASK_THE_KIT)
+
+
 class Guarded(Wrapped):
     """A guide whose code can neither print into results nor change what belongs to everybody.
 
     See :mod:`ppap_host.containment`. What it does is warned of once a method, as a
-    :class:`ppap_host.errors.PluginWarning` that names the plugin.
+    :class:`ppap_host.errors.PluginWarning` that names the plugin. A method that returns something
+    else than it should raises a :class:`ppap_host.errors.PluginError`.
     """
 
     def __init__(self, guide: Guide, plugin: str) -> None:
         """Guards ``guide``; ``plugin`` is what to call its plugin."""
         super().__init__(guide)
-        self._plugin = plugin
-        self._asked: set[str] = set()
-        self._told: set[str] = set()
-
-    @contextmanager
-    def _watched(self, method: str) -> Iterator[None]:
-        # What is made when it is first needed, such as a network, may draw its weights then.
-        with contained(draws=method in self._asked) as conduct:
-            yield
-        self._asked.add(method)
-        if conduct and method not in self._told:
-            self._told.add(method)
-            warn_of(conduct, f"The guide {self.name!r} of {self._plugin}, asked for {method}(),")
+        self._who = f"The guide {self.name!r} of {plugin}"
+        self._watch = Watch(self._who)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the guarded one."""
-        with self._watched("to"):
+        with self._watch("to"):
             return super().to(device, dtype)
 
     def tempered(self, joint: float, marginal: float) -> Guide:
         """The guide at these temperatures, guarded alike."""
-        with self._watched("tempered"):
+        with self._watch("tempered"):
             return super().tempered(joint, marginal)
 
 
@@ -103,8 +124,10 @@ def _guard(method: str) -> None:
 
     @wraps(passed_on)
     def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(method):
-            return passed_on(self, *args, **kwargs)
+        with self._watch(method):
+            answer = passed_on(self, *args, **kwargs)
+        _check_answer(self._who, method, answer)
+        return answer
 
     setattr(Guarded, method, guarded)
 
@@ -112,6 +135,34 @@ def _guard(method: str) -> None:
 for _name in vars(Wrapped):
     if not _name.startswith("_") and _name not in vars(Guarded):
         _guard(_name)
+
+_WATCHED = (
+    "conditioned_on", "decode", "encode_classes", "encode_prompts", "inpainting", "level_at",
+    "levels", "predict", "to", "upsampler", "walk",
+)  # fmt: skip
+
+
+def _guard_backbone(backbone: Backbone, plugin: str) -> Backbone:
+    """The backbone, whose methods are watched from now on as those of :class:`Guarded`.
+
+    Not a wrapper: backbones are told apart by their classes, and have attributes of their own.
+    """
+    who = f"The backbone {backbone.name!r} of {plugin}"
+    watch = Watch(who)
+
+    def guarded(method: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(own)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with watch(method):
+                answer = own(*args, **kwargs)
+            _check_answer(who, method, answer)
+            return answer
+
+        return call
+
+    for method in _WATCHED:
+        setattr(backbone, method, guarded(method, getattr(backbone, method)))
+    return backbone
 
 
 def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
@@ -124,7 +175,9 @@ def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
         PpapError: as :meth:`ppap_host.registry.Registry.make`.
     """
     guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
-    guarded = Guarded(guide, found.owner("guide", name).label)
+    plugin = found.owner("guide", name).label
+    _check_name(guide, "guide", name, plugin)
+    guarded = Guarded(guide, plugin)
     guarded.network().requires_grad_(False)
     return guarded
 
@@ -136,7 +189,13 @@ def load_recipe(found: Registry, text: str) -> Recipe:
         PpapError: there is no such recipe, or it has no such parameter or not this value for it.
     """
     name, values = split_recipe(text)
-    recipe: Recipe = found.load("recipe", name)
+    recipe = found.load("recipe", name)
+    if not isinstance(recipe, Recipe):
+        raise PluginError(
+            f"The recipe {name!r} of {found.owner('recipe', name).label} is a "
+            f"{type(recipe).__name__}, not a Recipe.",
+            remedy="This is a fault of the plugin; tell its authors.",
+        )
     return recipe.with_values(values)
 
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
 from ppap_host import hookspecs
-from ppap_host.commands import LEFT_OUT, OWN_COMMANDS, left_out, owner, plugin_commands
-from ppap_host.containment import contained, warn_of
+from ppap_host.commands import (
+    HOST,
+    LEFT_OUT,
+    NAME,
+    OWN_COMMANDS,
+    PLUGINS,
+    entry_points,
+    is_left_out,
+    owner,
+    plugin_commands,
+)
+from ppap_host.containment import contained, in_a_line, plain, warn_of
 from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
 from ppap_host.hookspecs import INTERFACE, OLDEST_INTERFACE, Entry
 from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
@@ -27,7 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ENTRY_POINTS = "ppap"
 SLOW_IMPORT = 0.5
 """Seconds of import after which a plugin is reported as slow."""
 
@@ -71,7 +81,6 @@ KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
 
 Status = Literal["ok", "warning", "slow", "left out", "broken"]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _FACTORY = re.compile(r"[\w.]+:[\w.]+")
 
 
@@ -113,11 +122,22 @@ class Plugin:
             return "slow"
         return "warning" if self.warning else "ok"
 
-    @property
-    def packages(self) -> set[str]:
-        """Top-level packages of its code."""
-        modules = [self.module, *(e.factory for entries in self.offers.values() for e in entries)]
-        return set(map(_package, modules))
+    def packages(self, owners: Mapping[str, Sequence[str]]) -> set[str]:
+        """Packages and modules of its code, as far as its entries tell.
+
+        Args:
+            owners: of top-level packages: a factory may stand in somebody else's library, whose
+                faults are not the plugin's.
+        """
+        factories = [entry.factory for entries in self.offers.values() for entry in entries]
+        modules = [name.partition(":")[0] for name in (self.module, *factories)]
+        own = {
+            module
+            for module in modules
+            if (top := module.split(".")[0]) == modules[0].split(".")[0]
+            or self.distribution in owners.get(top, ())
+        }
+        return own | {module.rpartition(".")[0] for module in own} - {""}
 
     @property
     def label(self) -> str:
@@ -133,26 +153,29 @@ class Registry:
     broken one would have provided, is an error.
     """
 
-    def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
-        """Loads every plugin of ``entry_points`` (default: those installed)."""
+    def __init__(self, points: Iterable[metadata.EntryPoint] | None = None) -> None:
+        """Loads every plugin of these entry points (default: those installed)."""
         self._manager = pluggy.PluginManager("ppap")
         self._manager.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
         self._claims: dict[Kind, dict[str, list[tuple[Plugin, Entry]]]] = {k: {} for k in HOOKS}
         self._published: dict[str, list[tuple[Plugin, PublishedFile]]] = {}
-        found = metadata.entry_points(group=ENTRY_POINTS) if entry_points is None else entry_points
-        self._add("host", "ppap-host", _version("ppap-host"), "ppap_host.builtin", _host_module)
-        for point in sorted(found, key=lambda p: (p.name, p.value)):
-            dist = point.dist
-            name, version = (dist.name, dist.version) if dist else ("unknown", "")
-            self._add(point.name, name, version, point.value, point.load)
+        found, broken = entry_points(PLUGINS)
+        if points is not None:
+            found, broken = sorted(points, key=lambda p: (p.name, p.value)), {}
+        self._add(*HOST, _version("ppap-host"), "ppap_host.builtin", _host_module)
+        for point in found:
+            self._add(point.name, owner(point), _version_of(point), point.value, point.load)
+        for name, reason in broken.items():
+            problem = f"declares entry points that cannot be read: {plain(reason)}"
+            self.plugins.append(Plugin(name, name, "", "", problem))
 
     def _add(
         self, name: str, distribution: str, version: str, module: str, load: Callable[[], object]
     ) -> None:
         plugin = Plugin(name, distribution, version, module)
         self.plugins.append(plugin)
-        if {name, distribution} & left_out():
+        if (name, distribution) != HOST and is_left_out(name, distribution):
             plugin.unwanted = True
             plugin.problem = f"is left out: the environment variable {LEFT_OUT} names it"
             return
@@ -181,19 +204,17 @@ class Registry:
 
     def _tried(self, plugin: Plugin, load: Callable[[], object]) -> str | None:
         """Imports and registers a plugin; the reason if it must be left out."""
+        doing = "cannot be imported"
         try:
             loaded = load()
+            doing = "fails when it is asked for its ppap_interface"
+            problem = _of_another_interface(plugin, getattr(loaded, "ppap_interface", None))
+            doing = "fails in a hook"
+            return problem or self._register(plugin, loaded)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included
-            return f"cannot be imported: {_in_a_line(error)}"
-        problem = _of_another_interface(plugin, getattr(loaded, "ppap_interface", None))
-        if problem is not None:
-            return problem
-        try:
-            return self._register(plugin, loaded)
-        except (Exception, SystemExit) as error:
-            return f"fails in a hook: {_in_a_line(error)}"
+            return f"{doing}: {in_a_line(error)}"
 
     def _register(self, plugin: Plugin, loaded: object) -> str | None:
         """Checks and registers a loaded plugin; the reason if it must be left out."""
@@ -218,9 +239,13 @@ class Registry:
                 f"implements unknown hooks {', '.join(sorted(unknown))}; "
                 f"known: {', '.join(sorted(ANSWERS))}"
             )
+        marked = {caller.name for caller in self._manager.get_hookcallers(loaded) or ()}
         answers: dict[str, list[Any]] = {}
         for hook, wanted in ANSWERS.items():
-            answers[hook] = list(getattr(loaded, hook)()) if hasattr(loaded, hook) else []
+            found = getattr(loaded, hook, None)
+            if hook not in marked and found is not None and not hasattr(found, "ppap_spec"):
+                return f"has a {hook} without @hookimpl"
+            answers[hook] = list(found()) if found is not None and hook in marked else []
             for answer in answers[hook]:
                 if not isinstance(answer, wanted):
                     return (
@@ -298,21 +323,31 @@ class Registry:
 
     def blamed(self, error: BaseException) -> tuple[str, str] | None:
         """The plugin in whose code an error came up, and where there; None if in nobody's."""
-        owners = {
-            _package(point.value): owner(point)
-            for points in plugin_commands().values()
-            for point in points
-        }
+        owners: dict[str, set[str]] = {}
+        try:
+            packages = metadata.packages_distributions()
+        except Exception:  # one broken distribution among all is enough
+            packages = {}
+        for points in plugin_commands().values():
+            for point in points:
+                owners.setdefault(point.module, set()).add(owner(point))
         for plugin in self.plugins[1:]:
-            owners |= dict.fromkeys(plugin.packages, plugin.label)
-        owners.pop("ppap_host", None)
-        found = None
-        for frame, line in traceback.walk_tb(error.__traceback__):
-            module = str(frame.f_globals.get("__name__", ""))
-            label = owners.get(_package(module))
-            if label is not None:
-                found = label, f"{module}, line {line}, in {frame.f_code.co_name}"
-        return found
+            for package in plugin.packages(packages):
+                owners.setdefault(package, set()).add(plugin.label)
+        cause: BaseException | None = error
+        while cause is not None:
+            found = None
+            for frame, line in traceback.walk_tb(cause.__traceback__):
+                module = str(frame.f_globals.get("__name__", ""))
+                known = (owners[name] for name in _and_parents(module) if name in owners)
+                labels = next(known, set())
+                if labels and module.split(".")[0] != "ppap_host":
+                    where = f"{module}, line {line}, in {frame.f_code.co_name}"
+                    found = " or ".join(sorted(labels)), where
+            if found is not None:
+                return found
+            cause = cause.__cause__
+        return None
 
     def entry(self, kind: Kind, name: str) -> Entry:
         """The one thing of this kind and name.
@@ -332,7 +367,9 @@ class Registry:
                 raise PluginError(
                     f"The plugin {plugin.label}, which should provide the {kind} {name!r}, "
                     f"{plugin.problem}.",
-                    remedy="Mend or reinstall it; `ppap list` and `ppap doctor` say more.",
+                    remedy=f"Take it out of {LEFT_OUT}."
+                    if plugin.unwanted
+                    else "Mend or reinstall it; `ppap list` and `ppap doctor` say more.",
                 )
         raise self._unknown(kind, name)
 
@@ -368,11 +405,11 @@ class Registry:
             # Networks draw their initial weights from the global generators: no fault of theirs.
             with contained(draws=False) as conduct:
                 made = factory(**options)
-        except PpapError:
+        except (PpapError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise PluginError(
-                f"The {kind} {name!r} of {plugin.label} cannot be made: {_in_a_line(error)}.",
+                f"The {kind} {name!r} of {plugin.label} cannot be made: {in_a_line(error)}.",
                 remedy="This is a fault of the plugin; tell its authors (--debug shows where).",
             ) from error
         if not isinstance(made, wanted):
@@ -383,6 +420,22 @@ class Registry:
             )
         warn_of(conduct, f"The {kind} {name!r} of {plugin.label}, when it is made,")
         return made
+
+    def expert_set(self, name: str) -> Path:
+        """The file of a registered expert set.
+
+        Raises:
+            PluginError: its plugin cannot say where it is, or nothing is there; or as :meth:`load`.
+            UnknownNameError: as :meth:`entry`.
+        """
+        path = self.make("expert set", name, Path)
+        if not path.is_file():
+            plugin = self.owner("expert set", name)
+            raise PluginError(
+                f"The expert set {name!r} of {plugin.label} is not at {str(path)!r}.",
+                remedy="Reinstall the plugin.",
+            )
+        return path
 
     def load(self, kind: Kind, name: str) -> Any:
         """What the entry of this kind and name stands for, imported now.
@@ -395,9 +448,11 @@ class Registry:
         try:
             with contained(draws=False) as conduct:
                 loaded = entry.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(
-                f"The {kind} {name!r} of {plugin.label} cannot be loaded: {_in_a_line(error)}.",
+                f"The {kind} {name!r} of {plugin.label} cannot be loaded: {in_a_line(error)}.",
                 remedy="Run `ppap doctor`; if it finds nothing, reinstall the plugin.",
             ) from error
         warn_of(conduct, f"The {kind} {name!r} of {plugin.label}, when it is imported,")
@@ -419,9 +474,18 @@ class Registry:
         return error
 
 
-def _package(module: str) -> str:
-    """The top-level package of a module, or of an attribute of one."""
-    return re.split(r"[.:]", module)[0]
+def _and_parents(module: str) -> Iterable[str]:
+    """A module and the packages that it is in, the innermost first."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+
+
+def _version_of(point: metadata.EntryPoint) -> str:
+    try:
+        return (point.dist and point.dist.version) or ""
+    except Exception:  # of a distribution without metadata
+        return ""
 
 
 def _of_another_interface(plugin: Plugin, wanted: object) -> str | None:
@@ -434,10 +498,9 @@ def _of_another_interface(plugin: Plugin, wanted: object) -> str | None:
         served = f"{OLDEST_INTERFACE} to {INTERFACE}"
     if wanted is None:
         return f"declares no ppap_interface; its module must name one, and this host has {served}"
-    if not isinstance(wanted, int) or isinstance(wanted, bool):
-        return (
-            f"declares the ppap_interface {wanted!r}, which is no version; this host has {served}"
-        )
+    if type(wanted) is not int or abs(wanted) > 999_999:
+        shown = plain(repr(wanted)) if isinstance(wanted, str | float | bool) else "that it does"
+        return f"declares the ppap_interface {shown}, which is no version; this host has {served}"
     if wanted > INTERFACE:
         return (
             f"is written for interface {wanted}, and this host has {served}: "
@@ -458,11 +521,12 @@ def _of_another_interface(plugin: Plugin, wanted: object) -> str | None:
 
 def _fault(entry: Entry) -> str | None:
     """What is wrong with an entry, if anything is."""
-    if not (isinstance(entry.name, str) and _NAME.fullmatch(entry.name)):
+    # Not isinstance: what is derived from str may do anything when it is compared.
+    if not (type(entry.name) is str and NAME.fullmatch(entry.name)):
         return f"named {entry.name!r}: a name has lower-case letters, digits and hyphens"
-    if not (isinstance(entry.factory, str) and _FACTORY.fullmatch(entry.factory)):
+    if not (type(entry.factory) is str and _FACTORY.fullmatch(entry.factory)):
         return f"{entry.name!r} with the factory {entry.factory!r}: write 'module:attribute'"
-    if not isinstance(entry.summary, str) or "\n" in entry.summary:
+    if type(entry.summary) is not str or "\n" in entry.summary:
         return f"{entry.name!r} whose summary is not one line of text"
     return None
 
@@ -489,13 +553,6 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Type and message, without the notes and the line breaks that some libraries put in it."""
-    name = type(error).__name__
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{name}: {text}" if text else name
 
 
 @cache

@@ -22,6 +22,7 @@ from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode, repe
 from ppap_host.balance import BALANCES
 from ppap_host.calibration.record import Calibrated, calibration_file, load_calibration
 from ppap_host.config import GuideConfig, RunConfig, new_record
+from ppap_host.containment import contained, warn_of
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import OptionError, OutputError, PpapError
 from ppap_host.expert_choice import Choice, choose
@@ -288,18 +289,22 @@ def generate(
             if watch is not None:
                 watch(before + report.step + 1)
 
-        state = sample(
-            backbone,
-            ClassifierFree(backbone, wanted, unconditional, stage.cfg),
-            stage.walk,
-            stage.solver,
-            ImageNoise(config.seed, indices, backbone.state_shape, number),
-            [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in stage.guides],
-            device=setup.device,
-            watch=on_step,
-            health=health,
-            balance=BALANCES[config.balance],
-        )
+        # Guides and backbones are watched call by call; what recipes and backward passes do is not.
+        with contained() as conduct:
+            state = sample(
+                backbone,
+                ClassifierFree(backbone, wanted, unconditional, stage.cfg),
+                stage.walk,
+                stage.solver,
+                ImageNoise(config.seed, indices, backbone.state_shape, number),
+                [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in stage.guides],
+                device=setup.device,
+                watch=on_step,
+                health=health,
+                balance=BALANCES[config.balance],
+            )
+        recipes = " or ".join(sorted({repr(g.recipe.name) for g in stage.guides}))
+        warn_of(conduct, f"The recipe {recipes}, or a gradient of what it is used with,")
         done += len(stage.walk)
         with torch.no_grad():
             smaller = backbone.decode(state).float()

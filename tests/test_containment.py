@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +21,7 @@ import pytest
 import torch
 from conftest import Call
 from environments import Environment, build_wheel
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor, nn
 
 from ppap_host.containment import SETTINGS, contained
@@ -102,6 +103,78 @@ UNDONE = {
     "unsafe": "changes torch.load, which was undone",
 }
 MADE = {"makes": "print('made'); torch.set_grad_enabled(False); torch.manual_seed(0)"}
+SETS = """\
+from pathlib import Path
+from ppap_host.hookspecs import Entry, hookimpl
+
+ppap_interface = 1
+
+@hookimpl
+def ppap_expert_sets():
+    names = ("raises", "nothing", "nowhere", "leaves")
+    return [Entry(f"aaa-{name}", f"ppap_x_aaa_sets:{name}", "a set") for name in names]
+
+def raises():
+    print("a set")
+    raise KeyError("moon")
+
+def nothing():
+    pass
+
+def nowhere():
+    return Path("/nowhere/set.safetensors")
+
+def leaves():
+    raise SystemExit(0)
+"""
+BACKBONE = """\
+import sys
+import torch
+from ppap_host.backbone import Prediction
+from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.recipes import X0
+from dataclasses import dataclass, replace
+
+ppap_interface = 1
+
+@hookimpl
+def ppap_backbones():
+    names = ("chatty", "leaving", "silent")
+    return [Entry(f"{n}-world", f"ppap_x_worlds:{n}", "a backbone") for n in names]
+
+@hookimpl
+def ppap_recipes():
+    return [Entry("printing", "ppap_x_worlds:PRINTING", "a recipe"),
+            Entry("wrong", "ppap_x_worlds:chatty", "no recipe")]
+
+def world(checkpoint, predict):
+    from ppap_host.testing import GaussianWorld
+    made = GaussianWorld((16, 16))
+    own = made.predict
+    made.predict = lambda x, level, condition: predict(own(x, level, condition))
+    return made
+
+def chatty(checkpoint=None):
+    def predict(prediction):
+        print("PREDICTING")
+        torch.set_default_dtype(torch.float64)
+        return prediction
+    return world(checkpoint, predict)
+
+def leaving(checkpoint=None):
+    return world(checkpoint, lambda prediction: sys.exit(0))
+
+def silent(checkpoint=None):
+    return world(checkpoint, lambda prediction: None)
+
+@dataclass(frozen=True)
+class Loud:
+    def __call__(self, gradient, estimate):
+        print("PULLING")
+        return gradient
+
+PRINTING = replace(X0, name="printing", gradient=(Loud(),))
+"""
 ASKED = {
     "asks": "print('asked'); torch.set_default_dtype(torch.float64); torch.manual_seed(0)",
     "fails": "raise RuntimeError('no\\n moon')",
@@ -127,6 +200,9 @@ def rude(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     for name in ("rival", "second"):
         points = {"run": f"ppap_x_{name}:app", "duel": f"ppap_x_{name}:app"}
         install(name, {f"ppap_x_{name}.py": COMMAND}, {"ppap.commands": points})
+    install("aaa-sets", {"ppap_x_aaa_sets.py": SETS}, {"ppap": {"aaa": "ppap_x_aaa_sets"}})
+    install("worlds", {"ppap_x_worlds.py": BACKBONE}, {"ppap": {"worlds": "ppap_x_worlds"}})
+    install("noapp", {"ppap_x_noapp.py": COMMAND}, {"ppap.commands": {"noapp": "ppap_x_noapp"}})
     install("only", {"ppap_x_only.py": COMMAND}, {"ppap.commands": {"shoot": "ppap_x_only:app"}})
     return environment
 
@@ -169,14 +245,21 @@ def test_after_all_imports_the_process_is_as_it_was(rude: Environment) -> None:
 @pytest.fixture(scope="module")
 def runs(rude: Environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What short runs say, by guide."""
-    names = ["makes", "asks", "fails"]
     folder = tmp_path_factory.mktemp("runs")
+    guided = ("--guide", "asks", "--target", "x")
+    options = {
+        **{name: ("--guide", name, "--target", "x") for name in ("makes", "asks", "fails")},
+        **{name: ("-b", f"{name}-world") for name in ("chatty", "leaving", "silent")},
+        "printing": (*guided, "-r", "printing"),
+        "wrong": (*guided, "-r", "wrong"),
+        "sets": ("--guide", "classifier", "--target", "red cube"),
+    }
     calls = [
-        ("run", "--guide", name, "--target", "x", "--recipe", "x0", "--num", "1", "--steps", "2",
-         "--json", "--out", str(folder / name))
-        for name in names
+        ("run", *given, *(() if "-r" in given or name in ("sets",) else ("-r", "x0")),
+         "--num", "1", "--steps", "2", "--json", "--out", str(folder / name))
+        for name, given in options.items()
     ]  # fmt: skip
-    return dict(zip(names, rude.ppap_in_turn(*calls), strict=True))
+    return dict(zip(options, rude.ppap_in_turn(*calls), strict=True))
 
 
 @pytest.mark.slow
@@ -207,6 +290,73 @@ def test_a_guide_that_raises_while_it_guides_is_named(runs: dict[str, Any]) -> N
     said = " ".join(outcome.err.split())
     assert "The plugin ppap-x-fails 1.0 fails (ppap_x_fails_guide, line " in said
     assert "in prepare): RuntimeError: no moon. This is a fault of the plugin" in said
+
+
+@pytest.mark.slow
+def test_a_backbone_that_meddles_is_named_and_the_run_goes_on(runs: dict[str, Any]) -> None:
+    outcome = runs["chatty"]
+    assert (outcome.code, json.loads(outcome.out)["status"]) == (0, "complete")
+    said = " ".join(outcome.err.split())
+    assert "The backbone 'gaussian-world' of ppap-x-worlds 1.0, asked for predict(), prints" in said
+    assert "changes the default dtype of torch, which was undone" in said
+
+
+@pytest.mark.slow
+def test_a_recipe_that_prints_is_named_and_the_run_goes_on(runs: dict[str, Any]) -> None:
+    outcome = runs["printing"]
+    assert (outcome.code, json.loads(outcome.out)["status"]) == (0, "complete")
+    assert "The recipe 'printing', or a gradient of what it is used with, prints" in outcome.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("leaving", "RuntimeError: it calls sys.exit(0)"),
+        ("silent", "The backbone 'gaussian-world' of ppap-x-worlds 1.0 returns a NoneType from "
+         "predict(), not a Prediction"),
+        ("wrong", "The recipe 'wrong' of ppap-x-worlds 1.0 is a function, not a Recipe"),
+    ],
+)  # fmt: skip
+def test_what_ends_a_run_is_named(runs: dict[str, Any], name: str, said: str) -> None:
+    outcome = runs[name]
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in " ".join(outcome.err.split())
+    assert "Traceback" not in outcome.err
+    assert "ppap-x-worlds" in outcome.err
+
+
+@pytest.mark.slow
+def test_broken_expert_sets_of_one_plugin_leave_the_guides_of_others_alone(
+    runs: dict[str, Any],
+) -> None:
+    outcome = runs["sets"]
+    record = json.loads(outcome.out)
+    assert (outcome.code, record["status"]) == (0, "complete")
+    assert record["used"]["guides"][0]["experts"] == "classifier-shapes-5"
+    for name in ("raises", "nothing", "nowhere", "leaves"):
+        assert f"'aaa-{name}' of ppap-x-aaa-sets 1.0" in outcome.err
+
+
+def test_a_command_that_is_no_application_is_named(rude: Environment) -> None:
+    outcome = rude.ppap("noapp")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "The command 'noapp' of ppap-x-noapp is a module" in outcome.err
+    assert "my_plugin.cli:app" in outcome.err
+
+
+def test_what_a_child_process_prints_is_no_result(rude: Environment) -> None:
+    code = (
+        "import os, sys; from ppap_host.cli import main, output; import ppap_host.cli.list as l\n"
+        "real = l.print_json\n"
+        "l.print_json = lambda value: (os.system('echo from a child'), real({}))\n"
+        "sys.argv = ['ppap', 'list', '--json']; main()"
+    )
+    done = subprocess.run(
+        [rude.python, "-c", code], capture_output=True, text=True, check=True, cwd=rude.folder
+    )
+    assert done.stdout == "{}\n"
+    assert "from a child" in done.stderr
 
 
 def test_no_plugin_replaces_a_command_of_the_host(
@@ -277,6 +427,10 @@ CHANGES: dict[str, Callable[[], object]] = {
         CUDA_VISIBLE_DEVICES="7"
     ),
     "the root logger": lambda: logging.root.setLevel(3),
+    "which messages are logged at all": lambda: logging.disable(logging.ERROR),
+    "what is done with uncaught errors": lambda: setattr(sys, "excepthook", print),
+    "which images Pillow reads": lambda: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
+    "automatic mixed precision": lambda: torch.set_autocast_enabled("cpu", True),
     "the random generator of Python": random.random,
     "the random generator of numpy": np.random.random,
     "the error handling of numpy": lambda: np.seterr(all="raise"),
@@ -297,7 +451,8 @@ CHANGES: dict[str, Callable[[], object]] = {
 def test_every_setting_has_a_test() -> None:
     # The threads between operators can be set once a process: the next test but one.
     once = "the thread count of torch between operators"
-    assert {setting.what for setting in SETTINGS} == {*CHANGES, once}
+    there = "the random generators of graphics cards"  # needs one
+    assert {setting.what for setting in SETTINGS} == {*CHANGES, once, there}
 
 
 @pytest.mark.usefixtures("as_it_was")
@@ -454,6 +609,126 @@ def test_a_guarded_guide_answers_as_the_guide_does() -> None:
     assert torch.equal(tempered.see(x), own.tempered(1.5, 0.8).see(x))
     public = {n for n in vars(Guide) if not n.startswith("_") and callable(getattr(Guide, n))}
     assert public <= set(vars(Guarded))
+
+
+def test_two_threads_leave_standard_output_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with contained() as conduct:
+            inside.set()
+            leave.wait(10)
+        assert not conduct
+
+    thread = threading.Thread(target=other)
+    before = sys.stdout
+    thread.start()
+    inside.wait(10)
+    print("a result")  # of this thread, while the other one is watched
+    with contained():
+        print("another")
+    leave.set()
+    thread.join()
+    assert sys.stdout is before
+    assert capsys.readouterr().out == "a result\nanother\n"
+
+
+def test_who_keeps_standard_output_prints_results_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with contained() as conduct:
+        kept = sys.stdout
+        kept.write("now\n")
+        assert kept.encoding == sys.stderr.encoding
+    kept.write("later\n")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("later\n", "now\n")
+    assert conduct.printed == "now\n"
+
+
+def test_without_a_standard_error_printing_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with contained() as conduct:
+        print("hello")
+    assert conduct.printed == "hello\n"
+
+
+def test_leaving_is_an_error_like_any_other() -> None:
+    with pytest.raises(RuntimeError, match=r"it calls sys\.exit\(3\)"), contained():
+        sys.exit(3)
+
+
+def test_a_library_reads_the_variables_of_whoever_imports_it_as_they_were() -> None:
+    code = (
+        "import os\n"
+        "from ppap_host.containment import contained\n"
+        "os.environ['OMP_NUM_THREADS'] = '2'\n"
+        "with contained() as outer, contained() as conduct:\n"
+        "    os.environ['OMP_NUM_THREADS'] = '1'\n"
+        "    import torch\n"
+        "    torch.set_default_dtype(torch.float64)\n"
+        "print(torch.get_num_threads(), torch.get_default_dtype(), conduct.changed)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 torch.float32 ['environment variables of the number")
+    assert "default dtype" in done.stdout
+
+
+WRONG = """
+import json, torch
+from PIL import Image
+from torch import nn
+from ppap_host.errors import PluginError
+from ppap_host.guide import Guide, Target
+from ppap_host.loading import Guarded
+
+class Sound(Guide):
+    name = "sound"
+    def network(self): return nn.Identity()
+    def read_target(self, text, size): return Target(text, torch.zeros(1, 3, *size))
+    def prepare(self, x): return x
+    def loss(self, output, target): return (output - target).square().flatten(1).mean(1)
+    distance = loss
+    def picture(self, output): return []
+    def measure(self, output, target): return {}
+
+x = torch.zeros(1, 3, 4, 4)
+said = {}
+for method, given in {
+    "network": (), "read_target": ("x", (4, 4)), "prepare": (x,), "see": (x,), "loss": (x, x),
+    "distance": (x, x), "picture": (x,), "measure": (x, x),
+}.items():
+    getattr(Guarded(Sound(), "it"), method)(*given)
+    wrong = Guarded(type("Wrong", (Sound,), {method: lambda *args: 0.5})(), "ppap-x 1.0")
+    try:
+        getattr(wrong, method)(*given)
+    except PluginError as error:
+        said[method] = str(error)
+print(json.dumps(said))
+"""
+
+
+def test_an_answer_of_another_type_is_named() -> None:
+    # In a process of its own: here, annotations are checked, too.
+    done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    methods = "network read_target prepare see loss distance picture measure"
+    assert list(said) == methods.split()
+    for method, text in said.items():
+        assert text.startswith(f"The guide 'sound' of ppap-x 1.0 returns a float from {method}(), ")
+
+
+def test_running_out_of_memory_is_nobodys_fault(
+    ppap_here: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("ppap_host.cli.list.print_json", full)
+    outcome = ppap_here("list")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Error: There is not enough memory: OutOfMemoryError")
+    assert "--batch" in outcome.err
 
 
 def test_a_plugin_warning_is_one_line_on_standard_error(

@@ -49,6 +49,17 @@ PLUGINS: dict[str, str] = {
     "longx": guide("longx", "a:b").replace("the guide", "the\\nguide"),
     "twicex": guide("twicex", "a:b").replace("return [", "return 2 * ["),
     "nothingx": guide("nothingx", "a:b").replace("return", "return None and"),
+    "hugex": guide("hugex", "a:b", interface="ppap_interface = 10**5000"),
+    "mutex": "class Mute(Exception):\n    __str__ = None\n\nraise Mute\n",
+    "latin": "raise OSError('caf' + chr(0xDCE9))\n",
+    "moduless": "def __getattr__(name):\n    raise RuntimeError(name)\n",
+    "basex": guide("basex", "a:b").replace("return", "raise BaseException('end'); return"),
+    "halfx": guide("halfx", "a:b").replace("return [", "yield from [") + "    yield 1 / 0\n",
+    "plainx": guide("plainx", "a:b").replace("@hookimpl", ""),
+    "hashx": guide("hashx", "a:b").replace(
+        'Entry("hashx"', 'Entry(type("Name", (str,), {"__hash__": None})("hashx")'
+    ),
+    "bareguidesx": "from ppap_host.hookspecs import *\n\nppap_interface = 1\n",
     "twin-a": guide("depthx", "ppap_x_twin_a:ppap_guides"),
     "twin-b": guide("depthx", "ppap_x_twin_b:ppap_guides"),
 }
@@ -65,6 +76,14 @@ BROKEN = {
     "misspeltx": "implements unknown hooks ppap_guidez; known: ppap_backbones",
     "stringsx": "ppap_guides must return a list of Entry, not of str",
     "raisesx": "fails in a hook: KeyError: 'oh'",
+    "hugex": "declares the ppap_interface that it does, which is no version",
+    "mutex": "cannot be imported: Mute",
+    "latin": r"cannot be imported: OSError: caf\udce9",
+    "moduless": "fails when it is asked for its ppap_interface: RuntimeError: ppap_interface",
+    "basex": "fails in a hook: BaseException: end",
+    "halfx": "fails in a hook: ZeroDivisionError: division by zero",
+    "plainx": "has a ppap_guides without @hookimpl",
+    "hashx": "a name has lower-case letters, digits and hyphens",
     "shoutsx": "an entry named 'ShoutsX': a name has lower-case letters, digits and hyphens",
     "vaguex": "'vaguex' with the factory 'the guide of vaguex': write 'module:attribute'",
     "longx": "an entry 'longx' whose summary is not one line of text",
@@ -174,6 +193,32 @@ def test_asking_for_a_broken_plugin_says_why(refusals: dict[str, Outcome], key: 
     assert "ppap doctor" in outcome.err
 
 
+def test_a_plugin_that_took_the_specifications_along_offers_nothing(
+    listed: dict[str, list[dict[str, Any]]],
+) -> None:
+    assert row(listed, "bareguidesx")["status"] == "ok"
+
+
+def test_a_distribution_without_metadata_or_with_a_broken_list_takes_nobody_down(
+    tmp_path: Path,
+) -> None:
+    environment = Environment.make(tmp_path / "env")
+    for name, points in {
+        "half": "[ppap.commands]\nhalf = half:app\n[ppap]\nhalf = half\n",
+        "garbled": "[ppap]\nno equals sign\n",
+    }.items():
+        info = environment.packages / f"ppap_x_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(points)
+    assert "Usage: ppap" in environment.ppap("--help").out
+    outcome = environment.ppap("list", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = json.loads(outcome.out)["plugin"]
+    assert {"host", "depth"} <= {row["name"] for row in rows if row["status"] == "ok"}
+    (garbled,) = [row for row in rows if "garbled" in row["distribution"]]
+    assert "entry points that cannot be read" in garbled["reason"]
+
+
 def test_a_name_with_two_owners_is_listed_as_unusable(listed: dict[str, Any]) -> None:
     (entry,) = [g for g in listed["guide"] if g["name"] == "depthx"]
     assert entry["from"] == ["ppap-x-twin-a 1.0", "ppap-x-twin-b 1.0"]
@@ -254,7 +299,7 @@ def test_listing_loads_plugins_but_nothing_that_they_name(zoo: Environment) -> N
     [
         ("hollowx", "ModuleNotFoundError: No module named 'ppap_x_hollowx_missing'"),
         ("emptyx", "AttributeError: module 'ppap_x_emptyx' has no attribute 'Missing'"),
-        ("leavesx", "SystemExit: 0"),
+        ("leavesx", "RuntimeError: it calls sys.exit(0)"),
     ],
 )
 def test_a_factory_that_cannot_be_imported(
@@ -286,7 +331,9 @@ def test_the_command_of_a_plugin_speaks_as_the_host_does(zoo: Environment) -> No
     assert "--quiet" in mistaken.err
     assert refused == Outcome(2, "", "Error: Nobody is there. Name somebody.\n")
     assert (wreck.code, wreck.out, wreck.err.count("\n")) == (2, "", 1)
-    assert "The command 'wreck' cannot be loaded: No module named 'moonlib'" in wreck.err
+    assert (
+        "The command 'wreck' of ppap-x-commands cannot be loaded: ModuleNotFoundError" in wreck.err
+    )
 
 
 @pytest.mark.slow

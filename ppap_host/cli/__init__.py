@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import nullcontext
 from importlib import metadata
 from typing import Annotated, Any, TextIO
 
@@ -24,9 +25,9 @@ from ppap_host.cli import (
     weights,
 )
 from ppap_host.cli import list as list_command
-from ppap_host.cli.output import fail, show_warning
-from ppap_host.commands import LEFT_OUT, OWN_COMMANDS, owner, plugin_commands
-from ppap_host.containment import contained, warn_of
+from ppap_host.cli.output import fail, for_results_alone, show_warning
+from ppap_host.commands import LEFT_OUT, NAME, OWN_COMMANDS, owner, plugin_commands
+from ppap_host.containment import contained, in_a_line, warn_of
 from ppap_host.errors import PluginError, PluginWarning, PpapError
 
 app = typer.Typer(
@@ -85,11 +86,18 @@ def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
         try:
             with contained(draws=False) as conduct:
                 command: Any = point.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(
-                f"The command {name!r} cannot be loaded: {error}.",
-                remedy="Mend or reinstall its plugin; `ppap doctor` says more.",
+                f"The command {name!r} of {owner(point)} cannot be loaded: {in_a_line(error)}.",
+                remedy="Mend or reinstall that plugin.",
             ) from error
+        if not callable(command):
+            raise PluginError(
+                f"The command {name!r} of {owner(point)} is a {type(command).__name__}.",
+                remedy="Its entry point must name a Typer application: 'my_plugin.cli:app'.",
+            )
         warn_of(conduct, f"The command {name!r} of {owner(point)}, when it is imported,")
         command(args=ctx.args, prog_name=f"ppap {name}")
 
@@ -103,21 +111,27 @@ def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
 
 
 for _name, _points in plugin_commands().items():
-    if _name not in OWN_COMMANDS:  # `ppap doctor` tells of those
+    # `ppap doctor` tells of those that the host has itself.
+    if _name not in OWN_COMMANDS and NAME.fullmatch(_name):
         _add_plugin_command(_name, _points)
 
 
-def _blamed(error: Exception) -> PluginError | None:
-    """The error as that of the plugin in whose code it came up; None if it was in nobody's."""
+def _blamed(error: Exception) -> PpapError | None:
+    """The error as the machine's, or that of the plugin in whose code it came up; else None."""
     from ppap_host.registry import registry
 
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return PpapError(
+            f"There is not enough memory: {in_a_line(error)}.",
+            remedy="Use a smaller --batch, --dtype bfloat16 on a graphics card, or a recipe that "
+            "does not go back through the backbone, such as x0.",
+        )
     found = registry().blamed(error)
     if found is None:
         return None
     label, where = found
     return PluginError(
-        f"The plugin {label} fails ({where}): "
-        f"{type(error).__name__}: {' '.join(str(error).split())}.",
+        f"The plugin {label} fails ({where}): {in_a_line(error)}.",
         remedy="This is a fault of the plugin; tell its authors (--debug shows the traceback).",
     )
 
@@ -147,7 +161,10 @@ def main() -> None:
     try:
         # Before or behind the command: nobody remembers where a global option goes.
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        app(args=arguments, prog_name="ppap")
+        # What a plugin's command prints, with whatever it calls, is its result.
+        named = next((a for a in arguments if not a.startswith("-")), "")
+        with for_results_alone() if named in OWN_COMMANDS else nullcontext():
+            app(args=arguments, prog_name="ppap")
     except PpapError as error:
         if debug:
             raise

@@ -69,7 +69,8 @@ def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
     for kind, rows in things.items():
         table = Table("name", "what it is", "from", title=f"{kind}s", title_justify="left")
         for row in rows:
-            table.add_row(row["name"], escape(row["summary"]), " and ".join(row["from"]))
+            cells = (row["name"], row["summary"], " and ".join(row["from"]))
+            table.add_row(*map(escape, cells))
         if rows:
             console.print(table)
         else:
@@ -83,5 +84,6 @@ def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
     for plugin in plugins:
         status = f"[{colours[plugin['status']]}]{plugin['status']}[/]"
         reason = f"  {escape(plugin['reason'])}" if plugin["reason"] else ""
-        table.add_row(plugin["name"], plugin["distribution"], plugin["version"], status + reason)
+        cells = (plugin["name"], plugin["distribution"], plugin["version"])
+        table.add_row(*map(escape, cells), status + reason)
     console.print(table)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppap_host.errors import PpapError
@@ -22,6 +25,37 @@ def stderr() -> Console:
 def for_people(as_json: bool) -> bool:
     """Whether standard output is read by a person (a terminal, and no --json)."""
     return not as_json and sys.stdout.isatty()
+
+
+@contextmanager
+def for_results_alone() -> Iterator[None]:
+    """Keeps standard output to what this process prints: children and C libraries get the other.
+
+    Without effect where standard output is none of the system's, as in a notebook.
+    """
+    before = sys.stdout
+    try:
+        if before.fileno() != 1 or sys.stderr.fileno() != 2:
+            yield
+            return
+        own = os.dup(1)
+    except (AttributeError, OSError, ValueError):  # replaced, closed, or not there at all
+        yield
+        return
+    before.flush()
+    line_by_line = 1 if before.isatty() else -1
+    results = open(own, "w", line_by_line, before.encoding, before.errors)  # noqa: SIM115
+    sys.stdout = results
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        with suppress(OSError):  # nobody may be left to read it
+            results.flush()
+        os.dup2(own, 1)
+        with suppress(OSError):
+            results.close()
 
 
 def print_json(value: Any) -> None:

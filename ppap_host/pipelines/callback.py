@@ -31,7 +31,6 @@ from ppap_host.config import GuideConfig
 from ppap_host.errors import OptionError
 from ppap_host.expert_choice import NONE, choose
 from ppap_host.guide import Guide
-from ppap_host.loading import load_guide
 from ppap_host.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import Schedule, fixed_variance_of, schedule_of
@@ -195,7 +194,8 @@ def _ask(
 ) -> _Asked:
     found = registry()
     if isinstance(guide, str):
-        guide = load_guide(found, guide, model)
+        # Not guarded: this is somebody's own script, whose threads and settings are its own affair.
+        guide = found.make("guide", guide, Guide, model=model)  # type: ignore[type-abstract]
     elif model is not None:
         raise OptionError(
             f"The guide {guide.name!r} has its network already, and is given {model!r}.",

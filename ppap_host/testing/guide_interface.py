@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +245,12 @@ def own_randomness(subject: GuideUnderTest) -> None:
     require(not drawn, f"It draws from the global generator of {' and '.join(drawn)}.")
 
 
+def _read(subject: GuideUnderTest) -> None:
+    """Reads the target, if there is one to be read."""
+    with suppress(CannotCheck, PpapError):
+        subject.read(subject.guide)
+
+
 @CLAIMS.claim(
     "well-behaved",
     why="Standard output carries results for other programs, and default dtypes, thread counts and "
@@ -260,6 +267,10 @@ def well_behaved(subject: GuideUnderTest) -> None:
         "Seeing, the loss or its gradient": lambda: subject.gradient(
             subject.guide, subject.x, target
         ),
+        "read_target()": lambda: _read(subject),
+        "as_target()": lambda: subject.guide.as_target(subject.output),
+        "distance()": lambda: subject.guide.distance(subject.output, subject.output),
+        "patch_plan()": lambda: subject.guide.patch_plan(subject.guide.network()),
         "measure()": lambda: subject.guide.measure(subject.output, target),
         "picture()": lambda: subject.guide.picture(subject.output),
     }

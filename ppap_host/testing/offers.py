@@ -8,9 +8,9 @@ from typing import get_args
 
 from ppap_host.errors import PluginError, unknown_name
 from ppap_host.loading import load_backbone
-from ppap_host.registry import Kind, Registry
+from ppap_host.registry import Kind, Plugin, Registry
 from ppap_host.testing.backbones import check_backbone
-from ppap_host.testing.checks import Check
+from ppap_host.testing.checks import Check, ConformanceError
 from ppap_host.testing.guides import check_guide
 from ppap_host.testing.recipes import check_recipe
 
@@ -70,11 +70,28 @@ def offers(found: Registry, name: str, kind: Kind | None = None) -> list[tuple[K
 
 
 def checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> list[Check]:
-    """The checks of one thing that plugins offer."""
+    """The checks of one thing that plugins offer, and of what importing its plugin does."""
+    return [_import_check(found.owner(kind, name)), *_checks_of(found, kind, name, settings)]
+
+
+def _import_check(plugin: Plugin) -> Check:
+    def run() -> None:
+        if plugin.warning is not None:
+            raise ConformanceError(
+                f"{plugin.label} {plugin.warning}.",
+                "The plugin is imported at every start, also of runs that do not use it.",
+                "Let the module with the hooks name things, and do everything else in what it "
+                "names.",
+            )
+
+    return Check("imported", "Importing its plugin is quick and disturbs nobody.", run)
+
+
+def _checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> list[Check]:
     if kind == "guide":
         # As its plugin makes it: the host would undo what the checks are to find.
         return check_guide(
-            lambda: found.load("guide", name)(model=settings.model),
+            lambda: found.entry("guide", name).load()(model=settings.model),
             settings.target,
             size=settings.size,
         )
