@@ -24,6 +24,7 @@ from environments import Environment, build_wheel
 from PIL import Image, ImageFile
 from torch import Tensor, nn
 
+from ppap_host.cli.output import for_results_alone
 from ppap_host.containment import SETTINGS, contained
 from ppap_host.errors import PluginWarning
 from ppap_host.guide import Guide, Target
@@ -357,6 +358,26 @@ def test_what_a_child_process_prints_is_no_result(rude: Environment) -> None:
     )
     assert done.stdout == "{}\n"
     assert "from a child" in done.stderr
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("odd"), AttributeError("none")])
+def test_an_error_while_results_are_kept_apart_is_the_same_error(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)) as caught, for_results_alone():
+        raise error
+    assert caught.value is error
+    code = (
+        "from ppap_host.cli.output import for_results_alone\n"
+        "try:\n"
+        "    with for_results_alone():\n"
+        "        print('result')\n"
+        "        raise OSError('full')\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("result\nfull\n", "")
 
 
 def test_no_plugin_replaces_a_command_of_the_host(

@@ -34,12 +34,8 @@ def for_results_alone() -> Iterator[None]:
     Without effect where standard output is none of the system's, as in a notebook.
     """
     before = sys.stdout
-    try:
-        if before.fileno() != 1 or sys.stderr.fileno() != 2:
-            yield
-            return
-        own = os.dup(1)
-    except (AttributeError, OSError, ValueError):  # replaced, closed, or not there at all
+    own = _duplicate()
+    if own is None:
         yield
         return
     before.flush()
@@ -56,6 +52,16 @@ def for_results_alone() -> Iterator[None]:
         os.dup2(own, 1)
         with suppress(OSError):
             results.close()
+
+
+def _duplicate() -> int | None:
+    """Another descriptor of the system's standard output, if that and the error are in use."""
+    try:
+        if sys.stdout.fileno() == 1 and sys.stderr.fileno() == 2:
+            return os.dup(1)
+    except (AttributeError, OSError, ValueError):  # replaced, closed, or not there at all
+        pass
+    return None
 
 
 def print_json(value: Any) -> None:
