@@ -14,7 +14,7 @@ import torch
 
 from ppap_host.errors import CheckpointError, PluginError, UnknownNameError
 from ppap_host.noise import CLEAN
-from ppap_host.registry import registry
+from ppap_host.registry import Registry, registry
 from ppap_host.testing import (
     CannotCheck,
     Check,
@@ -208,6 +208,18 @@ def test_a_name_stands_for_a_thing_or_for_all_of_a_distribution() -> None:
         offers(found, "ppap-plugin-restore", "recipe")
     (made, *_) = checks_of(found, "guide", "deblur", Settings(size=SIZE))
     assert made.result().outcome == "passed"
+
+
+def test_a_remark_on_importing_a_plugin_is_a_failed_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Registry()
+    monkeypatch.setattr(found.owner("guide", "deblur"), "warning", "prints to standard output")
+    remark, made, *_ = checks_of(found, "guide", "deblur", Settings(size=SIZE))
+    assert (remark.name, made.name) == ("imported", "made")
+    result = remark.result()
+    assert result.outcome == "failed"
+    assert "ppap-plugin-restore" in str(result.error) and "prints" in str(result.error)
 
 
 def test_the_command_line_prints_a_row_a_check(ppap_here: Any) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction, encode
 from ppap_host.backbone import repeat_condition as repeated
+from ppap_host.containment import in_a_line
 from ppap_host.errors import OptionError, PpapError
 from ppap_host.noise import NoiseLevel, Walk
 from ppap_host.sampling import DDIM, ImageNoise, sample
 from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
-from ppap_host.testing.comparing import differ, in_a_line, watched_randomness
+from ppap_host.testing.comparing import differ, watched_randomness
 
 _STEPS = 6
 _COUNT = 3

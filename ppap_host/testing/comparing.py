@@ -47,8 +47,3 @@ def watched_randomness() -> Iterator[list[str]]:
             if not same and (setting.module or "beartype" not in sys.modules):
                 drawn.append(setting.module or "random")
             setting.restore(before[setting.what])
-
-
-def in_a_line(error: BaseException) -> str:
-    """Type and message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

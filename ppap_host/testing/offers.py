@@ -70,19 +70,21 @@ def offers(found: Registry, name: str, kind: Kind | None = None) -> list[tuple[K
 
 
 def checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> list[Check]:
-    """The checks of one thing that plugins offer, and of what importing its plugin does."""
-    return [_import_check(found.owner(kind, name)), *_checks_of(found, kind, name, settings)]
+    """The checks of one thing that plugins offer, behind what importing its plugin did wrong."""
+    plugin = found.owner(kind, name)
+    remarks = [_remark(plugin, plugin.warning)] if plugin.warning else []
+    return [*remarks, *_checks_of(found, kind, name, settings)]
 
 
-def _import_check(plugin: Plugin) -> Check:
+def _remark(plugin: Plugin, what: str) -> Check:
+    """A check that fails: what ``ppap list`` remarks of a plugin."""
+
     def run() -> None:
-        if plugin.warning is not None:
-            raise ConformanceError(
-                f"{plugin.label} {plugin.warning}.",
-                "The plugin is imported at every start, also of runs that do not use it.",
-                "Let the module with the hooks name things, and do everything else in what it "
-                "names.",
-            )
+        raise ConformanceError(
+            f"{plugin.label} {what}.",
+            "The plugin is imported at almost every start, also of runs that do not use it.",
+            "Let the module with the hooks name things, and do all else in what it names.",
+        )
 
     return Check("imported", "Importing its plugin is quick and disturbs nobody.", run)
 
