@@ -28,7 +28,7 @@ TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked 
 def tests(session: nox.Session) -> None:
     """The test suite; further arguments go to pytest."""
     session.install(".[evaluation,search]", *PLUGINS, *TEST, *SITE)
-    # A process a core, each with one thread: twice as fast as one process with all of them.
+    # A process a core, each with one thread: faster than one process with a thread a core.
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     session.run("pytest", *shared, *session.posargs, env=threads)
