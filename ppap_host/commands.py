@@ -75,7 +75,8 @@ def plugin_commands() -> dict[str, list[metadata.EntryPoint]]:
     A plugin that is left out by its name takes the commands of its distribution with it.
     """
     found: dict[str, list[metadata.EntryPoint]] = {}
-    plugins, _ = entry_points(PLUGINS)
+    # At every start: what is installed is read once more only for who leaves something out.
+    plugins = entry_points(PLUGINS)[0] if left_out() else []
     gone = {owner(point) for point in plugins if is_left_out(point.name, owner(point))}
     for point in entry_points(COMMANDS)[0]:
         if owner(point) not in gone and not is_left_out(point.name, owner(point)):

@@ -241,6 +241,8 @@ SETTINGS: tuple[Setting, ...] = (
 
 GENERATORS = tuple(setting for setting in SETTINGS if setting.draws)
 
+_MODULES = sorted({setting.module for setting in SETTINGS})
+
 
 @dataclass
 class Conduct:
@@ -369,9 +371,10 @@ def contained(draws: bool = True) -> Iterator[Conduct]:
             VARIABLES.restore(before[VARIABLES.what])
             conduct.changed.append(VARIABLES.what)
 
-    absent = sorted({s.module for s in SETTINGS if s.module and s.module not in sys.modules})
-    for module in sorted({s.module for s in SETTINGS} - set(absent)):
-        take(module)
+    absent = [module for module in _MODULES if module and module not in sys.modules]
+    for module in _MODULES:
+        if module not in absent:
+            take(module)
     finder = _WhenImported(absent, as_they_were, take)
     if absent:
         sys.meta_path.insert(0, finder)

@@ -160,9 +160,11 @@ class Registry:
         self.plugins: list[Plugin] = []
         self._claims: dict[Kind, dict[str, list[tuple[Plugin, Entry]]]] = {k: {} for k in HOOKS}
         self._published: dict[str, list[tuple[Plugin, PublishedFile]]] = {}
-        found, broken = entry_points(PLUGINS)
-        if points is not None:
-            found, broken = sorted(points, key=lambda p: (p.name, p.value)), {}
+        broken: dict[str, str] = {}
+        if points is None:
+            found, broken = entry_points(PLUGINS)
+        else:
+            found = sorted(points, key=lambda p: (p.name, p.value))
         self._add(*HOST, _version("ppap-host"), "ppap_host.builtin", _host_module)
         for point in found:
             self._add(point.name, owner(point), _version_of(point), point.value, point.load)
@@ -229,17 +231,14 @@ class Registry:
 
     def _asked(self, plugin: Plugin, loaded: object) -> str | None:
         """Calls the hooks of a plugin; what is wrong with their answers, if anything is."""
-        unknown = [
-            caller.name
-            for caller in self._manager.get_hookcallers(loaded) or ()
-            if not caller.has_spec()
-        ]
+        callers = self._manager.get_hookcallers(loaded) or ()
+        unknown = [caller.name for caller in callers if not caller.has_spec()]
         if unknown:
             return (
                 f"implements unknown hooks {', '.join(sorted(unknown))}; "
                 f"known: {', '.join(sorted(ANSWERS))}"
             )
-        marked = {caller.name for caller in self._manager.get_hookcallers(loaded) or ()}
+        marked = {caller.name for caller in callers}
         answers: dict[str, list[Any]] = {}
         for hook, wanted in ANSWERS.items():
             found = getattr(loaded, hook, None)

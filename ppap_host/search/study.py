@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ppap_host.containment import in_a_line
 from ppap_host.search.space import Dimension, Value, plain
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
@@ -187,5 +188,5 @@ def _tried(
         if not math.isfinite(judged.score):
             judged, problem = None, "the score is not finite"
     except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        problem = in_a_line(error)[:500]
     return Trial(number, values, judged, problem, time.perf_counter() - began)
