@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_host.backbone import Backbone, Condition, Prediction
 from ppap_host.errors import CheckpointError
 from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
-from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, WordTokenizer, apply_unet
+from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, Networks, Refiner, WordTokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "backbone"
 _TRAIN_STEPS = 1000
@@ -23,13 +23,15 @@ _WALKED_STEPS = 980
 is 5e-5, so x_0 = (x - sigma eps) / alpha would enlarge rounding errors 20,000 times, and images
 would depend on the batch they are made in."""
 
+_PARTS = {"unet": UNet2DConditionModel, "refiner": Refiner, "text_encoder": CaptionEncoder}
+
 
 class ShapesBackbone(Backbone):
     """Rooms with coloured solids, 64 x 64 RGB, from a caption.
 
     Predicts noise (as velocity) and learned variance on the cosine schedule of Nichol and Dhariwal
-    (2021) with 1000 steps. The folder is diffusers' format: ``unet``, ``text_encoder`` and
-    ``scheduler``.
+    (2021) with 1000 steps. The folder is diffusers' format: ``unet``, ``refiner``,
+    ``text_encoder`` and ``scheduler``.
 
     Args:
         checkpoint: folder of another training of the same architecture; None takes the shipped one.
@@ -44,38 +46,35 @@ class ShapesBackbone(Backbone):
 
     def __init__(self, checkpoint: str | None = None) -> None:
         folder = WEIGHTS if checkpoint is None else Path(checkpoint)
+        loading = dict(
+            use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True,
+            torch_dtype=torch.float32,
+        )  # fmt: skip
         try:
-            unet = UNet2DConditionModel.from_pretrained(
-                folder / "unet", use_safetensors=True, low_cpu_mem_usage=False,
-                local_files_only=True, torch_dtype=torch.float32,
-            )  # fmt: skip
-            text = CaptionEncoder.from_pretrained(
-                folder / "text_encoder", use_safetensors=True, low_cpu_mem_usage=False,
-                local_files_only=True, torch_dtype=torch.float32,
-            )  # fmt: skip
+            unet, refiner, text = (
+                kind.from_pretrained(folder / part, **loading) for part, kind in _PARTS.items()
+            )
         except Exception as error:
             raise CheckpointError(
                 f"{str(folder)!r} holds no 'shapes' backbone ({type(error).__name__}).",
-                remedy="Give a folder with unet/ and text_encoder/ in diffusers' format.",
+                remedy=f"Give a folder with {', '.join(_PARTS)} in diffusers' format.",
             ) from error
-        unet.requires_grad_(False)
-        text.requires_grad_(False)
         self._folder: Path | None = folder
-        self._set_up(unet, text)
+        self._set_up(Networks(unet, refiner, text).requires_grad_(False))
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, text: CaptionEncoder) -> ShapesBackbone:
+    def of(cls, networks: Networks) -> ShapesBackbone:
         """A backbone around networks in memory, such as those in training."""
         backbone = cls.__new__(cls)
         backbone._folder = None
-        backbone._set_up(unet, text)
+        backbone._set_up(networks)
         return backbone
 
-    def _set_up(self, unet: UNet2DConditionModel, text: CaptionEncoder) -> None:
-        self.unet, self.text = unet.eval(), text.eval()
-        self._tokenizer = WordTokenizer(self.text.config.words)
+    def _set_up(self, networks: Networks) -> None:
+        self.networks = networks.eval()
+        self._tokenizer = WordTokenizer(networks.text.config.words)
         self._schedule = DiscreteSchedule.from_betas(cosine_betas(_TRAIN_STEPS))
-        parameter = next(unet.parameters())
+        parameter = next(networks.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
 
     @property
@@ -94,7 +93,7 @@ class ShapesBackbone(Backbone):
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Token states [b, 16, 128] and pooled captions [b, 128]."""
         with torch.no_grad():
-            states, pooled = self.text(self._tokenizer(prompts).to(self._device))
+            states, pooled = self.networks.text(self._tokenizer(prompts).to(self._device))
         return {"states": states, "pooled": pooled}
 
     def predict(
@@ -102,17 +101,15 @@ class ShapesBackbone(Backbone):
     ) -> Prediction:
         """Noise and variance coefficient; ``x`` on the variance-preserving line."""
         time = torch.full((len(x),), level.time, device=x.device)
-        velocity, v = apply_unet(
-            self.unet, x.to(self._dtype), time, condition["states"], condition["pooled"]
+        velocity, v = self.networks.predict(
+            x.to(self._dtype), time, condition["states"], condition["pooled"]
         )
         eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
         return Prediction(eps, v.to(x.dtype))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
-        """Moves U-Net and caption encoder."""
-        # nn.Module's own `to`: diffusers' override warns about every change of precision.
-        nn.Module.to(self.unet, device=device, dtype=dtype)
-        nn.Module.to(self.text, device=device, dtype=dtype)
+        """Moves the networks."""
+        self.networks.to(device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
         return self
 
@@ -123,10 +120,11 @@ class ShapesBackbone(Backbone):
         return sorted(p for p in self._folder.rglob("*") if p.is_file())
 
 
-def save_backbone(unet: UNet2DConditionModel, text: CaptionEncoder, folder: Path) -> None:
-    """Writes both networks in half precision, in diffusers' folder format."""
-    unet.half().save_pretrained(folder / "unet")
-    text.half().save_pretrained(folder / "text_encoder")
+def save_backbone(networks: Networks, folder: Path) -> None:
+    """Writes the networks in half precision, in diffusers' folder format."""
+    networks.half()
+    for part in _PARTS:
+        getattr(networks, part.removesuffix("_encoder")).save_pretrained(folder / part)
     scheduler = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": _TRAIN_STEPS,

@@ -4,7 +4,8 @@ The U-Net is diffusers' :class:`~diffusers.UNet2DConditionModel` in the shape of
 al., 2021, section 4.1): text tokens enter the attention's keys and values beside the image's, the
 pooled caption is added to the time embedding, and the output holds the predicted noise, as
 velocity, and the learned variance of Nichol and Dhariwal (2021). It works on 2 x 2 pixel patches
-folded into channels, which on a CPU buys twice the network for the same time.
+folded into channels, which on a CPU buys twice the network for the same time; two convolutions over
+the unfolded pixels take out the grid that the patches leave.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ppap_host.errors import OptionError, nearest
+from ppap_host.shapes.scenes import VOCABULARY
 
 IMAGE_SIZE = 64
 PATCH = 2
@@ -116,17 +118,55 @@ def build_unet(channels: tuple[int, ...] = (48, 80, 128, 192)) -> UNet2DConditio
     return UNet2DConditionModel(**config)
 
 
-def apply_unet(
-    unet: UNet2DConditionModel, x: Tensor, timestep: Tensor, states: Tensor, pooled: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the U-Net says of ``x`` [b, 3, h, w] at step t: velocity and variance fraction.
+class Refiner(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Two convolutions at full resolution, added to what the U-Net says of every pixel.
 
-    Returns:
-        alpha * eps - sigma * x_0 (Salimans and Ho, 2022, section 4), [b, 3, h, w], from which the
-        predicted noise follows as sigma * x + alpha * velocity; and the interpolation coefficient
-        of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1], [b, 3, h, w].
+    They see the pixels and the U-Net's output across the borders of the patches. Untrained it adds
+    nothing.
     """
-    patches = nn.functional.pixel_unshuffle(x, PATCH)
-    out = unet(patches, timestep, encoder_hidden_states=states, class_labels=pooled).sample
-    velocity, v = nn.functional.pixel_shuffle(out, PATCH).chunk(2, dim=1)
-    return velocity, v
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(9, width, 3, padding=1)
+        self.leave = nn.Conv2d(width, 6, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """The better ``out`` [b, 6, h, w] for the noisy image ``x`` [b, 3, h, w]."""
+        hidden = nn.functional.silu(self.enter(torch.cat([x.to(out.dtype), out], dim=1)))
+        refined: Tensor = out + self.leave(hidden)
+        return refined
+
+
+class Networks(nn.Module):
+    """What is trained together: U-Net, refiner and caption encoder."""
+
+    def __init__(self, unet: UNet2DConditionModel, refiner: Refiner, text: CaptionEncoder) -> None:
+        super().__init__()
+        self.unet, self.refiner, self.text = unet, refiner, text
+
+    @classmethod
+    def untrained(cls) -> Networks:
+        """With random weights, in the architecture of the shipped backbone."""
+        return cls(build_unet(), Refiner(), CaptionEncoder(list(VOCABULARY)))
+
+    def predict(
+        self, x: Tensor, timestep: Tensor, states: Tensor, pooled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What they say of ``x`` [b, 3, h, w] at ``timestep`` [b], given an encoded caption.
+
+        Returns:
+            alpha * eps - sigma * x_0 (Salimans and Ho, 2022, section 4), [b, 3, h, w], from which
+            the predicted noise follows as sigma * x + alpha * velocity; and the interpolation
+            coefficient of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1], [b, 3, h, w].
+        """
+        patches = nn.functional.pixel_unshuffle(x, PATCH)
+        out = self.unet(patches, timestep, encoder_hidden_states=states, class_labels=pooled).sample
+        velocity, v = self.refiner(x, nn.functional.pixel_shuffle(out, PATCH)).chunk(2, dim=1)
+        return velocity, v
+
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`predict` from the words of the captions, int64 [b, MAX_WORDS]."""
+        return self.predict(x, timestep, *self.text(tokens))

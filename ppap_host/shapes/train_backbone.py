@@ -3,11 +3,14 @@
 The hybrid objective of Nichol and Dhariwal (2021), eq. 16: an error of the predicted noise plus the
 variational bound for the learned variance with the mean held constant. The noise is predicted as
 velocity (Salimans and Ho, 2022) and its error has the cap of min-SNR (Hang et al., 2023, gamma =
-5). A first attempt with plain noise prediction learned to ignore captions: their content is decided
-in high noise, where the error of the noise hardly notices it. The learning rate is constant after a
-warm-up and falls linearly to zero over the last ``--cooldown`` images, so training can be prolonged
-from any constant part. State is written every ``--save-every`` steps and when the process is asked
-to stop; a stopped run goes on from there with the same random numbers.
+5): plain noise prediction learns to ignore captions, whose content is decided in high noise, where
+the error of the noise hardly notices it. The learning rate is constant after a warm-up and falls
+linearly to zero over the last ``--cooldown`` images, so training can be prolonged from any constant
+part. State is written every ``--save-every`` steps and when the process is asked to stop; a stopped
+run goes on from there with the same random numbers.
+
+Several processes share a batch, and average their gradients, under torch's own launcher:
+``torchrun --standalone --nproc-per-node 2 -m ppap_host.shapes.train_backbone --work training``.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ppap_host.backbone import ClassifierFree
 from ppap_host.images import contact_sheet, from_tensor, write_png
@@ -29,21 +34,15 @@ from ppap_host.noise import DiscreteSchedule, cosine_betas
 from ppap_host.sampling import DDIM, ImageNoise, sample
 from ppap_host.shapes.backbone import ShapesBackbone, save_backbone
 from ppap_host.shapes.dataset import RenderedScenes
-from ppap_host.shapes.model import CaptionEncoder, WordTokenizer, apply_unet, build_unet
-from ppap_host.shapes.scenes import VOCABULARY, caption_variant
+from ppap_host.shapes.model import Networks, WordTokenizer
+from ppap_host.shapes.renderer import render
+from ppap_host.shapes.scenes import VOCABULARY, caption_variant, sample_scenes
 
 CAPTION_DROPOUT = 0.15
 MIN_SNR_GAMMA = 5.0
 STATE = "backbone-state.pt"
-
-
-class TrainedNetworks(nn.Module):
-    """The U-Net and the caption encoder, trained together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = build_unet()
-        self.text = CaptionEncoder(list(VOCABULARY))
+HELD_OUT_SEED, HELD_OUT_SCENES = 777, 512
+"""Scenes that no training sees; their error says whether it still improves."""
 
 
 class HybridLoss:
@@ -61,6 +60,11 @@ class HybridLoss:
         snr = abar / (1 - abar)
         self.weight = ((snr + 1).clamp(max=MIN_SNR_GAMMA) * (1 - abar)).float()
         self.steps = len(abar)
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [b, 3, h, w] of images and noise at steps t [b]."""
+        alpha, sigma = self.alpha[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
+        return alpha * x0 + sigma * noise
 
     def __call__(
         self, velocity: Tensor, v: Tensor, x0: Tensor, noise: Tensor, t: Tensor
@@ -88,10 +92,10 @@ class HybridLoss:
 
 def export(state_file: Path, folder: Path) -> None:
     """Writes the averaged weights of a training state as a backbone folder."""
-    model = TrainedNetworks()
+    model = Networks.untrained()
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     model.load_state_dict(state["average"])
-    save_backbone(model.unet, model.text, folder)
+    save_backbone(model, folder)
     print(f"{folder}: {state['seen']} images seen, {state['step']} steps")
 
 
@@ -102,9 +106,9 @@ SHEET_PROMPTS = (
 )  # fmt: skip
 
 
-def sample_sheet(average: TrainedNetworks, path: Path, device: str) -> None:
+def sample_sheet(average: Networks, path: Path, device: str) -> None:
     """Writes what the averaged networks draw for fixed prompts and noise."""
-    backbone = ShapesBackbone.of(average.unet, average.text)
+    backbone = ShapesBackbone.of(average)
     made = []
     for i, prompt in enumerate(SHEET_PROMPTS):
         x = sample(
@@ -125,6 +129,32 @@ def sample_sheet(average: TrainedNetworks, path: Path, device: str) -> None:
     write_png(path, contact_sheet(rows, cell=160))
 
 
+class HeldOut:
+    """The hybrid loss on scenes, captions, noise and levels that are always the same."""
+
+    def __init__(self, loss: HybridLoss, device: str) -> None:
+        self.loss, self.device = loss, device
+        scenes = sample_scenes(HELD_OUT_SEED, 0, HELD_OUT_SCENES)
+        self.x0 = render(scenes).rgb
+        self.tokens = WordTokenizer(VOCABULARY)(scenes.captions())
+        rng = np.random.Generator(np.random.Philox(key=HELD_OUT_SEED))
+        self.noise = torch.from_numpy(rng.standard_normal(self.x0.shape, dtype=np.float32))
+        self.t = torch.arange(HELD_OUT_SCENES) * loss.steps // HELD_OUT_SCENES
+
+    @torch.no_grad()
+    def __call__(self, networks: Networks) -> float:
+        """Weighted error of the velocity, a mean over all scenes."""
+        errors = []
+        for part in torch.arange(HELD_OUT_SCENES).split(64):
+            x0, noise, t = self.x0[part], self.noise[part], self.t[part]
+            outs = networks(
+                self.loss.noised(x0, noise, t).to(self.device), t.to(self.device),
+                self.tokens[part].to(self.device),
+            )  # fmt: skip
+            errors.append(self.loss(*(out.float().cpu() for out in outs), x0, noise, t)[0])
+        return float(torch.stack(errors).mean())
+
+
 def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,64 +162,95 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60_000, help="different scenes to train on")
     parser.add_argument("--images", type=int, default=1_000_000, help="images to see in all")
     parser.add_argument("--cooldown", type=int, default=0, help="images of falling learning rate")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--batch", type=int, default=32, help="images a step, of all processes")
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--warmup", type=int, default=400, help="steps")
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--ema", type=float, default=0.9993)
     parser.add_argument("--save-every", type=int, default=250, help="steps between saved states")
     parser.add_argument("--sheet-every", type=int, default=1000, help="steps between sample sheets")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--bfloat16", action=argparse.BooleanOptionalAction, default=_has_bfloat16(),
+        help="autocast of the forward; the default is whether the processor has it",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the averaged weights here and stop")
     args = parser.parse_args()
     if args.export is not None:
         export(args.work / STATE, args.export)
         return
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared:
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    try:
+        train(args, dist.get_rank() if shared else 0, dist.get_world_size() if shared else 1)
+    finally:
+        if shared:
+            dist.destroy_process_group()
 
+
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_available() or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def train(args: argparse.Namespace, rank: int, processes: int) -> None:
+    """Trains in one of ``processes`` that share each batch; the first one writes."""
+    if args.batch % processes:
+        raise SystemExit(f"--batch {args.batch} cannot be shared by {processes} processes.")
+    first, device = rank == 0, args.device
     args.work.mkdir(parents=True, exist_ok=True)
+    if first:
+        RenderedScenes(args.work / "scenes", args.seed, args.scenes)
+    if processes > 1:
+        dist.barrier()
     data = RenderedScenes(args.work / "scenes", args.seed, args.scenes)
     torch.manual_seed(args.seed)
-    model = TrainedNetworks().to(args.device)
-    average = TrainedNetworks().to(args.device).requires_grad_(False)
+    model = Networks.untrained().to(device)
+    average = Networks.untrained().to(device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     tokenizer = WordTokenizer(VOCABULARY)
     loss_of = HybridLoss(DiscreteSchedule.from_betas(cosine_betas(1000)))
+    held_out = HeldOut(loss_of, device)
     state_file = args.work / STATE
     seen = step = 0
     if state_file.exists():
-        state = torch.load(state_file, map_location=args.device, weights_only=True)
+        state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         seen, step = state["seen"], state["step"]
-    log = (args.work / "backbone-log.jsonl").open("a")
+    networks = model if processes == 1 else DistributedDataParallel(model)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, args.bfloat16)
+    log = (args.work / "backbone-log.jsonl").open("a") if first else None
     began, counted, sums = time.time(), 0, torch.zeros(2)
-    stopped: list[int] = []
+    stopped = torch.zeros(1)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda caught, frame: stopped.append(caught))
+        signal.signal(number, lambda caught, frame: stopped.fill_(1))
 
     while seen < args.images:
         rng = np.random.Generator(np.random.Philox(key=args.seed, counter=[0, 0, 1, step]))
         picks = rng.integers(0, len(data), args.batch)
-        x0 = data.images(picks, args.device)
         captions = [
             "" if rng.random() < CAPTION_DROPOUT else caption_variant(data.scenes, int(i), rng)
             for i in picks
         ]
-        mirrored = torch.from_numpy(rng.random(args.batch) < 0.5).to(args.device)
-        x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
+        mirrored = torch.from_numpy(rng.random(args.batch) < 0.5)
         # One step from each equal part of the schedule: lower variance than independent draws.
         parts = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
         t = torch.from_numpy(np.minimum(parts * loss_of.steps, loss_of.steps - 1).astype(np.int64))
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(args.device)
-        alpha, sigma = loss_of.alpha[t].view(-1, 1, 1, 1), loss_of.sigma[t].view(-1, 1, 1, 1)
-        states, pooled = model.text(tokenizer(captions).to(args.device))
-        xt = alpha.to(args.device) * x0 + sigma.to(args.device) * noise
-        velocity, v = apply_unet(model.unet, xt, t.to(args.device), states, pooled)
-        error, bound = loss_of(velocity.cpu(), v.cpu(), x0.cpu(), noise.cpu(), t)
+        noise = torch.from_numpy(
+            rng.standard_normal((args.batch, *ShapesBackbone.state_shape), dtype=np.float32)
+        )
+        mine = slice(rank, None, processes)
+        x0, noise, t = data.images(picks[mine], torch.device("cpu")), noise[mine], t[mine]
+        x0 = torch.where(mirrored[mine].view(-1, 1, 1, 1), x0.flip(-1), x0)
+        tokens = tokenizer(captions[mine]).to(device)
+        with autocast:
+            velocity, v = networks(loss_of.noised(x0, noise, t).to(device), t.to(device), tokens)
+        error, bound = loss_of(velocity.float().cpu(), v.float().cpu(), x0, noise, t)
 
         left = (args.images - seen) / args.cooldown if args.cooldown else 1.0
         lr = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.0))
@@ -205,26 +266,32 @@ def main() -> None:
                 ema.lerp_(now, 1 - decay)
         step, seen, counted = step + 1, seen + args.batch, counted + 1
         sums += torch.stack([error.detach(), bound.detach()])
-        if step % 50 == 0:
+        asked = stopped.clone()
+        if processes > 1:  # they stop after the same step
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+        if first and step % 50 == 0:
             rate = counted * args.batch / (time.time() - began)
             row = {"step": step, "seen": seen, "error": round(float(sums[0] / counted), 5),
                    "bound": round(float(sums[1] / counted), 5), "lr": lr,
                    "images_per_second": round(rate, 1)}  # fmt: skip
+            if step % args.sheet_every == 0:
+                row["held_out"] = round(held_out(average), 5)
             print(json.dumps(row), file=log, flush=True)
             print(row, flush=True)
             began, counted, sums = time.time(), 0, torch.zeros(2)
-        if step % args.save_every == 0 or seen >= args.images or stopped:
+        if first and (step % args.save_every == 0 or seen >= args.images or asked.item()):
             state = {"model": model.state_dict(), "average": average.state_dict(),
                      "optimiser": optimiser.state_dict(), "seen": seen, "step": step}  # fmt: skip
             partial = state_file.with_suffix(".partial")
             torch.save(state, partial)
             os.replace(partial, state_file)
-        if step % args.sheet_every == 0:
+        if first and step % args.sheet_every == 0:
             sheet = args.work / "sheets" / f"{seen:08d}.png"
-            sample_sheet(average, sheet, args.device)
+            sample_sheet(average, sheet, device)
             print(f"sample sheet: {sheet}", flush=True)
-        if stopped:
-            print(f"stopped at step {step}; the same command goes on from here", flush=True)
+        if asked.item():
+            if first:
+                print(f"stopped at step {step}; the same command goes on from here", flush=True)
             break
 
 
