@@ -8,11 +8,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from ppap_host.errors import OptionError, nearest, unknown_name
+from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+from ppap_host.recipes.settings import split_recipe
+
+if TYPE_CHECKING:
+    from ppap_host.registry import Registry
 
 STAGES = ("base", "upsampler", "both")
 """Of a cascade, for guides."""
@@ -161,23 +166,22 @@ class RunConfig:
         return cls(guides=guides, **_checked(cls, values, source))
 
 
-def split_recipe(text: str) -> tuple[str, dict[str, str]]:
-    """The name and the parameters of a recipe as the user writes it, ``tfg:rho=0.5,mu=0.25``.
+def check_names(config: RunConfig, found: Registry) -> None:
+    """Whether everything a configuration names exists; imports none of it.
 
     Raises:
-        OptionError: what follows the colon is no list of settings.
+        PluginError, UnknownNameError: as :meth:`ppap_host.registry.Registry.entry`.
     """
-    name, _, settings = text.partition(":")
-    values: dict[str, str] = {}
-    for setting in filter(None, settings.split(",")):
-        key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or not key or not value:
-            raise OptionError(
-                f"{setting!r} in the recipe {text!r} sets nothing.",
-                remedy="Write NAME:PARAMETER=VALUE,PARAMETER=VALUE, such as tfg:rho=0.5,mu=0.25.",
-            )
-        values[key] = value
-    return name.strip(), values
+    if config.sampler not in SAMPLER_SUMMARIES:
+        raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
+    found.entry("backbone", config.backbone)
+    if config.balance not in BALANCE_SUMMARIES:
+        raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
+    for recipe in (config.recipe, *(g.recipe for g in config.guides)):
+        if recipe is not None:
+            found.entry("recipe", split_recipe(recipe)[0])
+    for guide in config.guides:
+        found.entry("guide", guide.name)
 
 
 RECORD_FORMAT = 1

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pluggy
 
@@ -30,11 +30,7 @@ from ppap_host.commands import (
 from ppap_host.containment import contained, in_a_line, plain, warn_of
 from ppap_host.errors import PluginError, PpapError, UnknownNameError, unknown_name
 from ppap_host.hookspecs import INTERFACE, OLDEST_INTERFACE, Entry
-from ppap_host.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
-from ppap_host.weights import PublishedFile
-
-if TYPE_CHECKING:
-    from ppap_host.config import RunConfig
+from ppap_host.weights import PublishedFile, default_folder, stored
 
 T = TypeVar("T")
 
@@ -372,25 +368,6 @@ class Registry:
                 )
         raise self._unknown(kind, name)
 
-    def check(self, config: RunConfig) -> None:
-        """Whether everything a configuration names exists; imports none of it.
-
-        Raises:
-            PluginError, UnknownNameError: as :meth:`entry`.
-        """
-        if config.sampler not in SAMPLER_SUMMARIES:
-            raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
-        self.entry("backbone", config.backbone)
-        if config.balance not in BALANCE_SUMMARIES:
-            raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
-        from ppap_host.config import split_recipe
-
-        for recipe in (config.recipe, *(g.recipe for g in config.guides)):
-            if recipe is not None:
-                self.entry("recipe", split_recipe(recipe)[0])
-        for guide in config.guides:
-            self.entry("guide", guide.name)
-
     def make(self, kind: Kind, name: str, wanted: type[T], **options: str | None) -> T:
         """What the factory of this kind and name returns for ``options``.
 
@@ -558,3 +535,20 @@ def _version(distribution: str) -> str:
 def registry() -> Registry:
     """The registry of this environment, made once per process."""
     return Registry()
+
+
+def fetched(name: str, folder: Path | None = None) -> Path | None:
+    """The published file of this name if it is here; nothing is fetched, and nothing read.
+
+    Args:
+        name: as in ``ppap weights``.
+        folder: where to look; the default folder if None.
+
+    Returns:
+        Its path, or None if it is not there, unfinished, of another size, or another file.
+
+    Raises:
+        PluginError, UnknownNameError: as :meth:`Registry.published`.
+    """
+    file = registry().published(name)
+    return stored(file, default_folder(file) if folder is None else folder)

@@ -21,7 +21,7 @@ from ppap_host import images
 from ppap_host.backbone import Backbone, ClassifierFree, Condition, encode, repeat_condition
 from ppap_host.balance import BALANCES
 from ppap_host.calibration.record import Calibrated, calibration_file, load_calibration
-from ppap_host.config import GuideConfig, RunConfig, new_record
+from ppap_host.config import GuideConfig, RunConfig, check_names, new_record
 from ppap_host.containment import contained, warn_of
 from ppap_host.devices import pick_device, pick_dtype
 from ppap_host.errors import OptionError, OutputError, PpapError
@@ -157,7 +157,7 @@ def set_up(
         PpapError: anything the user can mend; see :mod:`ppap_host.errors`.
     """
     found = registry() if found is None else found
-    found.check(config)
+    check_names(config, found)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     used: list[tuple[Kind, str]] = [("backbone", config.backbone)]

@@ -152,27 +152,12 @@ def default_folder(file: PublishedFile) -> Path:
     return platformdirs.user_data_path("ppap", appauthor=False) / "weights" / file.group
 
 
-def fetched(name: str, folder: Path | None = None) -> Path | None:
-    """The published file of this name if it is here; nothing is fetched, and nothing read.
-
-    Args:
-        name: as in ``ppap weights``.
-        folder: where to look; the default folder if None.
+def stored(file: PublishedFile, folder: Path) -> Path | None:
+    """The published file in ``folder`` if it is there; nothing is fetched, and nothing read.
 
     Returns:
         Its path, or None if it is not there, unfinished, of another size, or another file.
-
-    Raises:
-        PluginError, UnknownNameError: as :meth:`ppap_host.registry.Registry.published`.
     """
-    from ppap_host.registry import registry
-
-    file = registry().published(name)
-    return stored(file, default_folder(file) if folder is None else folder)
-
-
-def stored(file: PublishedFile, folder: Path) -> Path | None:
-    """As :func:`fetched`, for a file that the caller has found."""
     path = folder / file.file
     try:
         found = path.stat().st_size if path.is_file() else None

@@ -269,11 +269,11 @@ def execute(
     settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
 ) -> RunResult:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
-    from ppap_host.config import new_record
+    from ppap_host.config import check_names, new_record
     from ppap_host.registry import registry
 
     console = stderr()
-    registry().check(settings)  # a slip of the pen is answered before torch is imported
+    check_names(settings, registry())  # a slip of the pen is answered before torch is imported
     with progress_bar() as watch:
         try:
             from ppap_host.run import run as run_settings

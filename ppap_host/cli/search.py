@@ -112,7 +112,7 @@ def search(
     Writes trials.csv, search.png, best.txt with the command of the best trial, and search.json.
     Every trial is kept: the same command goes on where it was stopped, or with a larger --budget.
     """
-    from ppap_host.config import GuideConfig, RunConfig
+    from ppap_host.config import GuideConfig, RunConfig, check_names
     from ppap_host.registry import registry
 
     # The entry says what to install before torch is imported.
@@ -125,7 +125,7 @@ def search(
         steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, seed=seed, num=num,
         batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
-    registry().check(run)
+    check_names(run, registry())
     names = tuple(name.strip() for text in only or [] for name in text.split(","))
     if only and not all(names):
         raise OptionError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppap_host.benchmarks.arms import tensor_hash
 from ppap_host.benchmarks.ppap import VALIDATION_NOISE
-from ppap_host.config import GuideConfig, RunConfig, split_recipe
+from ppap_host.config import GuideConfig, RunConfig, check_names, split_recipe
 from ppap_host.devices import pick_dtype
 from ppap_host.errors import OptionError, OutputError
 from ppap_host.expert_choice import choose
@@ -286,7 +286,7 @@ def _check_options(config: SearchConfig, found: Registry) -> None:
     Raises:
         OptionError, UnknownNameError, PluginError: something does not go together or exist.
     """
-    found.check(config.run)
+    check_names(config.run, found)
     if config.judge is not None:
         found.entry("guide", config.judge.partition("=")[0])
     if not config.targets and not config.world_judges:
