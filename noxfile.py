@@ -9,8 +9,10 @@ nox.options.sessions = ["tests", "lint", "types", "docs"]
 
 PLUGINS = [
     f"./plugins/ppap-plugin-{name}"
-    for name in ("classifier", "clip", "depth", "dit", "edm", "openai", "restore", "segmentation")
-]
+    for name in (
+        "bench", "classifier", "clip", "depth", "dit", "edm", "openai", "restore", "segmentation"
+    )
+]  # fmt: skip
 SITE = ["mkdocs-material>=9.5", "mkdocstrings[python]>=1.0", "ruff>=0.8"]  # it folds signatures
 TEST = [
     "pytest>=8",
@@ -27,7 +29,7 @@ TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite; further arguments go to pytest."""
-    session.install(".[evaluation,search]", *PLUGINS, *TEST, *SITE)
+    session.install(".", *PLUGINS, *TEST, *SITE)
     # A process a core, each with one thread: faster than one process with a thread a core.
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -45,7 +47,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy in strict mode for the host and the plugins."""
-    session.install(".[evaluation,search]", *PLUGINS, "mypy>=1.13")
+    session.install(".", *PLUGINS, "mypy>=1.13")
     session.run("mypy")
 
 
@@ -61,4 +63,4 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Times of the first command, of a guided step against its parts, and of the start-up."""
     session.install(".", *PLUGINS)
-    session.run("python", "-m", "ppap_host.bench", *session.posargs)
+    session.run("python", "-m", "ppap_plugin_bench.times", *session.posargs)

@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from make_pictures import shrink
+from ppap_plugin_bench.plots import COLOURS, new_figure, save_figure
+from ppap_plugin_bench.shapes import FRESH_SEED
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, ClassifierFree, encode, repeat_condition
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.guide import Guide
-from ppap_host.images import from_tensor
-from ppap_host.noise import NoiseLevel
-from ppap_host.plots import COLOURS, new_figure, save_figure
-from ppap_host.recipes import Estimate
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode, repeat_condition
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.views import Noisy, Predicted, PredictedThrough, View
-from ppap_host.run import Setup, generate, set_up
-from ppap_host.sampling import Guidance, Health, ImageNoise, StepReport, sample
-from ppap_host.shapes.evaluate import FRESH_SEED
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.run import Setup, generate, set_up
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.judges import Judges
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, sample_scenes

@@ -21,8 +21,9 @@ from typing import Any
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from ppap_host import builtin, cli, recipes
-from ppap_host.commands import OWN_COMMANDS
+from ppap_host import cli, recipes
+from ppap_host.plugins import builtin
+from ppap_host.plugins.entry_points import OWN_COMMANDS
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 

@@ -1,8 +1,9 @@
 """Writes down what plugins may rely on: ``python docs/interface.py``.
 
 The public names of the modules below, with their signatures, are the interface whose version is
-``ppap_host.hookspecs.INTERFACE``. A test compares them with ``docs/interface-<version>.txt``, so
-that a change to them is made on purpose. What may change, and when, is in ``docs/stability.md``.
+``ppap_host.plugins.hookspecs.INTERFACE``. A test compares them with
+``docs/interface-<version>.txt``, so that a change to them is made on purpose. What may change, and
+when, is in ``docs/stability.md``.
 """
 
 from __future__ import annotations
@@ -12,29 +13,38 @@ from pathlib import Path
 
 import griffe
 
-from ppap_host.hookspecs import INTERFACE
+from ppap_host.plugins.hookspecs import INTERFACE
 
 DOCS = Path(__file__).parent
 FILE = DOCS / f"interface-{INTERFACE}.txt"
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "hookspecs": (),
-    "guide": (),
-    "backbone": (),
-    "recipes": (),
-    "noise": (),
-    "operators": (),
-    "temperatures": (),
-    "images": (
+    "plugins.hookspecs": (),
+    "guides.guide": (),
+    "guides.operators": (),
+    "guides.preprocessing": (),
+    "guides.temperatures": (),
+    "backbones.backbone": (),
+    "backbones.noise": (),
+    "recipes.ascents": (),
+    "recipes.energies": (),
+    "recipes.estimate": (),
+    "recipes.gradients": (),
+    "recipes.places": (),
+    "recipes.presets": (),
+    "recipes.recipe": (),
+    "recipes.strengths": (),
+    "recipes.views": (),
+    "files.images": (
         "contact_sheet", "from_tensor", "is_map", "means_file", "read_known", "read_map",
         "read_rgb", "to_tensor", "write_file", "write_png",
     ),
-    "preprocessing": (),
-    "checkpoints": (),
+    "files.checkpoints": (),
     "pipelines.autoencoder": (),
-    "weights": ("PublishedFile", "fetched"),
+    "files.weights": ("PublishedFile",),
+    "plugins.registry": ("fetched",),
     "testing": (),
-    "errors": (),
+    "files.errors": (),
 }  # fmt: skip
 """Below ``ppap_host``, with the names that count; none: all public ones. In a package, public is
 what its ``__all__`` names."""

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.guide import Guide, Target
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.guides.guide import Guide, Target
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 

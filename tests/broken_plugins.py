@@ -17,21 +17,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.guide import Guide, PatchPlan, Target, Wrapped
-from ppap_host.images import from_tensor, read_rgb, to_tensor
-from ppap_host.noise import NoiseLevel, Walk
-from ppap_host.operators import LinearOperator
-from ppap_host.recipes import (
-    CleanPoint,
-    Estimate,
-    Parameter,
-    PosteriorSpread,
-    Predicted,
-    Recipe,
-    RootSize,
-)
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import from_tensor, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, PatchPlan, Target, Wrapped
+from ppap_host.guides.operators import LinearOperator
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import RootSize
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.recipe import Parameter, Recipe
+from ppap_host.recipes.strengths import PosteriorSpread
+from ppap_host.recipes.views import Predicted
 from ppap_host.testing import GaussianWorld
 
 T = TypeVar("T")

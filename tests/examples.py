@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ppap_host.registry import Registry
+from ppap_host.plugins.registry import Registry
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

@@ -39,8 +39,9 @@ APPENDED = "SHOWN_OPTIONS"
 """Environment variable with the options that are appended to commands that take them, as JSON."""
 
 _HEAVY = (
-    "torch", "ppap_host.run", "ppap_host.harvest", "ppap_host.tuning", "ppap_host.evaluation",
-    "ppap_host.plots", "ppap_host.pipelines", "ppap_plugin_openai.named",
+    "torch", "ppap_host.runs.run", "ppap_host.runs.harvesting", "ppap_host.experts.tuning",
+    "ppap_plugin_bench.evaluation",
+    "ppap_plugin_bench.plots", "ppap_host.pipelines", "ppap_plugin_openai.named",
     "ppap_plugin_dit.backbone", "ppap_plugin_edm.backbone", "ppap_plugin_depth.guide",
     "ppap_plugin_classifier.guide", "ppap_plugin_segmentation.guide", "ppap_plugin_clip.networks",
     "diffusers", "timm", "transformers.image_utils", "torchvision.models",

@@ -14,7 +14,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ppap_host.registry import registry
+from ppap_host.plugins.registry import registry
 
 ROOT = Path(__file__).parents[1]
 FILES, SITE = "SHOWN_FILES", "SHOWN_SITE"

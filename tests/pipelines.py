@@ -34,7 +34,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ppap_host.guide import Guide, Target
+from ppap_host.guides.guide import Guide, Target
 
 WORDS = ("<pad>", "<unk>", "a", "dog", "red", "cube", "in", "the", "snow", "<end>")
 LENGTH = 8

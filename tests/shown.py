@@ -27,10 +27,10 @@ from unittest.mock import patch
 
 import typer
 
-from ppap_host.config import split_recipe
-from ppap_host.errors import PpapError, nearest
-from ppap_host.registry import Kind as NamedKind
-from ppap_host.registry import registry
+from ppap_host.files.errors import PpapError, nearest
+from ppap_host.plugins.registry import Kind as NamedKind
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.settings import split_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

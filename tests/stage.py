@@ -133,7 +133,7 @@ def _free_port() -> int:
 
 
 def _furnish(folder: Path, weights: Path, files: Path, blocks: Sequence[Commands]) -> None:
-    from ppap_host.registry import registry
+    from ppap_host.plugins.registry import registry
 
     text = "".join(block.text for block in blocks)
     published = [file for claims in registry().published_files().values() for _, file in claims]

@@ -177,8 +177,8 @@ def _photograph(seed: int) -> Image.Image:
 
 def _experts(files: Path) -> None:
     """Two expert sets, of the low and of the high noise levels."""
-    from ppap_host.experts import ExpertSet
-    from ppap_host.registry import registry
+    from ppap_host.experts.sets import ExpertSet
+    from ppap_host.plugins.registry import registry
 
     whole = ExpertSet.load(registry().load("expert set", "classifier-shapes-5")())
     half = len(whole.ranges) // 2

@@ -11,8 +11,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from ppap_host.hookspecs import Entry, hookimpl
-from ppap_host.registry import Registry
+from ppap_host.plugins.hookspecs import Entry, hookimpl
+from ppap_host.plugins.registry import Registry
 
 ppap_interface = 1
 
@@ -40,9 +40,10 @@ def main() -> None:
     import torch
     import worlds
 
-    from ppap_host.harvest import Harvest, HarvestConfig, harvest
-    from ppap_host.processes import join
-    from ppap_host.tuning import TuningConfig, tune
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.tuning import TuningConfig, tune
+    from ppap_host.runs.harvesting import HarvestConfig, harvest
+    from ppap_host.runs.processes import join
 
     torch.set_num_threads(1)
     what, folder, *rest = sys.argv[1:]

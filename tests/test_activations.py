@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.activations import Softened, softened
-from ppap_host.errors import OptionError
-from ppap_host.experts import ExpertSet, Patch, WithExperts
-from ppap_host.guide import Guide, default_patch_plan
-from ppap_host.noise import NoiseLevel, uniform_ranges
+from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.files.errors import OptionError
+from ppap_host.guides.activations import Softened, softened
+from ppap_host.guides.guide import Guide, default_patch_plan
 
 BETA = 4.0
 SLOPES = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.balance import plain_sum, without_conflict
-from ppap_host.recipes import NAIVE
-from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, ImageNoise, sample
+from ppap_host.recipes.presets import NAIVE
+from ppap_host.sampling.balance import plain_sum, without_conflict
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 
 def drawn(seed: int, count: int) -> list[Tensor]:

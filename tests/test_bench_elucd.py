@@ -14,13 +14,9 @@ from typing import Any
 import pytest
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
-from worlds import GaussianBackbone
-
-from ppap_host.benchmarks import elucd as benchmark
-from ppap_host.benchmarks.arms import ArmResult, Assignment, Sampling, Task
-from ppap_host.benchmarks.elucd import (
+from ppap_plugin_bench.benchmarks import elucd as benchmark
+from ppap_plugin_bench.benchmarks.arms import ArmResult, Assignment, Sampling, Task
+from ppap_plugin_bench.benchmarks.elucd import (
     Form,
     Honesty,
     Outcome,
@@ -34,8 +30,8 @@ from ppap_host.benchmarks.elucd import (
     has_kinks,
     run,
 )
-from ppap_host.benchmarks.elucd_options import PARTS, named_models
-from ppap_host.benchmarks.elucd_report import (
+from ppap_plugin_bench.benchmarks.elucd_options import PARTS, named_models
+from ppap_plugin_bench.benchmarks.elucd_report import (
     advice,
     findings,
     markdown,
@@ -43,15 +39,23 @@ from ppap_host.benchmarks.elucd_report import (
     verdict,
     write_report,
 )
-from ppap_host.calibration import Material, measurement
-from ppap_host.cli.bench import app
-from ppap_host.errors import OptionError, UnknownNameError
-from ppap_host.evaluation import Measure, Search, frechet_distance, share_measure
-from ppap_host.guide import Guide, Target, Wrapped
-from ppap_host.images import to_pixels
-from ppap_host.recipes import ELUCD, NAIVE
-from ppap_host.registry import registry
-from ppap_host.sampling import Guidance, ImageNoise, make_solver, sample
+from ppap_plugin_bench.calibration import measurement
+from ppap_plugin_bench.calibration.material import Material
+from ppap_plugin_bench.cli.bench import app
+from ppap_plugin_bench.evaluation import Measure, Search, frechet_distance, share_measure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from worlds import GaussianBackbone
+
+from ppap_host.files.errors import OptionError, UnknownNameError
+from ppap_host.files.images import to_pixels
+from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import ELUCD, NAIVE
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import make_solver
+from ppap_host.sampling.streams import ImageNoise
 
 COLOURS = ("red", "cyan", "green", "purple", "blue", "yellow")
 """A channel that is light, or dark."""

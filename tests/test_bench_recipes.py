@@ -14,15 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL.Image import Image
-from torch import Tensor, nn
-from worlds import GaussianBackbone
-
-from ppap_host.benchmarks import recipes as benchmark
-from ppap_host.benchmarks import recipes_report as report
-from ppap_host.benchmarks import restoring
-from ppap_host.benchmarks.arms import Assignment, Counted, Sampling, make_images
-from ppap_host.benchmarks.measuring import clock_of, peak_bytes
-from ppap_host.benchmarks.recipes import (
+from ppap_plugin_bench.benchmarks import recipes as benchmark
+from ppap_plugin_bench.benchmarks import recipes_report as report
+from ppap_plugin_bench.benchmarks import restoring
+from ppap_plugin_bench.benchmarks.arms import Assignment, Counted, Sampling, make_images
+from ppap_plugin_bench.benchmarks.measuring import clock_of, peak_bytes
+from ppap_plugin_bench.benchmarks.recipes import (
     LEAST_STEPS,
     UNGUIDED,
     Cost,
@@ -34,19 +31,27 @@ from ppap_host.benchmarks.recipes import (
     run,
     steps_for,
 )
-from ppap_host.benchmarks.restoring import BEST_PSNR, peak_signal_to_noise, structural_similarity
-from ppap_host.benchmarks.tasks import TASKS
-from ppap_host.cli.bench import app
-from ppap_host.errors import UnknownNameError
-from ppap_host.evaluation import Measure, mean_measure
-from ppap_host.experts import ExpertSet, Patch
-from ppap_host.guide import Guide, Target
-from ppap_host.images import from_tensor, to_pixels, to_unit
-from ppap_host.noise import uniform_ranges
-from ppap_host.operators import LinearOperator
-from ppap_host.recipes import FREEDOM, X0, X0_THROUGH
-from ppap_host.registry import registry
-from ppap_host.sampling import Guidance
+from ppap_plugin_bench.benchmarks.restoring import (
+    BEST_PSNR,
+    peak_signal_to_noise,
+    structural_similarity,
+)
+from ppap_plugin_bench.benchmarks.tasks import TASKS
+from ppap_plugin_bench.cli.bench import app
+from ppap_plugin_bench.evaluation import Measure, mean_measure
+from torch import Tensor, nn
+from worlds import GaussianBackbone
+
+from ppap_host.backbones.noise import uniform_ranges
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.sets import ExpertSet
+from ppap_host.files.errors import UnknownNameError
+from ppap_host.files.images import from_tensor, to_pixels, to_unit
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.operators import LinearOperator
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import FREEDOM, X0, X0_THROUGH
+from ppap_host.sampling.evaluator import Guidance
 
 TINY = Settings(num=5, evaluations=6, batch=3, references=12, rounds=1)
 SOME = ("naive", "ppap", "x0", "x0-through", "freedom", "pigdm")

@@ -11,27 +11,28 @@ from typing import Any
 import pytest
 import torch
 from PIL.Image import Image
+from ppap_plugin_bench.benchmarks import ppap as benchmark
+from ppap_plugin_bench.benchmarks import world as world_module
+from ppap_plugin_bench.benchmarks.arms import Assignment, Sampling
+from ppap_plugin_bench.benchmarks.cells import Cell, Cells
+from ppap_plugin_bench.benchmarks.ppap import Outcome, Settings, run
+from ppap_plugin_bench.benchmarks.report import shown, write_report
+from ppap_plugin_bench.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
+from ppap_plugin_bench.cli.bench import app
+from ppap_plugin_bench.evaluation import Measure, Search, mean_measure
+from ppap_plugin_bench.shapes import FRESH_SEED
 from torch import Tensor, nn
 from worlds import GaussianBackbone
 
-from ppap_host.benchmarks import ppap as benchmark
-from ppap_host.benchmarks import world as world_module
-from ppap_host.benchmarks.arms import Assignment, Sampling
-from ppap_host.benchmarks.cells import Cell, Cells
-from ppap_host.benchmarks.ppap import Outcome, Settings, run
-from ppap_host.benchmarks.report import shown, write_report
-from ppap_host.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
-from ppap_host.cli.bench import app
-from ppap_host.errors import UnknownNameError
-from ppap_host.evaluation import Measure, Search, mean_measure
-from ppap_host.experts import ExpertSet, Patch
-from ppap_host.guide import Guide, Target
-from ppap_host.harvest import Lesson
-from ppap_host.images import from_tensor, to_pixels, to_unit
-from ppap_host.noise import NoiseLevel, uniform_ranges
-from ppap_host.registry import registry
-from ppap_host.shapes.evaluate import FRESH_SEED
-from ppap_host.tuning import Predictor
+from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
+from ppap_host.experts.harvest import Lesson
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.sets import ExpertSet
+from ppap_host.experts.tuning import Predictor
+from ppap_host.files.errors import UnknownNameError
+from ppap_host.files.images import from_tensor, to_pixels, to_unit
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.plugins.registry import registry
 
 TINY = Settings(
     sampling=Sampling(steps=3, batch=5),

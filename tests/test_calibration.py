@@ -15,29 +15,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ppap_plugin_bench.calibration.material import Material, from_folder
+from ppap_plugin_bench.calibration.measurement import CalibrationConfig, calibrate, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
-from ppap_host.calibration import (
+from ppap_host.backbones.noise import NoiseLevel, NoiseRange, uniform_ranges
+from ppap_host.experts.calibration import (
     Calibrated,
     Calibration,
-    CalibrationConfig,
-    Material,
     RangeCalibration,
-    calibrate,
-    from_folder,
+    experts_hash,
+    experts_of,
     load_calibration,
 )
-from ppap_host.calibration.measurement import spread
-from ppap_host.calibration.record import experts_hash, experts_of
-from ppap_host.errors import CheckpointError, OptionError, OutputError, TargetError
-from ppap_host.experts import ExpertSet, Patch, WithExperts, network_hash
-from ppap_host.guide import Guide, Target
-from ppap_host.hookspecs import Entry, hookimpl
-from ppap_host.images import to_pixels
-from ppap_host.noise import NoiseLevel, NoiseRange, uniform_ranges
-from ppap_host.registry import Registry
+from ppap_host.experts.patches import Patch, network_hash
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.files.errors import CheckpointError, OptionError, OutputError, TargetError
+from ppap_host.files.images import to_pixels
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.plugins.hookspecs import Entry, hookimpl
+from ppap_host.plugins.registry import Registry
 
 MEANS = (-0.4, 0.0, 0.4)
 SPREAD = 0.3
@@ -469,8 +468,8 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin.ppap_backbones, plugin.ppap_guides = ppap_backbones, ppap_guides  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "calibration_world", plugin)
     found = Registry([metadata.EntryPoint("calibration_world", "calibration_world", "ppap")])
-    monkeypatch.setattr("ppap_host.registry.registry", lambda: found)
-    monkeypatch.setattr("ppap_host.harvest.registry", lambda: found)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: found)
+    monkeypatch.setattr("ppap_host.experts.harvest.registry", lambda: found)
 
 
 @pytest.mark.usefixtures("plugged")

@@ -10,12 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from ppap_host.calibration import (
+from ppap_plugin_bench.calibration.measures import (
     calibration_error,
-    cross_entropy,
     expected_error,
-    fit_inverse_temperature,
     integral_over_noise,
     maximum_error,
     mean_over_noise,
@@ -23,7 +20,13 @@ from ppap_host.calibration import (
     smooth_calibration_error,
     smooth_error_at,
 )
-from ppap_host.calibration.temperature import HIGHEST, LOWEST, softmax
+from ppap_plugin_bench.calibration.temperature import (
+    HIGHEST,
+    LOWEST,
+    cross_entropy,
+    fit_inverse_temperature,
+    softmax,
+)
 
 Numbers = NDArray[np.float64]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap_host.calibration import Calibrated, load_calibration
-from ppap_host.experts import ExpertSet, WithExperts
-from ppap_host.guide import Guide
-from ppap_host.loading import load_guide
-from ppap_host.registry import registry
+from ppap_host.experts.calibration import Calibrated, load_calibration
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.loading import load_guide
+from ppap_host.plugins.registry import registry
 from ppap_host.shapes.backbone import ShapesBackbone
 
 pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")

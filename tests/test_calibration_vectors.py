@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-
-from ppap_host.calibration import (
+from ppap_plugin_bench.calibration.measures import (
     expected_error,
     integral_over_noise,
     maximum_error,
     mean_over_noise,
     reliability,
 )
+from safetensors.numpy import load_file
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 

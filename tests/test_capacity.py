@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from ppap_plugin_bench.benchmarks import capacity
+from ppap_plugin_bench.benchmarks.capacity import Settings, run, sides, spread, write_report
 from torch import Tensor, nn
 from worlds import GaussianBackbone
 
-from ppap_host.benchmarks import capacity
-from ppap_host.benchmarks.capacity import Settings, run, sides, spread, write_report
-from ppap_host.experts import ExpertSet
-from ppap_host.guide import Guide, Target
-from ppap_host.harvest import Lesson
-from ppap_host.images import from_tensor
-from ppap_host.tuning import TuningConfig
+from ppap_host.experts.harvest import Lesson
+from ppap_host.experts.sets import ExpertSet
+from ppap_host.experts.tuning import TuningConfig
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide, Target
 
 SETTINGS = Settings(
     counts=(1, 2, 4), seeds=(0, 1), rank=1, images=256, batch=16, fresh=10, levels=4

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.errors import OptionError, UnknownNameError
-from ppap_host.hookspecs import Entry
-from ppap_host.noise import NoiseLevel
-from ppap_host.registry import Registry
-from ppap_host.run import generate, run, set_up
-from ppap_host.sampling import Health
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.files.errors import OptionError, UnknownNameError
+from ppap_host.plugins.hookspecs import Entry
+from ppap_host.plugins.registry import Registry
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.run import generate, run, set_up
+from ppap_host.sampling.evaluator import Health
 
 
 class Enlarger(GaussianBackbone):
@@ -121,7 +121,7 @@ def test_a_run_records_what_was_guided_where(tmp_path: Path) -> None:
     from unittest.mock import patch
 
     config = replace(CONFIG, guides=(replace(GUIDE, stage="both"),), upsampler_steps=2)
-    with patch("ppap_host.run.registry", world):
+    with patch("ppap_host.runs.run.registry", world):
         record = run(config, tmp_path / "run").record
     assert record["status"] == "complete"
     assert record["used"]["steps"] == 6 + 2

@@ -13,30 +13,17 @@ from analytic import NOTHING, Analytic, Case, Likelihood, cases, settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.backbone import Prediction
-from ppap_host.guide import Guide
-from ppap_host.noise import CLEAN, DiscreteSchedule, NoiseLevel, NoiseRange, Walk, respace
-from ppap_host.recipes import (
-    ELUCD,
-    ELUCD_EDM,
-    NAIVE,
-    Estimate,
-    LinearSine,
-    Recipe,
-    Score,
-    Step,
-)
-from ppap_host.sampling import (
-    DDIM,
-    DDPM,
-    Churn,
-    Evaluator,
-    Guidance,
-    Health,
-    Heun,
-    Solver,
-    take_step,
-)
+from ppap_host.backbones.backbone import Prediction
+from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, NoiseLevel, NoiseRange, Walk, respace
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.places import Score
+from ppap_host.recipes.presets import ELUCD, ELUCD_EDM, NAIVE
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import LinearSine
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import take_step
+from ppap_host.sampling.solvers import DDIM, DDPM, Churn, Heun, Solver
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

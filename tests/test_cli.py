@@ -14,9 +14,9 @@ from PIL import Image
 from processes import Outcome, run_process
 
 import ppap_host
-from ppap_host.errors import PpapError
-from ppap_host.images import from_tensor, read_rgb
-from ppap_host.registry import Registry
+from ppap_host.files.errors import PpapError
+from ppap_host.files.images import from_tensor, read_rgb
+from ppap_host.plugins.registry import Registry
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
 
@@ -56,7 +56,7 @@ def test_every_command_has_help(ppap_here: Call, command: str) -> None:
 def test_every_option_of_run_is_explained(ppap_here: Call) -> None:
     from dataclasses import fields
 
-    from ppap_host.config import RunConfig
+    from ppap_host.runs.config import RunConfig
 
     text = ppap_here("run", "--help").out
     for field in fields(RunConfig):
@@ -71,7 +71,7 @@ def test_every_option_of_run_is_explained(ppap_here: Call) -> None:
 def test_the_defaults_that_help_names_are_the_defaults(ppap_here: Call) -> None:
     from dataclasses import fields
 
-    from ppap_host.config import RunConfig
+    from ppap_host.runs.config import RunConfig
 
     text = " ".join(ppap_here("run", "--help").out.split())
     for field in fields(RunConfig):
@@ -102,7 +102,7 @@ def test_list_is_json_where_nobody_looks(ppap_here: Call) -> None:
 
 
 def test_list_names_the_samplers_that_there_are(ppap_here: Call) -> None:
-    from ppap_host.sampling import SAMPLERS
+    from ppap_host.sampling.solvers import SAMPLERS
 
     rows = json.loads(ppap_here("list", "--json").out)["sampler"]
     assert {row["name"] for row in rows} == set(SAMPLERS)
@@ -171,7 +171,7 @@ def test_a_guide_that_is_not_installed_is_answered_with_its_command(
     ppap_here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = Registry([])
-    monkeypatch.setattr("ppap_host.registry.registry", lambda: bare)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: bare)
     said = "Install it with `pip install ppap-plugin-depth`."
     refused(ppap_here("run", "-g", "depth", "-t", "x.png"), "Unknown guide 'depth'.", said)
     refused(ppap_here("run", "-g", "dpeth", "-t", "x.png"), "`pip install ppap-plugin-depth`")
@@ -246,7 +246,7 @@ def test_a_mistake_of_the_host_itself_is_not_hidden(
     def oh(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ppap_host.config.read_toml", oh)
+    monkeypatch.setattr("ppap_host.runs.config.read_toml", oh)
     with pytest.raises(ZeroDivisionError):
         ppap_here("run", "-c", "x.toml")
 

@@ -17,14 +17,15 @@ from processes import Outcome, plain_environment
 from torch import Tensor, nn
 from worlds import GaussianBackbone, QuadraticGuide
 
+from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
 from ppap_host.cli import experts as command
 from ppap_host.cli.output import fail
-from ppap_host.errors import PpapError
-from ppap_host.experts import ExpertSet, Patch, network_hash
-from ppap_host.guide import Guide, default_patch_plan
-from ppap_host.hookspecs import Entry
-from ppap_host.noise import NoiseLevel, uniform_ranges
-from ppap_host.registry import Registry
+from ppap_host.experts.patches import Patch, network_hash
+from ppap_host.experts.sets import ExpertSet
+from ppap_host.files.errors import PpapError
+from ppap_host.guides.guide import Guide, default_patch_plan
+from ppap_host.plugins.hookspecs import Entry
+from ppap_host.plugins.registry import Registry
 
 Call = Callable[..., Outcome]
 
@@ -97,7 +98,7 @@ def experts(
         ("expert set", "painted", lambda: tmp_path / "kept" / "set.safetensors"),
     ):
         world._claims[kind][name] = [(world.plugins[0], Made(name, "", "for tests", thing))]  # type: ignore[index]
-    monkeypatch.setattr("ppap_host.registry.registry", lambda: world)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: world)
 
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()

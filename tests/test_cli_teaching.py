@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ppap_host.cli import app
-from ppap_host.errors import CheckpointError, OptionError, OutputError, UnknownNameError
+from ppap_host.files.errors import CheckpointError, OptionError, OutputError, UnknownNameError
 
 pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
 

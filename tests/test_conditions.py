@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from ppap_host.cli import app
 from ppap_host.cli.options import backbone_options
-from ppap_host.config import RunConfig
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.harvest import HarvestConfig, harvest
-from ppap_host.images import to_unit
-from ppap_host.loading import load_backbone
-from ppap_host.run import generate, run, set_up
-from ppap_host.sampling import Health
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import to_unit
+from ppap_host.plugins.loading import load_backbone
+from ppap_host.runs.config import RunConfig
+from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.run import generate, run, set_up
+from ppap_host.sampling.evaluator import Health
 
 CONFIG = RunConfig(backbone="classes", steps=8, num=2, device="cpu")
 
@@ -98,8 +98,8 @@ def test_a_fetched_file_serves_where_no_checkpoint_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the backbone's own name, or by that of one of many files."""
-    from ppap_host import loading
-    from ppap_host.weights import PublishedFile
+    from ppap_host.files.weights import PublishedFile
+    from ppap_host.plugins import loading
 
     found = world()
     (plugin, _), *_ = found.names("backbone")["classes"]
@@ -145,8 +145,8 @@ def test_what_is_known_of_a_picture_stays_and_the_rest_is_made(filling: RunConfi
 def test_a_filled_in_picture_can_be_made_again_from_its_copies(
     filling: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppap_host.run.registry", world)
-    monkeypatch.setattr("ppap_host.registry.registry", world)
+    monkeypatch.setattr("ppap_host.runs.run.registry", world)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", world)
     record = run(filling, tmp_path / "run").record
     assert [t["input"] for t in record["targets"]] == ["image", "mask"]
     for name in ("picture.png", "mask.png"):

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppap_host.cli.run import pair_guides
-from ppap_host.config import GuideConfig, RunConfig, read_toml
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
+from ppap_host.runs.config import GuideConfig, RunConfig, read_toml
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 number = st.floats(allow_nan=False, allow_infinity=False)

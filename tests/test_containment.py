@@ -25,14 +25,14 @@ from PIL import Image, ImageFile
 from torch import Tensor, nn
 
 from ppap_host.cli.output import for_results_alone
-from ppap_host.containment import SETTINGS, contained
-from ppap_host.errors import PluginWarning
-from ppap_host.guide import Guide, Target
-from ppap_host.loading import Guarded
-from ppap_host.registry import Registry
+from ppap_host.files.errors import PluginWarning
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.plugins.containment import SETTINGS, contained
+from ppap_host.plugins.loading import Guarded
+from ppap_host.plugins.registry import Registry
 
 PLAIN = """\
-from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 ppap_interface = 1
 
@@ -43,8 +43,8 @@ def ppap_guides():
 GUIDE = """\
 import torch
 from PIL import Image
-from ppap_host.guide import Guide as Base, Target
-from ppap_host.images import from_tensor
+from ppap_host.guides.guide import Guide as Base, Target
+from ppap_host.files.images import from_tensor
 
 class Guide(Base):
     name = "{name}"
@@ -106,7 +106,7 @@ UNDONE = {
 MADE = {"makes": "print('made'); torch.set_grad_enabled(False); torch.manual_seed(0)"}
 SETS = """\
 from pathlib import Path
-from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 ppap_interface = 1
 
@@ -131,9 +131,9 @@ def leaves():
 BACKBONE = """\
 import sys
 import torch
-from ppap_host.backbone import Prediction
-from ppap_host.hookspecs import Entry, hookimpl
-from ppap_host.recipes import X0
+from ppap_host.backbones.backbone import Prediction
+from ppap_host.plugins.hookspecs import Entry, hookimpl
+from ppap_host.recipes.presets import X0
 from dataclasses import dataclass, replace
 
 ppap_interface = 1
@@ -238,7 +238,7 @@ def test_after_all_imports_the_process_is_as_it_was(rude: Environment) -> None:
             [f[0] for f in warnings.filters if f[2] is Warning and f[1] is None],
         ]))
     """
-    registered = "from ppap_host.registry import registry; registry()"
+    registered = "from ppap_host.plugins.registry import registry; registry()"
     found = [rude.evaluate(state.format(before=code)) for code in ("", registered)]
     assert json.loads(found[0]) == json.loads(found[1])
 
@@ -492,7 +492,7 @@ def test_a_change_is_undone_and_named(what: str, monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_undone_is_named() -> None:
     code = (
         "import torch\n"
-        "from ppap_host.containment import contained\n"
+        "from ppap_host.plugins.containment import contained\n"
         "with contained() as conduct:\n"
         "    torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)\n"
         "print(conduct)"
@@ -554,7 +554,7 @@ def test_a_long_print_is_told_in_short(capsys: pytest.CaptureFixture[str]) -> No
 def test_bytes_do_not_reach_standard_output_either(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from ppap_host.containment import contained\n"
+        "from ppap_host.plugins.containment import contained\n"
         "with contained():\n"
         "    sys.stdout.buffer.write(b'bytes')\n"
     )
@@ -682,7 +682,7 @@ def test_leaving_is_an_error_like_any_other() -> None:
 def test_a_library_reads_the_variables_of_whoever_imports_it_as_they_were() -> None:
     code = (
         "import os\n"
-        "from ppap_host.containment import contained\n"
+        "from ppap_host.plugins.containment import contained\n"
         "os.environ['OMP_NUM_THREADS'] = '2'\n"
         "with contained() as outer, contained() as conduct:\n"
         "    os.environ['OMP_NUM_THREADS'] = '1'\n"
@@ -699,9 +699,9 @@ WRONG = """
 import json, torch
 from PIL import Image
 from torch import nn
-from ppap_host.errors import PluginError
-from ppap_host.guide import Guide, Target
-from ppap_host.loading import Guarded
+from ppap_host.files.errors import PluginError
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.plugins.loading import Guarded
 
 class Sound(Guide):
     name = "sound"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone
 
-from ppap_host.backbone import Condition, Prediction
+from ppap_host.backbones.backbone import Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.cli import app
-from ppap_host.cost import Rate, estimate, measure
-from ppap_host.experts import VIEWS
-from ppap_host.noise import NoiseLevel
-from ppap_host.tuning import TuningConfig, fresh_patch
+from ppap_host.experts.cost import Rate, estimate, measure
+from ppap_host.experts.sets import VIEWS
+from ppap_host.experts.tuning import TuningConfig, fresh_patch
 
 CPU = torch.device("cpu")
 CONFIG = TuningConfig(experts=3, rank=1, steps=40, batch=8)
@@ -86,7 +86,7 @@ def test_a_rate_is_that_of_one_image() -> None:
 def test_the_command_needs_neither_harvest_nor_folder_for_an_estimate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ppap_host.registry.registry", world)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", world)
     arguments = ["tune", "colour", "--backbone", "gaussian", "--estimate", "--rank", "1"]
     result = CliRunner().invoke(app, [*arguments, "--num", "10", "--harvest-steps", "4"])
     assert result.exit_code == 0, result.output

@@ -14,21 +14,18 @@ from pipelines import ContrastGuide, tiny
 from torch import Tensor
 
 import ppap_host
-from ppap_host.backbone import ClassifierFree
-from ppap_host.errors import OptionError, PpapError, UnknownNameError
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.files.errors import OptionError, PpapError, UnknownNameError
 from ppap_host.pipelines.backbone import PipelineBackbone
-from ppap_host.recipes import (
-    ADAM_MPGD,
-    ELUCD,
-    NAIVE,
-    X0,
-    CleanPoint,
-    Normalised,
-    PosteriorSpread,
-    Predicted,
-    Recipe,
-)
-from ppap_host.sampling import DDIM, Guidance, sample
+from ppap_host.recipes.gradients import Normalised
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.presets import ADAM_MPGD, ELUCD, NAIVE, X0
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import PosteriorSpread
+from ppap_host.recipes.views import Predicted
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
 
 STEPS, CFG = 6, 3.0
 TOY = Recipe(

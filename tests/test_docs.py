@@ -15,14 +15,14 @@ from scripts import DOCS, script
 from shown import blocks
 from torch import Tensor
 
-from ppap_host import run as run_module
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.guide import Guide
-from ppap_host.names import SAMPLER_SUMMARIES
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
-from ppap_host.registry import Registry
-from ppap_host.sampling import Evaluator, Guidance, Health
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.registry import Registry
+from ppap_host.runs import run as run_module
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ppap_host import doctor
-from ppap_host.doctor import Finding, examine, torch_and_torchvision, write_access
-from ppap_host.hookspecs import Entry
-from ppap_host.registry import Plugin, Registry
+from ppap_host.plugins.hookspecs import Entry
+from ppap_host.plugins.registry import Plugin, Registry
+from ppap_host.runs import doctor
+from ppap_host.runs.doctor import Finding, examine, torch_and_torchvision, write_access
 
 
 def look(torch: str | None, vision: str | None, *requires: str) -> Finding:

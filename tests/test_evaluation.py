@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from worlds import QuadraticGuide
-
-from ppap_host.evaluation import (
+from ppap_plugin_bench.evaluation import (
     Search,
     Trial,
     accuracy_against_noise,
@@ -22,7 +20,9 @@ from ppap_host.evaluation import (
     search_strength,
     share_measure,
 )
-from ppap_host.noise import CLEAN, DiscreteSchedule, cosine_betas
+from worlds import QuadraticGuide
+
+from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, cosine_betas
 
 
 def normal(count: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -11,16 +11,17 @@ import pytest
 from teaching import world
 from worlds import ColourGuide, small_gaussian
 
-from ppap_host.config import GuideConfig
-from ppap_host.errors import CheckpointError, OptionError, UnknownNameError
-from ppap_host.expert_choice import Choice, choose, fitting_set, read_interval
-from ppap_host.experts import ExpertSet, View, WithExperts
-from ppap_host.harvest import HarvestConfig, harvest
-from ppap_host.hookspecs import Entry
-from ppap_host.noise import NoiseRange
-from ppap_host.recipes import EVERYWHERE, PPAP, X0, Move
-from ppap_host.registry import Registry
-from ppap_host.tuning import TuningConfig, tune
+from ppap_host.backbones.noise import NoiseRange
+from ppap_host.experts.sets import ExpertSet, View, WithExperts
+from ppap_host.experts.tuning import TuningConfig, tune
+from ppap_host.files.errors import CheckpointError, OptionError, UnknownNameError
+from ppap_host.plugins.hookspecs import Entry
+from ppap_host.plugins.registry import Registry
+from ppap_host.recipes.presets import PPAP, X0
+from ppap_host.recipes.recipe import EVERYWHERE, Move
+from ppap_host.runs.choice import Choice, choose, fitting_set, read_interval
+from ppap_host.runs.config import GuideConfig
+from ppap_host.runs.harvesting import HarvestConfig, harvest
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def installed(experts: Path) -> Registry:
     import sys
     import types
 
-    from ppap_host.hookspecs import hookimpl
+    from ppap_host.plugins.hookspecs import hookimpl
 
     module = types.ModuleType("test_expert_choice_shipped")
     module.path = lambda: experts / "experts.safetensors"  # type: ignore[attr-defined]

@@ -13,17 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.experts import (
-    ExpertSet,
-    Patch,
-    Patched,
-    WithExperts,
-    factor_shapes,
-    low_rank_delta,
-    network_hash,
-)
-from ppap_host.guide import Guide, PatchPlan, default_patch_plan
-from ppap_host.noise import NoiseLevel, uniform_ranges
+from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
+from ppap_host.experts.patches import Patch, Patched, factor_shapes, low_rank_delta, network_hash
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
 
 
 class NetworkGuide(QuadraticGuide):

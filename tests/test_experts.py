@@ -15,22 +15,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.errors import CheckpointError
-from ppap_host.experts import (
-    VIEWS,
-    ExpertSet,
-    Patch,
-    WithExperts,
-    estimate_statistics,
-    joined,
-    network_hash,
-    report,
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.noise import (
+    DiscreteSchedule,
+    NoiseLevel,
+    NoiseRange,
+    linear_betas,
+    uniform_ranges,
 )
-from ppap_host.guide import Guide, PatchPlan, Wrapped, default_patch_plan
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, NoiseRange, linear_betas, uniform_ranges
-from ppap_host.recipes import X0
-from ppap_host.sampling import Evaluator, Guidance, Health
+from ppap_host.experts.patches import Patch, estimate_statistics, network_hash
+from ppap_host.experts.sets import VIEWS, ExpertSet, WithExperts, joined, report
+from ppap_host.files.errors import CheckpointError
+from ppap_host.guides.guide import Guide, PatchPlan, Wrapped, default_patch_plan
+from ppap_host.recipes.presets import X0
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 

@@ -21,8 +21,9 @@ from worlds import ColourGuide
 
 from ppap_host.cli import app
 from ppap_host.cli.harvest import _usual_batch
-from ppap_host.errors import CheckpointError, OptionError, OutputError, PpapError
-from ppap_host.harvest import Harvest, HarvestConfig, harvest
+from ppap_host.experts.harvest import Harvest
+from ppap_host.files.errors import CheckpointError, OptionError, OutputError, PpapError
+from ppap_host.runs.harvesting import HarvestConfig, harvest
 
 PROGRAM = Path(__file__).with_name("teaching.py")
 CONFIG = HarvestConfig("gaussian", num=22, shard=4, batch=2, steps=5, seed=3, device="cpu", eta=0.5)

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ppap_host import images
-from ppap_host.errors import OutputError, TargetError
-from ppap_host.images import (
+from ppap_host.files import images
+from ppap_host.files.errors import OutputError, TargetError
+from ppap_host.files.images import (
     contact_sheet,
     from_tensor,
     is_map,

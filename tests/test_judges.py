@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_host.shapes.judges import FEATURES, NETWORKS, WEIGHTS, Judges, aligned, weights_file
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import SEGMENTS, Scenes, sample_scenes

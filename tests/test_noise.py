@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppap_host.errors import OptionError
-from ppap_host.noise import (
+from ppap_host.backbones.noise import (
     CLEAN,
     DiscreteSchedule,
     NoiseLevel,
@@ -20,6 +19,7 @@ from ppap_host.noise import (
     respace,
     uniform_ranges,
 )
+from ppap_host.files.errors import OptionError
 
 SCHEDULES = {
     "linear": DiscreteSchedule.from_betas(linear_betas(1000)),

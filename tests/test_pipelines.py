@@ -17,14 +17,21 @@ import torch
 from pipelines import BUILDERS, ContrastGuide, tiny, vae
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.pipelines.schedules import ALPHA_FLOOR, schedule_of
-from ppap_host.recipes import CleanPoint, Normalised, PosteriorSpread, Predicted, Recipe
-from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.gradients import Normalised
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import PosteriorSpread
+from ppap_host.recipes.views import Predicted
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 CPU = torch.device("cpu")
 STEPS = 6

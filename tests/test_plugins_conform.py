@@ -19,11 +19,11 @@ import torch
 from pipelines import tiny
 from torch import nn
 
-from ppap_host import builtin
-from ppap_host.backbone import Backbone
-from ppap_host.guide import Guide
-from ppap_host.images import from_tensor
-from ppap_host.registry import registry
+from ppap_host.backbones.backbone import Backbone
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins import builtin
+from ppap_host.plugins.registry import registry
 from ppap_host.shapes.backbone import ShapesBackbone
 from ppap_host.testing import Check, check_backbone, check_guide, check_recipe, pictures
 

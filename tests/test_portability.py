@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 from worlds import ColourGuide, Exploding, small_gaussian
 
-from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.experts import ExpertSet, WithExperts
-from ppap_host.guide import Guide
-from ppap_host.harvest import Lesson
-from ppap_host.images import to_unit
-from ppap_host.recipes import PPAP
-from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, DPMSolverPP2M, Guidance, Heun, ImageNoise, Solver, sample
-from ppap_host.tuning import TuningConfig, tune
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.experts.harvest import Lesson
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.experts.tuning import TuningConfig, tune
+from ppap_host.files.images import to_unit
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import PPAP
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM, DPMSolverPP2M, Heun, Solver
+from ppap_host.sampling.streams import ImageNoise
 
 
 def guided(

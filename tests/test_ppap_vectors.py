@@ -16,12 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbone import Backbone, Prediction
-from ppap_host.experts import ExpertSet, Patch, WithExperts
-from ppap_host.guide import Guide
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, uniform_ranges
-from ppap_host.recipes import NAIVE, Estimate, Recipe
-from ppap_host.sampling import DDPM, Denoiser, Evaluator, Guidance, Health, StepReport, sample
+from ppap_host.backbones.backbone import Backbone, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, uniform_ranges
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.presets import NAIVE
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.solvers import DDPM
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 

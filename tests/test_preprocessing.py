@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL.Image import Resampling
 
-from ppap_host.errors import CheckpointError
-from ppap_host.preprocessing import Preparation, read_processor, torch_mode
+from ppap_host.files.errors import CheckpointError
+from ppap_host.guides.preprocessing import Preparation, read_processor, torch_mode
 
 
 def processor(**more: Any) -> SimpleNamespace:

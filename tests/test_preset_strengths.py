@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ppap_host import builtin
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.run import generate, run, set_up
-from ppap_host.sampling import Health
+from ppap_host.plugins import builtin
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.run import generate, run, set_up
+from ppap_host.sampling.evaluator import Health
 
 pytest.importorskip("ppap_plugin_classifier")
 pytest.importorskip("ppap_plugin_restore")

@@ -15,14 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import Exploding, GaussianBackbone, QuadraticGuide
 
-from ppap_host import builtin
-from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.config import split_recipe
-from ppap_host.errors import OptionError, PpapError
-from ppap_host.loading import load_recipe
-from ppap_host.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.operators import LinearOperator
-from ppap_host.recipes import (
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.guides.operators import LinearOperator
+from ppap_host.plugins import builtin
+from ppap_host.plugins.loading import load_recipe
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.ascents import Adam, Gradient
+from ppap_host.recipes.energies import MonteCarlo, Point, Question
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.gradients import AdamMoments
+from ppap_host.recipes.places import CleanPoint, Entering, NextState
+from ppap_host.recipes.presets import (
     ADAM_DPS,
     DPS,
     ELUCD,
@@ -33,27 +38,15 @@ from ppap_host.recipes import (
     TFG,
     UGD,
     X0,
-    Adam,
-    AdamMoments,
-    CleanPoint,
-    Constant,
-    Entering,
-    Estimate,
-    Gradient,
-    MonteCarlo,
-    Move,
-    NextState,
-    Point,
-    Predicted,
-    PredictedThrough,
-    Question,
-    Recipe,
-    Scheduled,
-    SineVariance,
-    Step,
 )
-from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, DDPM, Guidance, Health, Heun, ImageNoise, Solver, sample
+from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.settings import split_recipe
+from ppap_host.recipes.strengths import Constant, Scheduled, SineVariance
+from ppap_host.recipes.views import Predicted, PredictedThrough
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Heun, Solver
+from ppap_host.sampling.streams import ImageNoise
 
 PRESETS: list[Recipe] = [entry.load() for entry in builtin.ppap_recipes()]
 FOR_ANY_GUIDE = [recipe for recipe in PRESETS if recipe.name != "pigdm"]

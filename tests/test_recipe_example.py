@@ -10,10 +10,13 @@ import torch
 from examples import EXAMPLES, installed
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.loading import load_recipe
-from ppap_host.registry import Registry
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.plugins.loading import load_recipe
+from ppap_host.plugins.registry import Registry
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 EXAMPLE = EXAMPLES / "ppap-plugin-signed"
 

@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
-from ppap_host.noise import NoiseLevel
-from ppap_host.recipes import PPAP, X0, CleanPoint, Estimate, Smoothed, limited
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import Smoothed, limited
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.presets import PPAP, X0
 
 LEVEL = NoiseLevel(0.6, 0.8, 0.0)
 ESTIMATE = Estimate(LEVEL, *[torch.zeros(1, 3, 16, 16)] * 3)

@@ -10,15 +10,15 @@ import pytest
 from environments import Environment, build_wheel
 from processes import Outcome
 
-from ppap_host import registry as registry_module
-from ppap_host.errors import PluginError, UnknownNameError
-from ppap_host.registry import Plugin, Registry
+from ppap_host.files.errors import PluginError, UnknownNameError
+from ppap_host.plugins import registry as registry_module
+from ppap_host.plugins.registry import Plugin, Registry
 
 
 def guide(name: str, factory: str, before: str = "", interface: str = "ppap_interface = 1") -> str:
     return f"""\
 {before}
-from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 {interface}
 
@@ -59,7 +59,7 @@ PLUGINS: dict[str, str] = {
     "hashx": guide("hashx", "a:b").replace(
         'Entry("hashx"', 'Entry(type("Name", (str,), {"__hash__": None})("hashx")'
     ),
-    "bareguidesx": "from ppap_host.hookspecs import *\n\nppap_interface = 1\n",
+    "bareguidesx": "from ppap_host.plugins.hookspecs import *\n\nppap_interface = 1\n",
     "twin-a": guide("depthx", "ppap_x_twin_a:ppap_guides"),
     "twin-b": guide("depthx", "ppap_x_twin_b:ppap_guides"),
 }
@@ -95,7 +95,7 @@ import sys
 from pathlib import Path
 
 import typer
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -286,7 +286,7 @@ def test_listing_loads_plugins_but_nothing_that_they_name(zoo: Environment) -> N
     outcome = zoo.evaluate(
         """
         import sys
-        from ppap_host.registry import registry
+        from ppap_host.plugins.registry import registry
         registry()
         print("ppap_x_goodx" in sys.modules, "torch" in sys.modules)
         """

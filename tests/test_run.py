@@ -22,11 +22,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ppap_host.cli import app
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.errors import OptionError, OutputError, PpapError, TargetError
-from ppap_host.images import read_png_record, to_tensor, write_png
-from ppap_host.record import differences, read_record, sha256_file, sha256_pixels
-from ppap_host.run import run
+from ppap_host.files.errors import OptionError, OutputError, PpapError, TargetError
+from ppap_host.files.hashes import sha256_file, sha256_pixels
+from ppap_host.files.images import read_png_record, to_tensor, write_png
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.record import differences, read_record
+from ppap_host.runs.run import run
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import sample_scenes
 

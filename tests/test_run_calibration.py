@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ppap_host.calibration import Calibration, RangeCalibration
 from ppap_host.cli import app
-from ppap_host.errors import OptionError
-from ppap_host.experts import View, network_hash
-from ppap_host.loading import load_guide
-from ppap_host.registry import registry
+from ppap_host.experts.calibration import Calibration, RangeCalibration
+from ppap_host.experts.patches import network_hash
+from ppap_host.experts.sets import View
+from ppap_host.files.errors import OptionError
+from ppap_host.plugins.loading import load_guide
+from ppap_host.plugins.registry import registry
 
 pytest.importorskip("ppap_plugin_classifier")
 

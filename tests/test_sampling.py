@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbone import Backbone, ClassifierFree, Prediction
-from ppap_host.errors import OptionError
-from ppap_host.names import SAMPLER_SUMMARIES
-from ppap_host.noise import NoiseLevel, NoiseRange
-from ppap_host.recipes import NAIVE, X0, X0_THROUGH, Clipped, Constant, Estimate, Normalised, Recipe
-from ppap_host.sampling import (
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, Prediction
+from ppap_host.backbones.noise import NoiseLevel, NoiseRange
+from ppap_host.files.errors import OptionError
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import Clipped, Normalised
+from ppap_host.recipes.presets import NAIVE, X0, X0_THROUGH
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import Constant
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.names import SAMPLER_SUMMARIES
+from ppap_host.sampling.solvers import (
     DDIM,
     DDPM,
     SAMPLERS,
     Churn,
     DPMSolverPP2M,
-    Guidance,
-    Health,
     Heun,
-    ImageNoise,
     Solver,
-    StepReport,
     make_solver,
-    sample,
 )
+from ppap_host.sampling.streams import ImageNoise
 
 
 def run(
@@ -186,7 +188,7 @@ def test_the_gradient_through_the_backbone_is_the_chain_rule() -> None:
     level = world.walk(10).levels[4]
     x = torch.randn(2, *world.state_shape)
 
-    from ppap_host.sampling import Evaluator
+    from ppap_host.sampling.evaluator import Evaluator
 
     evaluator = Evaluator(
         world,

@@ -20,13 +20,14 @@ from installation import build
 from processes import Outcome, plain_environment
 from typer.testing import CliRunner
 
-from ppap_host import images, scaffold
 from ppap_host.cli import app
 from ppap_host.cli import plugin as plugin_commands
-from ppap_host.errors import OptionError, OutputError, PluginError
-from ppap_host.guide import Guide
-from ppap_host.registry import Registry
-from ppap_host.scaffold import KINDS, PluginKind, Scaffold
+from ppap_host.files import images
+from ppap_host.files.errors import OptionError, OutputError, PluginError
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins import scaffold
+from ppap_host.plugins.registry import Registry
+from ppap_host.plugins.scaffold import KINDS, PluginKind, Scaffold
 from ppap_host.testing import pictures
 from ppap_host.testing.offers import Settings, checks_of
 

@@ -16,17 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from processes import Outcome as Called
-from teaching import world
-from worlds import ColourGuide, GaussianBackbone, QuadraticGuide
-
-from ppap_host.backbone import ClassifierFree
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.errors import OptionError, OutputError, PpapError, UnknownNameError
-from ppap_host.guide import Guide
-from ppap_host.recipes import DPS, NAIVE, PPAP, TFG, X0
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
-from ppap_host.search import (
+from ppap_plugin_bench.search import (
     Dimension,
     Judged,
     Outcome,
@@ -39,8 +29,21 @@ from ppap_host.search import (
     run_trials,
     search,
 )
-from ppap_host.search.space import plain, shown
-from ppap_host.search.validation import RESTORATIONS, of_targets, peak_signal_to_noise
+from ppap_plugin_bench.search.space import plain, shown
+from ppap_plugin_bench.search.validation import RESTORATIONS, of_targets, peak_signal_to_noise
+from processes import Outcome as Called
+from teaching import world
+from worlds import ColourGuide, GaussianBackbone, QuadraticGuide
+
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.files.errors import OptionError, OutputError, PpapError, UnknownNameError
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.presets import DPS, NAIVE, PPAP, TFG, X0
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 pytest.importorskip("optuna", reason="needs the extra 'search'")
 
@@ -513,7 +516,7 @@ def test_the_command_answers_slips(ppap_here: Call) -> None:
 def test_what_is_missing_is_named_with_its_remedy(
     ppap_here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppap_host.cli.search.find_spec", lambda name: None)
+    monkeypatch.setattr("ppap_plugin_bench.cli.search.find_spec", lambda name: None)
     outcome = ppap_here("search", "--guide", "depth", "--work", "w")
     assert outcome.code == 2
     assert "optuna" in outcome.err and "pip install 'ppap-host[search]'" in outcome.err

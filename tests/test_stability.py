@@ -12,9 +12,9 @@ import pytest
 from examples import EXAMPLES
 from test_docs import DOCS, ROOT, script
 
-from ppap_host import hookspecs
-from ppap_host.registry import ANSWERS
-from ppap_host.scaffold import KINDS, Scaffold
+from ppap_host.plugins import hookspecs
+from ppap_host.plugins.registry import ANSWERS
+from ppap_host.plugins.scaffold import KINDS, Scaffold
 
 HOST = "ppap_host"
 

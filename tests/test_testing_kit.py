@@ -12,9 +12,9 @@ import broken_plugins as broken
 import pytest
 import torch
 
-from ppap_host.errors import CheckpointError, PluginError, UnknownNameError
-from ppap_host.noise import CLEAN
-from ppap_host.registry import Registry, registry
+from ppap_host.backbones.noise import CLEAN
+from ppap_host.files.errors import CheckpointError, PluginError, UnknownNameError
+from ppap_host.plugins.registry import Registry, registry
 from ppap_host.testing import (
     CannotCheck,
     Check,
@@ -236,7 +236,7 @@ def test_the_command_line_explains_a_failure_to_people(
 ) -> None:
     monkeypatch.setattr("ppap_host.cli.plugin.for_people", lambda as_json: not as_json)
     (fault,) = [recipe for name, _, recipe in broken.RECIPES if name == "no limit"]
-    monkeypatch.setattr("ppap_host.recipes.X0", fault)
+    monkeypatch.setattr("ppap_host.recipes.presets.X0", fault)
     outcome = ppap_here("plugin", "check", "x0")
     assert outcome.code == 1
     assert "✓ made" in outcome.out and "✗ bounded" in outcome.out

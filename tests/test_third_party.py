@@ -13,7 +13,7 @@ from examples import EXAMPLES
 from installation import ROOT, Installation, build, copy_of_project
 from processes import Outcome
 
-from ppap_host.registry import HOOKS, registry
+from ppap_host.plugins.registry import HOOKS, registry
 
 NAME = "ppap-plugin-palette"
 TARGET = ROOT / "docs" / "images" / "target.png"

@@ -26,27 +26,17 @@ from analytic import (  # fmt: skip
 )
 from torch import Tensor
 
-from ppap_host.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.recipes import (
-    DPS,
-    FREEDOM,
-    LGD_MC,
-    MPGD,
-    TFG,
-    UGD,
-    CleanPoint,
-    Constant,
-    Estimate,
-    Gradient,
-    Move,
-    NextState,
-    Predicted,
-    PredictedThrough,
-    Recipe,
-    Scheduled,
-    Step,
-)
-from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, take_step
+from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.recipes.ascents import Gradient
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.places import CleanPoint, NextState
+from ppap_host.recipes.presets import DPS, FREEDOM, LGD_MC, MPGD, TFG, UGD
+from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.strengths import Constant, Scheduled
+from ppap_host.recipes.views import Predicted, PredictedThrough
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import take_step
+from ppap_host.sampling.solvers import DDIM
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

@@ -19,14 +19,17 @@ from teaching import world
 from torch import Tensor
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
-from ppap_host.backbone import ClassifierFree, Condition, Prediction
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.experts import ExpertSet, WithExperts, network_hash
-from ppap_host.harvest import Harvest, HarvestConfig, Lesson, harvest
-from ppap_host.images import to_unit
-from ppap_host.noise import NoiseLevel
-from ppap_host.sampling import DDIM, Evaluator, Health
-from ppap_host.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
+from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.experts.harvest import Harvest, Lesson
+from ppap_host.experts.patches import network_hash
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.experts.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
+from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.images import to_unit
+from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.sampling.evaluator import Evaluator, Health
+from ppap_host.sampling.solvers import DDIM
 
 PROGRAM = Path(__file__).with_name("teaching.py")
 LEVELS = small_gaussian().levels()

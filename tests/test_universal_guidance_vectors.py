@@ -9,20 +9,17 @@ import torch
 from analytic import NOTHING, Analytic, Case, Likelihood, cases, measurement, settings
 from torch import Tensor
 
-from ppap_host.backbone import ClassifierFree, Condition, Prediction
-from ppap_host.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk
-from ppap_host.recipes import (
-    Adam,
-    CleanPoint,
-    Constant,
-    Move,
-    Predicted,
-    PredictedThrough,
-    Recipe,
-    Score,
-    Step,
-)
-from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, take_step
+from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.recipes.ascents import Adam
+from ppap_host.recipes.estimate import Step
+from ppap_host.recipes.places import CleanPoint, Score
+from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.strengths import Constant
+from ppap_host.recipes.views import Predicted, PredictedThrough
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import take_step
+from ppap_host.sampling.solvers import DDIM
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 CASES = pytest.mark.parametrize(

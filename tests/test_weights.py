@@ -22,11 +22,11 @@ from typing import Any, cast
 import pytest
 from processes import Outcome, plain_environment, run_process
 
-from ppap_host import weights
-from ppap_host.errors import CheckpointError, OutputError, PluginError, UnknownNameError
-from ppap_host.hookspecs import hookimpl
-from ppap_host.registry import Registry
-from ppap_host.weights import DownloadError, PublishedFile, Record, fetch, fetched, stored
+from ppap_host.files import weights
+from ppap_host.files.errors import CheckpointError, OutputError, PluginError, UnknownNameError
+from ppap_host.files.weights import DownloadError, PublishedFile, Record, fetch, stored
+from ppap_host.plugins.hookspecs import hookimpl
+from ppap_host.plugins.registry import Registry, fetched
 
 Call = Callable[..., Outcome]
 
@@ -250,7 +250,7 @@ def test_all_bytes_but_no_verification_yet(site: Site, tmp_path: Path) -> None:
 FETCH = """\
 import json, sys
 from pathlib import Path
-from ppap_host.weights import PublishedFile, fetch
+from ppap_host.files.weights import PublishedFile, fetch
 print(fetch(PublishedFile(**json.loads(sys.argv[1])), Path(sys.argv[2])))
 """
 
@@ -775,7 +775,7 @@ def declared(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     """What is installed: the site's file, and one that nothing is known of; a home of its own."""
     vague = replace(site.unknown, name="vague", file="vague.pt")
     registry = Registry([plugin("toys", lambda: [site.file, vague])])
-    monkeypatch.setattr("ppap_host.registry.registry", lambda: registry)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: registry)
     monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: tmp_path / "data")
     return site
 
@@ -822,7 +822,7 @@ def test_a_claim_of_two_plugins_in_the_table(
     site: Site, ppap_here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = Registry([plugin("a", lambda: [site.file]), plugin("b", lambda: [site.file])])
-    monkeypatch.setattr("ppap_host.registry.registry", lambda: twins)
+    monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: twins)
     (row,) = json.loads(ppap_here("weights").out)
     assert row == {
         "name": "toy",

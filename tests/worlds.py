@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.guide import Guide, Target
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.guides.guide import Guide, Target
 
 
 class GaussianBackbone(Backbone):

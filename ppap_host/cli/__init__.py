@@ -10,25 +10,19 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from ppap_host.cli import (
-    bench,
-    calibrate,
-    doctor,
-    experts,
-    harvest,
-    plugin,
-    rerun,
-    run,
-    search,
-    shapes,
-    tune,
-    weights,
-)
+from ppap_host.cli import doctor, experts, harvest, plugin, rerun, run, shapes, tune, weights
 from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail, for_results_alone, show_warning
-from ppap_host.commands import LEFT_OUT, NAME, OWN_COMMANDS, owner, plugin_commands
-from ppap_host.containment import contained, in_a_line, warn_of
-from ppap_host.errors import PluginError, PluginWarning, PpapError
+from ppap_host.files.errors import PluginError, PluginWarning, PpapError, UnknownNameError
+from ppap_host.plugins.containment import contained, in_a_line, warn_of
+from ppap_host.plugins.entry_points import (
+    KNOWN_COMMANDS,
+    LEFT_OUT,
+    NAME,
+    OWN_COMMANDS,
+    owner,
+    plugin_commands,
+)
 
 app = typer.Typer(
     name="ppap",
@@ -65,15 +59,15 @@ app.command("doctor")(doctor.doctor)
 app.command("weights")(weights.weights)
 app.command("harvest")(harvest.harvest)
 app.command("tune")(tune.tune)
-app.command("calibrate")(calibrate.calibrate)
-app.command("search")(search.search)
-app.add_typer(experts.app, name="experts")
-app.add_typer(bench.app, name="bench")
-app.add_typer(shapes.app, name="shapes")
-app.add_typer(plugin.app, name="plugin")
+GROUPS = {"experts": experts.app, "shapes": shapes.app, "plugin": plugin.app}
+"""Commands that have commands of their own; plugins may add to them, as ``shapes.evaluate``."""
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
 
 
-def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
+def _add_plugin_command(
+    name: str, points: list[metadata.EntryPoint], into: typer.Typer = app, group: str = ""
+) -> None:
     """Adds a plugin's command, which is imported when it is called and not before."""
 
     def call(ctx: typer.Context) -> None:
@@ -99,9 +93,9 @@ def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
                 remedy="Its entry point must name a Typer application: 'my_plugin.cli:app'.",
             )
         warn_of(conduct, f"The command {name!r} of {owner(point)}, when it is imported,")
-        command(args=ctx.args, prog_name=f"ppap {name}")
+        command(args=ctx.args, prog_name=f"ppap {group}{name}")
 
-    app.command(
+    into.command(
         name,
         help=f"From the plugin {' and '.join(map(owner, points))}.",
         rich_help_panel="Commands of plugins",
@@ -110,15 +104,41 @@ def _add_plugin_command(name: str, points: list[metadata.EntryPoint]) -> None:
     )(call)
 
 
-for _name, _points in plugin_commands().items():
-    # `ppap doctor` tells of those that the host has itself.
-    if _name not in OWN_COMMANDS and NAME.fullmatch(_name):
-        _add_plugin_command(_name, _points)
+def _add_missing_command(name: str, distribution: str) -> None:
+    """Adds a command that says how to install it."""
+
+    def call() -> None:
+        raise UnknownNameError(
+            f"The command {name!r} is not installed.",
+            remedy=f"Install it with `pip install {distribution}`.",
+        )
+
+    everything = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(name, hidden=True, add_help_option=False, context_settings=everything)(call)
+
+
+def _add_commands_of_plugins() -> None:
+    found = plugin_commands()
+    for name, points in found.items():
+        group, _, member = name.rpartition(".")
+        # `ppap doctor` tells of those that the host has itself.
+        if name in OWN_COMMANDS or not NAME.fullmatch(name):
+            continue
+        if group in GROUPS:
+            _add_plugin_command(member, points, GROUPS[group], f"{group} ")
+        elif not group:
+            _add_plugin_command(name, points)
+    for name, distribution in KNOWN_COMMANDS.items():
+        if name not in found:
+            _add_missing_command(name, distribution)
+
+
+_add_commands_of_plugins()
 
 
 def _blamed(error: Exception) -> PpapError | None:
     """The error as the machine's, or that of the plugin in whose code it came up; else None."""
-    from ppap_host.registry import registry
+    from ppap_host.plugins.registry import registry
 
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return PpapError(

@@ -18,8 +18,8 @@ def doctor(
     Exit code 1 if there is a problem.
     """
     from ppap_host.cli.run import DEFAULT_OUT
-    from ppap_host.doctor import examine
-    from ppap_host.registry import registry
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.doctor import examine
 
     findings = list(examine(registry(), DEFAULT_OUT.absolute()))
     if not for_people(as_json):

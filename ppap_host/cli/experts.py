@@ -10,7 +10,7 @@ import typer
 from ppap_host.cli.output import for_people, print_json
 
 if TYPE_CHECKING:
-    from ppap_host.experts import ExpertSet
+    from ppap_host.experts.sets import ExpertSet
 
 app = typer.Typer(help="Show, verify and join sets of experts.", no_args_is_help=True)
 
@@ -31,9 +31,9 @@ def show(
 
     Ranges are in log-SNR, log(alpha^2 / sigma^2), half-open, from clean to noisy.
     """
-    from ppap_host.expert_choice import expert_set_path
-    from ppap_host.experts import ExpertSet
-    from ppap_host.registry import registry
+    from ppap_host.experts.sets import ExpertSet
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.choice import expert_set_path
 
     path = expert_set_path(experts, registry())
     described = ExpertSet.load(path).describe() | {"file": str(path)}
@@ -53,11 +53,11 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Verify a set against its guide: the network's hash, every shape, finite values."""
-    from ppap_host.errors import CheckpointError
-    from ppap_host.expert_choice import expert_set_path
-    from ppap_host.experts import ExpertSet
-    from ppap_host.loading import load_guide
-    from ppap_host.registry import registry
+    from ppap_host.experts.sets import ExpertSet
+    from ppap_host.files.errors import CheckpointError
+    from ppap_host.plugins.loading import load_guide
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.choice import expert_set_path
 
     path = expert_set_path(experts, registry())
     found = ExpertSet.load(path)
@@ -109,10 +109,10 @@ def merge(
 
     They must have been tuned on the same network, image size and view.
     """
-    from ppap_host.expert_choice import expert_set_path
-    from ppap_host.experts import ExpertSet, joined
-    from ppap_host.record import sha256_file
-    from ppap_host.registry import registry
+    from ppap_host.experts.sets import ExpertSet, joined
+    from ppap_host.files.hashes import sha256_file
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.choice import expert_set_path
 
     paths = [expert_set_path(text, registry()) for text in experts]
     whole = joined({str(path): ExpertSet.load(path) for path in paths})

@@ -60,9 +60,9 @@ def harvest(
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
     from ppap_host.cli.run import progress_bar
-    from ppap_host.harvest import HarvestConfig
-    from ppap_host.harvest import harvest as make
-    from ppap_host.processes import join, own_device
+    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.runs.harvesting import harvest as make
+    from ppap_host.runs.processes import join, own_device
 
     processes = join(device)
     config = HarvestConfig(
@@ -103,7 +103,7 @@ def _usual_batch(shard: int) -> int:
 def _read_prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    from ppap_host.errors import OptionError
+    from ppap_host.files.errors import OptionError
 
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

@@ -13,9 +13,9 @@ def list_everything(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """List guides, backbones, recipes, expert sets, samplers, plugins and their commands."""
-    from ppap_host.commands import OWN_COMMANDS, owner, plugin_commands
-    from ppap_host.names import SAMPLER_SUMMARIES
-    from ppap_host.registry import HOOKS, registry
+    from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
+    from ppap_host.plugins.registry import HOOKS, registry
+    from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
     found = registry()
     things: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="Weights of the backbone.")]
 Vae = Annotated[

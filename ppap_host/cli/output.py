@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppap_host.errors import PpapError
+from ppap_host.files.errors import PpapError
 
 if TYPE_CHECKING:
     from rich.console import Console

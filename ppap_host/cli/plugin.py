@@ -13,10 +13,10 @@ import typer
 
 from ppap_host.cli.options import BackboneOption, Checkpoint, Upsampler, Vae, backbone_options
 from ppap_host.cli.output import for_people, print_json
-from ppap_host.errors import OptionError, PpapError
+from ppap_host.files.errors import OptionError, PpapError
 
 if TYPE_CHECKING:
-    from ppap_host.scaffold import Scaffold
+    from ppap_host.plugins.scaffold import Scaffold
     from ppap_host.testing.checks import Result
 
 app = typer.Typer(help="For those who write plugins.", no_args_is_help=True)
@@ -63,8 +63,8 @@ def check(
     what is wrong, why it matters, how to mend it. The exit code is 1 if a check fails, or if none
     could be made.
     """
-    from ppap_host.containment import contained
-    from ppap_host.registry import registry
+    from ppap_host.plugins.containment import contained
+    from ppap_host.plugins.registry import registry
     from ppap_host.testing.offers import CHECKED, Settings, checks_of, offers
 
     wanted = next((k for k in CHECKED if k == kind), None)
@@ -148,8 +148,8 @@ def new(
     A guide steers by an edge filter, a backbone denoises by a formula, a recipe has a part of its
     own; each passes `ppap plugin check` as it is. On a terminal you are asked for what is missing.
     """
-    from ppap_host.registry import registry
-    from ppap_host.scaffold import (
+    from ppap_host.plugins.registry import registry
+    from ppap_host.plugins.scaffold import (
         KINDS,
         PREFIX,
         SUMMARIES,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.errors import RecordError
+from ppap_host.files.errors import RecordError
 
 
 def rerun(
@@ -25,8 +25,8 @@ def rerun(
     Exit code 0: the same. 1: different, with what changed since.
     """
     from ppap_host.cli.run import execute
-    from ppap_host.config import RunConfig
-    from ppap_host.record import differences, read_record
+    from ppap_host.runs.config import RunConfig
+    from ppap_host.runs.record import differences, read_record
 
     before = read_record(file)
     settings = RunConfig.from_dict(before["config"], str(file))

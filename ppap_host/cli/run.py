@@ -19,11 +19,11 @@ from ppap_host.cli.options import (
     backbone_options,
 )
 from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 if TYPE_CHECKING:
-    from ppap_host.config import RunConfig
-    from ppap_host.run import RunResult, Watch
+    from ppap_host.runs.config import RunConfig
+    from ppap_host.runs.run import RunResult, Watch
 
 DEFAULT_OUT = Path("ppap-out")
 OWN = "-"
@@ -176,7 +176,7 @@ def run(
 
     ppap run --guide depth --target room.png --scale 1.5
     """
-    from ppap_host.config import RunConfig, read_toml
+    from ppap_host.runs.config import RunConfig, read_toml
 
     values: dict[str, Any] = read_toml(config) if config else {}
     configured = values.pop("out", None)
@@ -227,8 +227,9 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
     """One table a guide, its options matched in order.
 
     Args:
-        options: by the names of :class:`~ppap_host.config.GuideConfig`; "target" is not optional.
-            Of the others, :data:`OWN` (NaN for a number) is as if the guide had not been given one.
+        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" is not
+            optional. Of the others, :data:`OWN` (NaN for a number) is as if the guide had not been
+            given one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -269,14 +270,14 @@ def execute(
     settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
 ) -> RunResult:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
-    from ppap_host.config import check_names, new_record
-    from ppap_host.registry import registry
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.config import check_names, new_record
 
     console = stderr()
     check_names(settings, registry())  # a slip of the pen is answered before torch is imported
     with progress_bar() as watch:
         try:
-            from ppap_host.run import run as run_settings
+            from ppap_host.runs.run import run as run_settings
 
             result = run_settings(settings, out, watch, target_files)
         except KeyboardInterrupt:

@@ -11,23 +11,23 @@ import typer
 
 from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
 from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.errors import (
+from ppap_host.files.errors import (
     CheckpointError,
     OptionError,
     OutputError,
     PpapError,
     unknown_name,
 )
-from ppap_host.processes import alone_or_first
+from ppap_host.runs.processes import alone_or_first
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from ppap_host.backbone import Backbone
-    from ppap_host.experts import View
-    from ppap_host.harvest import Harvest
-    from ppap_host.tuning import Progress
+    from ppap_host.backbones.backbone import Backbone
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.sets import View
+    from ppap_host.experts.tuning import Progress
 
 
 def tune(
@@ -108,9 +108,9 @@ def tune(
     --estimate needs neither harvest nor folder: it counts operations, times a probe on the device,
     and says how long both will take.
     """
-    from ppap_host.experts import VIEWS
-    from ppap_host.registry import registry
-    from ppap_host.tuning import TuningConfig
+    from ppap_host.experts.sets import VIEWS
+    from ppap_host.experts.tuning import TuningConfig
+    from ppap_host.plugins.registry import registry
 
     found = registry()
     found.entry("guide", guide)
@@ -152,7 +152,7 @@ def tune(
     if record is None or not alone_or_first():
         return
     if for_people(False):
-        stderr().print(f"Look at {out / 'tuning.png'}; use it with --experts {out}")
+        stderr().print(f"Use it with --experts {out}; `ppap plot {out}` draws how it went")
     else:
         print_json(record)
 
@@ -166,8 +166,8 @@ def _finished(
     """
     import dataclasses
 
-    from ppap_host.experts import ExpertSet, view_of
-    from ppap_host.harvest import Harvest
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.sets import ExpertSet, view_of
 
     try:
         text = (target.parent / "tuning.json").read_text(encoding="utf-8")
@@ -200,10 +200,10 @@ def _estimate(
     view: View,
 ) -> None:
     """Prints what a harvest and a tuning will cost."""
-    from ppap_host.cost import estimate
-    from ppap_host.devices import pick_device, pick_dtype
-    from ppap_host.loading import load_backbone, load_guide
-    from ppap_host.registry import registry
+    from ppap_host.experts.cost import estimate
+    from ppap_host.plugins.loading import load_backbone, load_guide
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.devices import pick_device, pick_dtype
 
     found, device = registry(), pick_device(device_name)
     dtype = pick_dtype(dtype_name, device)
@@ -263,16 +263,15 @@ def _tune(
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.cli.run import progress_bar
-    from ppap_host.devices import pick_device, pick_dtype
-    from ppap_host.harvest import Harvest
-    from ppap_host.images import write_file
-    from ppap_host.loading import load_backbone, load_guide
-    from ppap_host.plots import plot_tuning
-    from ppap_host.processes import join, own_device
-    from ppap_host.record import package_versions
-    from ppap_host.registry import registry
-    from ppap_host.tuning import STATE, Predictor
-    from ppap_host.tuning import tune as run_tuning
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.tuning import STATE, Predictor
+    from ppap_host.experts.tuning import tune as run_tuning
+    from ppap_host.files.hashes import package_versions
+    from ppap_host.files.images import write_file
+    from ppap_host.plugins.loading import load_backbone, load_guide
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_host.runs.processes import join, own_device
 
     found = registry()
     processes = join(device_name)
@@ -339,10 +338,14 @@ def _tune(
             "files": made.description["model_files"],
         },
     }
-    record = {"experts": str(target), **experts.metadata, "history": progress[0].history}
+    record = {
+        "experts": str(target),
+        "ranges": [[part.low, part.high] for part in progress[0].ranges],
+        **experts.metadata,
+        "history": progress[0].history,
+    }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(target.parent / "tuning.json", text.encode())
-    plot_tuning(experts, progress[0], target.parent / "tuning.png")
     experts.save(target)
     (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record
@@ -354,7 +357,7 @@ def _check_weights(backbone: Backbone, made: Harvest) -> None:
     Raises:
         CheckpointError: its weights are others.
     """
-    from ppap_host.record import file_hashes
+    from ppap_host.files.hashes import file_hashes
 
     here = file_hashes(backbone.files(), backbone.name)
     if set(here.values()) != set(made.description["model_files"].values()):

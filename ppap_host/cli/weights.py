@@ -10,7 +10,7 @@ import typer
 from ppap_host.cli.output import for_people, print_json, stderr
 
 if TYPE_CHECKING:
-    from ppap_host.weights import PublishedFile
+    from ppap_host.files.weights import PublishedFile
 
 _WIDE = 110
 """Columns of a terminal from which on names and what they are for stand side by side."""
@@ -36,8 +36,8 @@ def weights(
 
     ppap run -b adm-256-uncond --checkpoint "$(ppap weights adm-256-uncond)"
     """
-    from ppap_host.registry import registry
-    from ppap_host.weights import Record
+    from ppap_host.files.weights import Record
+    from ppap_host.plugins.registry import registry
 
     if name is None:
         _list(out, as_json)
@@ -66,8 +66,8 @@ def weights(
 
 def _fetch(file: PublishedFile, folder: Path) -> Path:
     """Fetches with a progress bar; an interrupted one says what it kept and exits with 130."""
-    from ppap_host import weights as published
     from ppap_host.cli.run import progress_bar
+    from ppap_host.files import weights as published
 
     try:
         with progress_bar() as watch:
@@ -83,14 +83,14 @@ def _fetch(file: PublishedFile, folder: Path) -> Path:
 
 
 def _folder(file: PublishedFile, out: Path | None) -> Path:
-    from ppap_host.weights import default_folder
+    from ppap_host.files.weights import default_folder
 
     return default_folder(file) if out is None else out
 
 
 def _facts(file: PublishedFile, folder: Path) -> dict[str, Any]:
     """What is known of a file, for programs."""
-    from ppap_host.weights import Record, stored, unfinished
+    from ppap_host.files.weights import Record, stored, unfinished
 
     path = stored(file, folder)
     record = Record.beside(path) if path is not None else None
@@ -116,7 +116,7 @@ def _tell(facts: dict[str, Any], *, error: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ppap_host.weights import amount
+    from ppap_host.files.weights import amount
 
     size = facts["size"]
     where = str(Path(facts["folder"]) / facts["file"])
@@ -137,7 +137,7 @@ def _tell(facts: dict[str, Any], *, error: bool) -> None:
 
 def _state(facts: dict[str, Any]) -> str:
     """Whether it is there, in a word or two."""
-    from ppap_host.weights import amount
+    from ppap_host.files.weights import amount
 
     if facts["path"] is not None:
         return "yes"
@@ -148,7 +148,7 @@ def _state(facts: dict[str, Any]) -> str:
 
 
 def _list(out: Path | None, as_json: bool) -> None:
-    from ppap_host.registry import registry
+    from ppap_host.plugins.registry import registry
 
     rows = []
     for name, claims in registry().published_files().items():
@@ -170,7 +170,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ppap_host.weights import amount
+    from ppap_host.files.weights import amount
 
     console = Console()
     if not rows:

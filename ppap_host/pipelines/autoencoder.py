@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_host.pipelines.sources import local_folder
 
 _FILES = ("config.json", "diffusion_pytorch_model.safetensors")

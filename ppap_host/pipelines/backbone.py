@@ -13,9 +13,9 @@ from diffusers.utils import is_transformers_available
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import CheckpointError
-from ppap_host.noise import NoiseLevel, Walk
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import CheckpointError
 from ppap_host.pipelines.families import Family, family_named, supported
 from ppap_host.pipelines.schedules import as_rows, fixed_variance_of, learned_variance
 from ppap_host.pipelines.sources import local_folder, quietly

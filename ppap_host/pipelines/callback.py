@@ -7,8 +7,8 @@ At the end of each step the pipeline offers its latents, which have already gone
 level. What the network said of the latents before is not offered; the callback has it from the
 scheduler, whose ``step`` it makes remember its arguments: the state x_t and the network's output
 with classifier-free guidance and all else that the pipeline does to it. From these follow x_0 and
-eps, the recipe changes them (:class:`ppap_host.sampling.Evaluator`), and the latents are moved by
-the difference that the change makes in a step of DDIM.
+eps, the recipe changes them (:class:`ppap_host.sampling.evaluator.Evaluator`), and the latents are
+moved by the difference that the change makes in a step of DDIM.
 
 Where the scheduler's own step is DDIM's in other words (DDIM without eta, Euler, flow-matching
 Euler, DPM-Solver of first order), that is the very step that the host's loop takes. Multistep and
@@ -26,17 +26,21 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.config import GuideConfig
-from ppap_host.errors import OptionError
-from ppap_host.expert_choice import NONE, choose
-from ppap_host.guide import Guide
-from ppap_host.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.files.errors import OptionError
+from ppap_host.guides.guide import Guide
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import Schedule, fixed_variance_of, schedule_of
-from ppap_host.recipes import Recipe, Step
-from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, Evaluator, Guidance, Health, ImageNoise, take_step
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.estimate import Step
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.runs.choice import NONE, choose
+from ppap_host.runs.config import GuideConfig
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import take_step
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 
 @dataclass

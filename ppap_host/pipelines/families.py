@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbone import Condition
+from ppap_host.backbones.backbone import Condition
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import schedule_of
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import FixedVariance
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk, respace
+from ppap_host.backbones.backbone import FixedVariance
+from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk, respace
+from ppap_host.files.errors import CheckpointError, OptionError
 
 ALPHA_FLOOR: Final = 2.0**-12
 """Least alpha of a level. Pure noise, where schedules with zero terminal SNR and flows begin, says

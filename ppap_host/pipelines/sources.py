@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusers.utils import logging as diffusers_logging
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 
 
 def local_folder(name: str, remedy: str = "") -> Path | None:

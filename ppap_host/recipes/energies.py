@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.errors import OptionError
-from ppap_host.guide import Guide
-from ppap_host.noise import NoiseLevel
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.files.errors import OptionError
+from ppap_host.guides.guide import Guide
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Question:
 
     Attributes:
         target: as the guide's loss takes it.
-        decode: from a state to RGB in [-1, 1] (:meth:`ppap_host.backbone.Backbone.decode`).
+        decode: from a state to RGB in [-1, 1]
+            (:meth:`ppap_host.backbones.backbone.Backbone.decode`).
         level: of the state.
         told: the level that the guide is told, None for a clean image.
         draws: so many standard normal tensors of the state's shape; the same ones however often

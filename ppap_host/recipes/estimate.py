@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbone import FixedVariance
-from ppap_host.noise import NoiseLevel, Walk
+from ppap_host.backbones.backbone import FixedVariance
+from ppap_host.backbones.noise import NoiseLevel, Walk
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Estimate:
         v: the learned variance's coefficient in [-1, 1], or None.
         mean_shift: gradient that the ancestral step adds to its mean, times the variance.
         next_shift: what is added to the state after the step.
-        clip: bounds of a clean state (:attr:`ppap_host.backbone.Backbone.clip`); None for latents.
+        clip: bounds of a clean state (:attr:`ppap_host.backbones.backbone.Backbone.clip`); None
+            for latents.
         step: where on the walk this is; None outside of a walk.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.

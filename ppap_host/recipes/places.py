@@ -29,7 +29,7 @@ class Place(Protocol):
     def unit(self, estimate: Estimate) -> float:
         """The root mean square of a gradient that would change the state by about its own size.
 
-        What :attr:`ppap_host.recipes.Move.limit` is measured in.
+        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in.
         """
         return 1.0
 

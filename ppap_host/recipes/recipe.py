@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ppap_host.activations import Softened
-from ppap_host.errors import OptionError, unknown_name
-from ppap_host.guide import Guide
-from ppap_host.noise import NoiseRange
+from ppap_host.backbones.noise import NoiseRange
+from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.guides.activations import Softened
+from ppap_host.guides.guide import Guide
 from ppap_host.recipes.ascents import Ascent, Gradient
 from ppap_host.recipes.energies import Energy, Point
 from ppap_host.recipes.gradients import GradientPart

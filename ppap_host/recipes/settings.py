@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 
 def split_recipe(text: str) -> tuple[str, dict[str, str]]:

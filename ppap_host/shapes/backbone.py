@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import CheckpointError
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.files.errors import CheckpointError
 from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, Networks, Refiner, WordTokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "backbone"
@@ -83,7 +83,7 @@ class ShapesBackbone(Backbone):
         return self._schedule
 
     def walk(self, steps: int | str) -> Walk:
-        """The cosine schedule up to step 979, respaced; see :func:`ppap_host.noise.respace`."""
+        """The cosine schedule up to step 979 (:func:`~ppap_host.backbones.noise.respace`)."""
         return DiscreteSchedule(self._schedule.alphas_cumprod[:_WALKED_STEPS]).walk(steps)
 
     def levels(self) -> tuple[NoiseLevel, ...]:

@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from ppap_host.images import to_pixels, to_unit
+from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import Scenes, sample_scenes
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppap_host import images
-from ppap_host.errors import OutputError
+from ppap_host.files import images
+from ppap_host.files.errors import OutputError
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
 

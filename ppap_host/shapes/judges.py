@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS
 
 __all__ = ["FEATURES", "NETWORKS", "WEIGHTS", "ClassJudge", "DepthJudge", "Judges", "SegmentJudge"]

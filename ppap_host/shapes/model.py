@@ -18,7 +18,7 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from ppap_host.errors import OptionError, nearest
+from ppap_host.files.errors import OptionError, nearest
 from ppap_host.shapes.scenes import VOCABULARY
 
 IMAGE_SIZE = 64

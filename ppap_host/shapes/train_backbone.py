@@ -28,10 +28,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.images import contact_sheet, from_tensor, write_png
-from ppap_host.noise import DiscreteSchedule, cosine_betas
-from ppap_host.sampling import DDIM, ImageNoise, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.noise import DiscreteSchedule, cosine_betas
+from ppap_host.files.images import contact_sheet, from_tensor, write_png
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.backbone import ShapesBackbone, save_backbone
 from ppap_host.shapes.dataset import RenderedScenes
 from ppap_host.shapes.model import Networks, WordTokenizer

@@ -10,12 +10,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction, encode
-from ppap_host.backbone import repeat_condition as repeated
-from ppap_host.containment import in_a_line
-from ppap_host.errors import OptionError, PpapError
-from ppap_host.noise import NoiseLevel, Walk
-from ppap_host.sampling import DDIM, ImageNoise, sample
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction, encode
+from ppap_host.backbones.backbone import repeat_condition as repeated
+from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.plugins.containment import in_a_line
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
 
@@ -137,7 +139,8 @@ BACKBONE = Suite[BackboneUnderTest]()
 @BACKBONE.claim(
     "made",
     why="The sampler asks these attributes how to run the model.",
-    remedy="Derive from ppap_host.backbone.Backbone and set name, state_shape and what differs.",
+    remedy="Derive from ppap_host.backbones.backbone.Backbone and set name, state_shape and what "
+    "differs.",
 )
 def made(subject: BackboneUnderTest) -> None:
     """The factory returns a Backbone, and its attributes make sense."""
@@ -192,8 +195,8 @@ def _sound(level: NoiseLevel) -> None:
 @BACKBONE.claim(
     "walk",
     why="A solver divides by the steps between neighbouring levels, and ends where the walk ends.",
-    remedy="Return the levels noisiest first, without repeats, and ppap_host.noise.CLEAN last; "
-    "DiscreteSchedule.walk does.",
+    remedy="Return the levels noisiest first, without repeats, and ppap_host.backbones.noise.CLEAN "
+    "last; DiscreteSchedule.walk does.",
 )
 def walk(subject: BackboneUnderTest) -> None:
     """A walk has as many steps as asked for, falls monotonously in noise and ends clean."""
@@ -215,8 +218,8 @@ def walk(subject: BackboneUnderTest) -> None:
 @BACKBONE.claim(
     "bad-steps",
     why="--steps is what a user types.",
-    remedy="Raise ppap_host.errors.OptionError for what is no number of steps; "
-    "ppap_host.noise.respace does.",
+    remedy="Raise ppap_host.files.errors.OptionError for what is no number of steps; "
+    "ppap_host.backbones.noise.respace does.",
 )
 def bad_steps(subject: BackboneUnderTest) -> None:
     """Steps that make no sense are refused as an OptionError with a remedy."""
@@ -394,8 +397,8 @@ def condition(subject: BackboneUnderTest) -> None:
 @BACKBONE.claim(
     "bad-condition",
     why="Prompts and classes are what a user types; what it cannot read must not be ignored.",
-    remedy="Raise ppap_host.errors.OptionError; Backbone's own encode_prompts and encode_classes "
-    "do where a model knows none.",
+    remedy="Raise ppap_host.files.errors.OptionError; Backbone's own encode_prompts and "
+    "encode_classes do where a model knows none.",
 )
 def bad_condition(subject: BackboneUnderTest) -> None:
     """Classes that do not exist are refused as an OptionError."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from ppap_host.errors import OptionError, PpapError
+from ppap_host.files.errors import OptionError, PpapError
 
 Subject = TypeVar("Subject")
 Outcome = Literal["passed", "failed", "not made"]

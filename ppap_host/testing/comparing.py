@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_host.containment import GENERATORS
+from ppap_host.plugins.containment import GENERATORS
 
 _UNUSUAL = 190_547_013
 

@@ -8,16 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-from ppap_host.errors import OptionError
-from ppap_host.experts import Patch
-from ppap_host.guide import Guide, PatchPlan
-from ppap_host.harvest import Lesson
-from ppap_host.images import to_pixels, to_unit
+from ppap_host.experts.harvest import Lesson
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.tuning import TuningConfig, tune
+from ppap_host.files.errors import OptionError
+from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.testing.checks import CannotCheck, Suite, require
 from ppap_host.testing.comparing import differ
 from ppap_host.testing.guide_subject import GuideUnderTest
 from ppap_host.testing.worlds import GaussianWorld, pictures
-from ppap_host.tuning import TuningConfig, tune
 
 CLAIMS = Suite[GuideUnderTest]()
 
@@ -80,7 +80,7 @@ def sees_through(subject: GuideUnderTest) -> None:
     "patch-plan",
     why="Experts change the parameters that the plan names, and no others.",
     remedy="Take the names from network.named_parameters(), or leave it to "
-    "ppap_host.guide.default_patch_plan; raise OptionError if there is nothing to tune.",
+    "ppap_host.guides.guide.default_patch_plan; raise OptionError if there is nothing to tune.",
 )
 def patch_plan(subject: GuideUnderTest) -> None:
     """The patch plan names parameters of the network, with a sound rank."""

@@ -10,10 +10,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from ppap_host.containment import contained
-from ppap_host.errors import PpapError
-from ppap_host.experts import network_hash
-from ppap_host.guide import Guide
+from ppap_host.experts.patches import network_hash
+from ppap_host.files.errors import PpapError
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.containment import contained
 from ppap_host.testing.checks import CannotCheck, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
 from ppap_host.testing.guide_subject import CPU, GuideUnderTest
@@ -24,7 +24,8 @@ CLAIMS = Suite[GuideUnderTest]()
 @CLAIMS.claim(
     "made",
     why="Commands, records and expert sets know a guide by its attributes.",
-    remedy="Derive from ppap_host.guide.Guide, give it a name, and return it from the factory.",
+    remedy="Derive from ppap_host.guides.guide.Guide, give it a name, and return it from the "
+    "factory.",
 )
 def made(subject: GuideUnderTest) -> None:
     """The factory returns a Guide, and its attributes are of their types."""

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ppap_host.errors import PpapError
+from ppap_host.files.errors import PpapError
 from ppap_host.testing.checks import CannotCheck, Suite, require
 from ppap_host.testing.comparing import differ
 from ppap_host.testing.guide_subject import CPU, GuideUnderTest

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.recipes import X0
-from ppap_host.sampling import DDIM, Guidance, Health, ImageNoise, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.recipes.presets import X0
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import CannotCheck, Suite, require
 from ppap_host.testing.guide_subject import GuideUnderTest
 from ppap_host.testing.worlds import GaussianWorld

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from PIL.Image import Image
 from torch import Tensor
 
-from ppap_host.errors import TargetError
-from ppap_host.guide import Target
+from ppap_host.files.errors import TargetError
+from ppap_host.guides.guide import Target
 from ppap_host.testing.checks import Fault, Suite, require
 from ppap_host.testing.guide_subject import GuideUnderTest
 
@@ -52,8 +52,8 @@ def target(subject: GuideUnderTest) -> None:
     "bad-target",
     why="A target that was mistyped must end the run with a sentence, not with a traceback and not "
     "with images of something else.",
-    remedy="Raise ppap_host.errors.TargetError with a message and a remedy for what is missing, "
-    "unreadable or unknown; read pictures with ppap_host.images.read_rgb, which does.",
+    remedy="Raise ppap_host.files.errors.TargetError with a message and a remedy for what is "
+    "missing, unreadable or unknown; ppap_host.files.images.read_rgb does so for pictures.",
 )
 def bad_target(subject: GuideUnderTest) -> None:
     """What is missing, unreadable or means nothing is refused as a TargetError with a remedy.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ppap_host.guide import Guide
+from ppap_host.guides.guide import Guide
 from ppap_host.testing import (
     guide_experts,
     guide_interface,

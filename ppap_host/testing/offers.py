@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
-from ppap_host.errors import PluginError, unknown_name
-from ppap_host.loading import load_backbone
-from ppap_host.registry import Kind, Plugin, Registry
+from ppap_host.files.errors import PluginError, unknown_name
+from ppap_host.plugins.loading import load_backbone
+from ppap_host.plugins.registry import Kind, Plugin, Registry
 from ppap_host.testing.backbones import check_backbone
 from ppap_host.testing.checks import Check, ConformanceError
 from ppap_host.testing.guides import check_guide

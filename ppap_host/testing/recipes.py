@@ -9,11 +9,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.errors import PpapError
-from ppap_host.names import SAMPLER_SUMMARIES
-from ppap_host.recipes import Ascent, Energy, Place, Recipe, Strength, View
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, Solver, make_solver, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.files.errors import PpapError
+from ppap_host.recipes.ascents import Ascent
+from ppap_host.recipes.energies import Energy
+from ppap_host.recipes.places import Place
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import Strength
+from ppap_host.recipes.views import View
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.names import SAMPLER_SUMMARIES
+from ppap_host.sampling.solvers import DDIM, Solver, make_solver
+from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
 from ppap_host.testing.worlds import GaussianWorld, PullGuide
@@ -83,7 +91,7 @@ RECIPE = Suite[RecipeUnderTest]()
 @RECIPE.claim(
     "made",
     why="The sampling loop calls the parts by their protocols, and records name the recipe.",
-    remedy="Make it a ppap_host.recipes.Recipe of parts that are frozen dataclasses.",
+    remedy="Make it a ppap_host.recipes.recipe.Recipe of parts that are frozen dataclasses.",
 )
 def made(subject: RecipeUnderTest) -> None:
     """It is a Recipe with a name, and its parts are what they stand for."""

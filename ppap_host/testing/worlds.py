@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import TargetError
-from ppap_host.guide import Guide, Target
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
-from ppap_host.operators import LinearOperator
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.files.errors import TargetError
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.operators import LinearOperator
 
 _LAST = 980  # of the cosine schedule's 1000 steps; what follows is all but pure noise
 

@@ -20,8 +20,8 @@ from ppap_plugin_classifier.guide import ClassifierGuide
 from ppap_plugin_classifier.shipped import BUNDLED
 from safetensors.torch import load_file, save_file
 
-from ppap_host.errors import CheckpointError
-from ppap_host.images import to_tensor
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "resnet": ("resnet10t", dict(channels=[8, 8, 8, 8], stem_width=8), (32, 32)),

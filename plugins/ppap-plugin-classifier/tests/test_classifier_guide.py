@@ -17,9 +17,9 @@ from ppap_plugin_classifier import ppap_guides, ppap_interface, shipped
 from ppap_plugin_classifier.bars import chart, percent
 from ppap_plugin_classifier.guide import BUNDLED, ClassifierGuide
 
-from ppap_host.errors import TargetError
-from ppap_host.experts import Patch
-from ppap_host.images import contact_sheet, from_tensor
+from ppap_host.experts.patches import Patch
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import contact_sheet, from_tensor
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, Scenes, sample_scenes
 

@@ -6,7 +6,7 @@ import pytest
 from ppap_plugin_classifier.checkpoint.from_timm import read_labels
 from ppap_plugin_classifier.labels import Labels
 
-from ppap_host.errors import TargetError
+from ppap_host.files.errors import TargetError
 
 
 @pytest.fixture(scope="module")

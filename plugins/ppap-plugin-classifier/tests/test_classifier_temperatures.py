@@ -12,12 +12,13 @@ from ppap_plugin_classifier.losses import cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.activations import Softened
-from ppap_host.errors import OptionError
-from ppap_host.experts import ExpertSet, Patch, WithExperts
-from ppap_host.guide import default_patch_plan
-from ppap_host.noise import NoiseRange
-from ppap_host.temperatures import Tempered
+from ppap_host.backbones.noise import NoiseRange
+from ppap_host.experts.patches import Patch
+from ppap_host.experts.sets import ExpertSet, WithExperts
+from ppap_host.files.errors import OptionError
+from ppap_host.guides.activations import Softened
+from ppap_host.guides.guide import default_patch_plan
+from ppap_host.guides.temperatures import Tempered
 
 TEMPERATURES = [(1.0, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 2.0), (0.7, 1.3), (3.0, 0.1)]
 

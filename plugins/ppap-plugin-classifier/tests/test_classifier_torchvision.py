@@ -24,9 +24,9 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from ppap_host.errors import CheckpointError
-from ppap_host.experts import Patch
-from ppap_host.images import to_tensor
+from ppap_host.experts.patches import Patch
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
 
 State = dict[str, Tensor]
 SMALL = "shufflenet_v2_x0_5"

@@ -20,10 +20,10 @@ from ppap_plugin_classifier.guide import ClassifierGuide
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ppap_host.errors import CheckpointError
-from ppap_host.experts import Patch
-from ppap_host.images import to_tensor
-from ppap_host.preprocessing import read_processor
+from ppap_host.experts.patches import Patch
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
+from ppap_host.guides.preprocessing import read_processor
 
 transformers = pytest.importorskip("transformers")
 

@@ -18,8 +18,8 @@ from ppap_plugin_clip.clip_guide import ClipGuide
 from ppap_plugin_clip.style_guide import StyleGuide
 from safetensors.torch import load_file, save_file
 
-from ppap_host.errors import CheckpointError, TargetError
-from ppap_host.images import to_tensor
+from ppap_host.files.errors import CheckpointError, TargetError
+from ppap_host.files.images import to_tensor
 
 GUIDES: list[Callable[[str | None], Any]] = [ClipGuide, StyleGuide]
 

@@ -18,14 +18,18 @@ from ppap_plugin_clip.style_guide import StyleGuide
 from torch import Tensor, nn
 from worlds import GaussianBackbone
 
-from ppap_host.backbone import ClassifierFree
+from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.cli import main
-from ppap_host.errors import TargetError
-from ppap_host.experts import Patch
-from ppap_host.guide import Guide
-from ppap_host.images import from_tensor, to_tensor
-from ppap_host.recipes import X0, X0_THROUGH, Recipe
-from ppap_host.sampling import DDIM, Guidance, Health, ImageNoise, sample
+from ppap_host.experts.patches import Patch
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import from_tensor, to_tensor
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.presets import X0, X0_THROUGH
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")

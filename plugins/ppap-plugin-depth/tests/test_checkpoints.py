@@ -27,8 +27,8 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-from ppap_host.errors import CheckpointError
-from ppap_host.images import to_tensor
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
 
 SMALL_DPT: dict[str, Any] = dict(
     image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,

@@ -32,9 +32,9 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-from ppap_host.experts import Patch, network_hash
-from ppap_host.guide import default_patch_plan
-from ppap_host.images import to_tensor
+from ppap_host.experts.patches import Patch, network_hash
+from ppap_host.files.images import to_tensor
+from ppap_host.guides.guide import default_patch_plan
 
 FUSION: dict[str, Any] = dict(neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8)
 VIT: dict[str, Any] = dict(

@@ -13,8 +13,8 @@ from PIL import Image
 from ppap_plugin_depth import ppap_guides, ppap_interface
 from ppap_plugin_depth.guide import BUNDLED, DepthGuide
 
-from ppap_host.errors import TargetError
-from ppap_host.images import from_tensor
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import from_tensor
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import sample_scenes
 

@@ -15,14 +15,21 @@ from ppap_plugin_dit.backbone import LATENT_SCALE, DiTBackbone
 from ppap_plugin_dit.dit import DiTConfig, build_dit, published_layout
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.guide import Guide, Target
-from ppap_host.noise import DiscreteSchedule, linear_betas
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.backbones.noise import DiscreteSchedule, linear_betas
+from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.guides.guide import Guide, Target
 from ppap_host.pipelines.autoencoder import Autoencoder
-from ppap_host.recipes import CleanPoint, Normalised, PosteriorSpread, Predicted, Recipe
-from ppap_host.registry import registry
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.gradients import Normalised
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.strengths import PosteriorSpread
+from ppap_host.recipes.views import Predicted
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 TINY = DiTConfig(
     input_size=8, hidden_size=16, depth=2, num_heads=2, mlp_size=64, num_classes=5, patch_size=2

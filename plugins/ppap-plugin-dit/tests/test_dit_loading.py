@@ -26,7 +26,7 @@ from ppap_plugin_dit.dit import (
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.files.errors import CheckpointError, OptionError
 
 TINY = DiTConfig(
     input_size=4, hidden_size=8, depth=2, num_heads=2, mlp_size=32, num_classes=3, patch_size=2

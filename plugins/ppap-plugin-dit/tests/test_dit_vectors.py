@@ -25,9 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction
-from ppap_host.noise import NoiseLevel, Walk, respace
-from ppap_host.sampling import DDIM, DDPM, Solver, StepReport, sample
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel, Walk, respace
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
 VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))

@@ -16,24 +16,22 @@ from ppap_plugin_edm.preconditioning import PRECONDITIONINGS, iDDPMPrecond
 from torch import Tensor
 from worlds import ColourGuide, QuadraticGuide
 
-from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction
-from ppap_host.errors import OptionError
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, uniform_ranges
-from ppap_host.recipes import NAIVE, X0, X0_THROUGH, Recipe
-from ppap_host.registry import registry
-from ppap_host.sampling import (
-    DDIM,
-    DDPM,
-    Churn,
-    DPMSolverPP2M,
-    Guidance,
-    Health,
-    Heun,
-    ImageNoise,
-    Solver,
-    make_solver,
-    sample,
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import (
+    DiscreteSchedule,
+    NoiseLevel,
+    Walk,
+    cosine_betas,
+    uniform_ranges,
 )
+from ppap_host.files.errors import OptionError
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import NAIVE, X0, X0_THROUGH
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver, make_solver
+from ppap_host.sampling.streams import ImageNoise
 
 TINY: dict[str, Any] = {
     "img_resolution": 8,

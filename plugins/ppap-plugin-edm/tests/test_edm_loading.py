@@ -26,7 +26,7 @@ from ppap_plugin_edm.pickles import Call, RefusedError, read_pickle, read_storag
 from ppap_plugin_edm.preconditioning import PRECONDITIONINGS, Denoiser
 from torch import Tensor, nn
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 
 SMALL: dict[str, Any] = {
     "img_resolution": 8,

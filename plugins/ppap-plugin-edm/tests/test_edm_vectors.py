@@ -23,11 +23,12 @@ from ppap_plugin_edm.preconditioning import Denoiser, iDDPMPrecond
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppap_host.backbone import Prediction
-from ppap_host.errors import CheckpointError
-from ppap_host.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.recipes import Estimate
-from ppap_host.sampling import Churn, Heun, StepReport, sample
+from ppap_host.backbones.backbone import Prediction
+from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.files.errors import CheckpointError
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.solvers import Churn, Heun
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
 VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))

@@ -23,13 +23,16 @@ from ppap_plugin_openai.backbone import ADMBackbone
 from ppap_plugin_openai.guide import ADMClassifierGuide
 from torch import Tensor
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guide import Guide
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, cosine_betas, linear_betas
-from ppap_host.recipes import NAIVE
-from ppap_host.registry import registry
-from ppap_host.sampling import DDPM, Guidance, ImageNoise, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, cosine_betas, linear_betas
+from ppap_host.files.errors import CheckpointError, OptionError, TargetError
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import NAIVE
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDPM
+from ppap_host.sampling.streams import ImageNoise
 
 State = Callable[[Any], dict[str, Tensor]]
 CONFIG = ADMClassifierConfig(

@@ -25,8 +25,8 @@ from ppap_plugin_openai.adm import (
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppap_host.checkpoints import read_state_dict
-from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.files.checkpoints import read_state_dict
+from ppap_host.files.errors import CheckpointError, OptionError
 
 SMALL = ADMConfig(
     image_size=16,

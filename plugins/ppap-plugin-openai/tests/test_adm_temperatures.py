@@ -13,8 +13,8 @@ from ppap_plugin_openai.adm import ADMClassifierConfig, load_adm_classifier
 from ppap_plugin_openai.guide import ADMClassifierGuide
 from torch import Tensor
 
-from ppap_host.errors import OptionError
-from ppap_host.noise import DiscreteSchedule, linear_betas
+from ppap_host.backbones.noise import DiscreteSchedule, linear_betas
+from ppap_host.files.errors import OptionError
 
 CONFIG = ADMClassifierConfig(
     image_size=16,

@@ -14,12 +14,16 @@ from ppap_plugin_openai.glide import GlideConfig, load_glide
 from ppap_plugin_openai.glide_backbone import UPSAMPLER_TEMPERATURE, GlideBackbone, GlideUpsampler
 from torch import Tensor, nn
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.guide import Guide, Target
-from ppap_host.noise import NoiseRange
-from ppap_host.recipes import NAIVE, PPAP, X0, X0_THROUGH, Recipe
-from ppap_host.sampling import DDIM, DDPM, Guidance, Health, ImageNoise, Solver, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.noise import NoiseRange
+from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.recipes.presets import NAIVE, PPAP, X0, X0_THROUGH
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Solver
+from ppap_host.sampling.streams import ImageNoise
 
 State = Callable[[Any], dict[str, Tensor]]
 BASE = GlideConfig(

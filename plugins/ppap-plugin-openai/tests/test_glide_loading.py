@@ -34,8 +34,8 @@ from ppap_plugin_openai.tokens import PromptTokenizer
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from ppap_host.checkpoints import read_state_dict
-from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.files.checkpoints import read_state_dict
+from ppap_host.files.errors import CheckpointError, OptionError
 
 State = Callable[[Any], dict[str, Tensor]]
 SMALL = GlideConfig(

@@ -35,9 +35,10 @@ from ppap_plugin_openai.tokens import PromptTokenizer, padded, vocabulary_files
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppap_host.backbone import ClassifierFree, Prediction
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, respace
-from ppap_host.sampling import DDIM, DDPM, Solver, StepReport, sample
+from ppap_host.backbones.backbone import ClassifierFree, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, respace
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 ROOT = Path(os.environ.get("PPAP_VECTORS", _REPOSITORY.parent / "shared" / "vectors"))

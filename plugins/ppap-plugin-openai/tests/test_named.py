@@ -23,13 +23,16 @@ from ppap_plugin_openai.glide import PUBLISHED_URL as GLIDE_URL
 from ppap_plugin_openai.glide_backbone import GlideBackbone, GlideUpsampler
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, ClassifierFree
-from ppap_host.config import RunConfig
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.noise import DiscreteSchedule, cosine_betas, linear_betas
-from ppap_host.registry import registry
-from ppap_host.run import generate, set_up
-from ppap_host.sampling import DDIM, Health, ImageNoise, sample
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.backbones.noise import DiscreteSchedule, cosine_betas, linear_betas
+from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.plugins.registry import registry
+from ppap_host.runs.config import RunConfig
+from ppap_host.runs.run import generate, set_up
+from ppap_host.sampling.evaluator import Health
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 State = Callable[[Any], dict[str, Tensor]]
 PUBLISHED = {**PUBLISHED_ADM, **PUBLISHED_GLIDE}

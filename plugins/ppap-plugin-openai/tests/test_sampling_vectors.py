@@ -21,12 +21,21 @@ from ppap_plugin_openai.backbone import ADMBackbone
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, ClassifierFree, Condition, Prediction
-from ppap_host.guide import Guide, Target
-from ppap_host.images import from_tensor
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas, respace
-from ppap_host.recipes import NAIVE
-from ppap_host.sampling import DDIM, DDPM, Evaluator, Guidance, Health, Solver, StepReport, sample
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import (
+    DiscreteSchedule,
+    NoiseLevel,
+    Walk,
+    cosine_betas,
+    linear_betas,
+    respace,
+)
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.recipes.presets import NAIVE
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
 VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))

@@ -16,16 +16,19 @@ from torch import Tensor
 from typer.testing import CliRunner
 from worlds import GaussianBackbone
 
-from ppap_host.backbone import ClassifierFree
+from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.cli import app
-from ppap_host.config import GuideConfig, RunConfig
-from ppap_host.errors import OptionError
-from ppap_host.guide import Guide
-from ppap_host.images import from_tensor
-from ppap_host.recipes import X0
-from ppap_host.registry import registry
-from ppap_host.run import run
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
+from ppap_host.files.errors import OptionError
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.registry import registry
+from ppap_host.recipes.presets import X0
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.run import run
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 NAMES = ["super-resolution", "inpainting", "deblur", "motion-deblur", "colourise"]
 

@@ -21,7 +21,7 @@ from ppap_plugin_restore.operators import (
 )
 from torch import Tensor
 
-from ppap_host.images import to_tensor
+from ppap_host.files.images import to_tensor
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from ppap_plugin_restore.operators import BoxDownsample, GaussianBlur, MotionBlu
 from ppap_plugin_restore.options import Options
 from ppap_plugin_restore.problems import SuperResolution
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 Factory = Callable[[str | None], RestorationGuide]
 FACTORIES: list[Factory] = [super_resolution, inpainting, deblur, motion_deblur, colourise]

@@ -18,8 +18,8 @@ from ppap_plugin_restore.guide import (
     super_resolution,
 )
 
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.images import read_rgb, to_tensor
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import read_rgb, to_tensor
 
 Factory = Callable[[str | None], RestorationGuide]
 SIZE = (32, 32)

@@ -31,8 +31,8 @@ from transformers import (
     SegformerModel,
 )
 
-from ppap_host.errors import CheckpointError, PpapError
-from ppap_host.images import to_tensor
+from ppap_host.files.errors import CheckpointError, PpapError
+from ppap_host.files.images import to_tensor
 
 TINY: dict[str, Any] = dict(encoder_name="tu-resnet10t", encoder_weights=None, stem_width=8,
                             channels=(8, 16, 24, 32))  # fmt: skip

@@ -18,9 +18,9 @@ from ppap_plugin_segmentation.shipped import BUNDLED, shapes_experts
 from ppap_plugin_segmentation.targets import one_class, one_hot
 from ppap_plugin_segmentation.train import build_model
 
-from ppap_host.errors import TargetError
-from ppap_host.experts import Patch
-from ppap_host.images import from_tensor
+from ppap_host.experts.patches import Patch
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import from_tensor
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import SEGMENTS, sample_scenes
 

@@ -38,10 +38,10 @@ from transformers import (
 )
 from transformers.models.mask2former import modeling_mask2former
 
-from ppap_host.errors import CheckpointError
-from ppap_host.experts import Patch, network_hash
-from ppap_host.guide import default_patch_plan
-from ppap_host.images import to_tensor
+from ppap_host.experts.patches import Patch, network_hash
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
+from ppap_host.guides.guide import default_patch_plan
 
 SWIN: dict[str, Any] = dict(
     image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],

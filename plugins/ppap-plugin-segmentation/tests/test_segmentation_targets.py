@@ -26,7 +26,7 @@ from ppap_plugin_segmentation.targets import (
 )
 from torch.nn import functional as F
 
-from ppap_host.errors import TargetError
+from ppap_host.files.errors import TargetError
 
 NAMES = ("wall", "floor", "sphere", "cube", "traffic light")
 SIZE = (16, 16)

@@ -1,7 +1,7 @@
 """The guide does all that the host takes for granted, with either statistic."""
 
 import pytest
-from ppap_host.guide import Guide
+from ppap_host.guides.guide import Guide
 from ppap_host.testing import Check, check_guide
 
 from ppap_plugin_palette.guide import PaletteGuide

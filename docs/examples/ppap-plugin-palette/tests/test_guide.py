@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from ppap_host.errors import OptionError, TargetError
+from ppap_host.files.errors import OptionError, TargetError
 
 from ppap_plugin_palette.guide import STATISTICS, PaletteGuide
 

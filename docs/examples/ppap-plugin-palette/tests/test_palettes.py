@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from ppap_host.errors import TargetError
-from ppap_host.images import to_tensor
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import to_tensor
 from typer.testing import CliRunner
 
 from ppap_plugin_palette import palettes

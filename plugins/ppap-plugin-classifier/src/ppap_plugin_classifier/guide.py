@@ -12,10 +12,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.errors import TargetError
-from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
-from ppap_host.images import means_file, read_rgb, to_tensor
-from ppap_host.temperatures import Tempered
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import means_file, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_classifier.bars import chart
 from ppap_plugin_classifier.checkpoint import load_checkpoint
 from ppap_plugin_classifier.labels import Labels

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ppap_host.errors import TargetError, nearest
+from ppap_host.files.errors import TargetError, nearest
 
 _SHOWN = 12
 """So many classes are listed in full when a name is unknown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 ppap_interface = 1
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.guide import Guide, PatchPlan, default_patch_plan
-from ppap_host.images import read_rgb, to_tensor
+from ppap_host.files.images import read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
 from ppap_plugin_clip.checkpoint import Checkpoint
 
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.errors import CheckpointError, TargetError
-from ppap_host.preprocessing import Preparation, read_processor
+from ppap_host.files.errors import CheckpointError, TargetError
+from ppap_host.guides.preprocessing import Preparation, read_processor
 
 REMEDY = (
     "Give --model the hub name of a CLIP with safetensors weights, such as "

@@ -11,9 +11,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.errors import TargetError
-from ppap_host.guide import Target
-from ppap_host.images import means_file
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import means_file
+from ppap_host.guides.guide import Target
 from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import encode, load_checkpoint
 from ppap_plugin_clip.losses import cosine, spherical_distance

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from ppap_host.errors import TargetError
-from ppap_host.guide import Target
-from ppap_host.images import means_file
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import means_file
+from ppap_host.guides.guide import Target
 from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import load_checkpoint
 from ppap_plugin_clip.losses import gram, gram_distance

@@ -15,7 +15,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 
 _MODES = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
 # Depth Pro is none of them: before its field of view is applied, it predicts inverse depth.

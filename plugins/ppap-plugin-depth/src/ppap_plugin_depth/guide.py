@@ -10,9 +10,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.errors import TargetError
-from ppap_host.guide import Guide, PatchPlan, Target, default_patch_plan
-from ppap_host.images import is_map, read_map, read_rgb, to_tensor
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import is_map, read_map, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
 from ppap_plugin_depth.checkpoint import load_checkpoint
 from ppap_plugin_depth.colors import colored
 from ppap_plugin_depth.losses import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ppap_host.hookspecs import Entry, hookimpl
-from ppap_host.weights import PublishedFile
+from ppap_host.files.weights import PublishedFile
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 ppap_interface = 1
 

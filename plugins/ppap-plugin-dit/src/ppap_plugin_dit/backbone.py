@@ -11,15 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.noise import (
-    DiscreteSchedule,
-    NoiseLevel,
-    Walk,
-    cosine_betas,
-    linear_betas,
-)
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_plugin_dit.dit import PUBLISHED, PUBLISHED_URL, DiTConfig, load_dit
 

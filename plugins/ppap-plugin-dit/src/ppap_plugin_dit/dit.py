@@ -32,8 +32,8 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 
-from ppap_host.checkpoints import read_head, read_state_dict, require_layout
-from ppap_host.errors import CheckpointError, OptionError, nearest
+from ppap_host.files.checkpoints import read_head, read_state_dict, require_layout
+from ppap_host.files.errors import CheckpointError, OptionError, nearest
 
 Shape = tuple[int, ...]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ppap_host.weights import PublishedFile
+from ppap_host.files.weights import PublishedFile
 
 PUBLISHED: Final[tuple[PublishedFile, ...]] = (
     PublishedFile(

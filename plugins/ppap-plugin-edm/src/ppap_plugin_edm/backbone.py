@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_plugin_edm.checkpoint import PUBLISHED_URL, load
 from ppap_plugin_edm.networks import Number
 from ppap_plugin_edm.preconditioning import Denoiser

@@ -26,8 +26,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppap_host.checkpoints import read_head, read_state_dict, require_layout
-from ppap_host.errors import CheckpointError
+from ppap_host.files.checkpoints import read_head, read_state_dict, require_layout
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_edm.networks import DecoderType, EmbeddingType, EncoderType, Number
 from ppap_plugin_edm.pickles import Call, RefusedError, read_pickle, read_storage
 from ppap_plugin_edm.preconditioning import PRECONDITIONINGS, UNETS, Denoiser, ModelType

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppap_host.errors import PpapError
+from ppap_host.files.errors import PpapError
 from ppap_plugin_edm import checkpoint
 
 

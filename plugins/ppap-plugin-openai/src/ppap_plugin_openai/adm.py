@@ -29,7 +29,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 from ppap_plugin_openai.flags import COMPUTE_FLAGS, DIFFUSION_FLAGS, flag_value, refuse_unknown
 from ppap_plugin_openai.loading import convert, load_network
 from ppap_plugin_openai.trunk import (

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import OptionError
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas
+from ppap_host.files.errors import OptionError
 
 NoiseSchedule = Literal["linear", "cosine", "squaredcos_cap_v2"]
 # GLIDE's name for the cosine schedule says that its betas are capped; ADM's are, too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ppap_host.errors import OptionError, nearest
+from ppap_host.files.errors import OptionError, nearest
 
 # Flags of the same command lines that say nothing about the weights: the diffusion process
 # around the network, and how the original code computed (precision, recomputation).

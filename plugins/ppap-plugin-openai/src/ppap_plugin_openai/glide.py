@@ -30,7 +30,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 from ppap_plugin_openai.flags import COMPUTE_FLAGS, DIFFUSION_FLAGS, flag_value, refuse_unknown
 from ppap_plugin_openai.loading import load_network
 from ppap_plugin_openai.trunk import (

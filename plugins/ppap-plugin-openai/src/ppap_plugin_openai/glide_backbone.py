@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ppap_host.backbone import Backbone, Condition, Prediction
-from ppap_host.errors import CheckpointError, OptionError
-from ppap_host.noise import DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.backbones.backbone import Backbone, Condition, Prediction
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_plugin_openai.backbone import BETAS, eight_bits, require_low_res
 from ppap_plugin_openai.glide import GlideNetwork, GlideSchedule
 from ppap_plugin_openai.tokens import HUB, PromptTokenizer, padded

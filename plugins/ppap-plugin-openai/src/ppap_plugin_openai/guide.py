@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.checkpoints import read_state_dict
-from ppap_host.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guide import Guide, PatchPlan, Target
-from ppap_host.noise import DiscreteSchedule, NoiseLevel
-from ppap_host.temperatures import Tempered
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
+from ppap_host.files.checkpoints import read_state_dict
+from ppap_host.files.errors import CheckpointError, OptionError, TargetError
+from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,
     PUBLISHED_URL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppap_host.errors import CheckpointError, TargetError, nearest
+from ppap_host.files.errors import CheckpointError, TargetError, nearest
 
 
 class Labels:

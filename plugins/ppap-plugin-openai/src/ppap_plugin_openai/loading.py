@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppap_host.checkpoints import read_state_dict, require_layout
-from ppap_host.errors import CheckpointError
+from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_openai.trunk import Entry, Shape, rearranged
 
 _Network = TypeVar("_Network", bound=nn.Module)

@@ -23,10 +23,14 @@ from typing import Final
 
 import torch
 
-from ppap_host.backbone import ClassifierFree
-from ppap_host.noise import Walk
-from ppap_host.recipes import PPAP, X0, X0_THROUGH, Recipe
-from ppap_host.sampling import DDIM, Guidance, ImageNoise, sample
+from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.noise import Walk
+from ppap_host.recipes.presets import PPAP, X0, X0_THROUGH
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.loop import sample
+from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_openai.adm import (
     PUBLISHED_ADM,
     PUBLISHED_CLASSIFIERS,

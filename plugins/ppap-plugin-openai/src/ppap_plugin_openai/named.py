@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppap_host.backbone import Backbone
-from ppap_host.checkpoints import read_state_dict
-from ppap_host.errors import CheckpointError, OptionError
+from ppap_host.backbones.backbone import Backbone
+from ppap_host.files.checkpoints import read_state_dict
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_plugin_openai import adm as _adm
 from ppap_plugin_openai import glide as _glide
 from ppap_plugin_openai.backbone import BETAS, ADMBackbone, ADMUpsampler

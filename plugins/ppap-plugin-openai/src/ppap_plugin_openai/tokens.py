@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 
 HUB: Final = "openai-community/gpt2"
 """Where the files are downloaded from once, if nothing else is named."""

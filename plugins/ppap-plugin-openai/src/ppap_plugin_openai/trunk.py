@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from ppap_host.errors import OptionError
+from ppap_host.files.errors import OptionError
 
 Shape = tuple[int, ...]
 

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.errors import OptionError
-from ppap_host.guide import Guide, PatchPlan, Target
-from ppap_host.images import read_rgb
-from ppap_host.operators import LinearOperator
+from ppap_host.files.errors import OptionError
+from ppap_host.files.images import read_rgb
+from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.guides.operators import LinearOperator
 from ppap_plugin_restore.operators import Measurement
 from ppap_plugin_restore.problems import (
     Colourising,

@@ -15,7 +15,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.operators import LinearOperator
+from ppap_host.guides.operators import LinearOperator
 
 Images = Float[Tensor, "b 3 h w"]
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.images import from_tensor, read_known, read_rgb, to_tensor
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import from_tensor, read_known, read_rgb, to_tensor
 from ppap_plugin_restore.operators import (
     BoxDownsample,
     GaussianBlur,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_segmentation.files import REMEDY, explained, fetched, read_json
 from ppap_plugin_segmentation.from_smp import load_smp
 from ppap_plugin_segmentation.from_torchvision import PREFIX, load_torchvision

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 
 ALBUMENTATIONS = "albumentations_config_eval.json"
 LABELS = "labels.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_segmentation.files import (
     ALBUMENTATIONS,
     LABELS,

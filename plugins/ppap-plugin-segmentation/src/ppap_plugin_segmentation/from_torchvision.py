@@ -11,8 +11,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from ppap_host.checkpoints import read_state_dict, require_layout
-from ppap_host.errors import CheckpointError, nearest
+from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.errors import CheckpointError, nearest
 from ppap_plugin_segmentation.files import LABELS, class_names, explained, three
 from ppap_plugin_segmentation.model import Checkpoint, Preparation, SegmentationNetwork
 

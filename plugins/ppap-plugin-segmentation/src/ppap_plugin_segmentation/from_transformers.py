@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Resampling
 from torch import Tensor
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_segmentation.files import REMEDY, explained, three
 from ppap_plugin_segmentation.model import Checkpoint, Preparation, SegmentationNetwork
 from ppap_plugin_segmentation.queries import log_scores

@@ -26,8 +26,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.errors import TargetError, nearest
-from ppap_host.images import is_map, read_map, read_rgb
+from ppap_host.files.errors import TargetError, nearest
+from ppap_host.files.images import is_map, read_map, read_rgb
 
 APART = -1.0
 """Marks a class that a target does not tell from the rest."""

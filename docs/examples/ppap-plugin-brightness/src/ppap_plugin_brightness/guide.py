@@ -10,9 +10,9 @@ from jaxtyping import Float
 from PIL import Image, ImageColor
 from torch import Tensor, nn
 
-from ppap_host.errors import OptionError, TargetError
-from ppap_host.guide import Guide, Target
-from ppap_host.images import from_tensor, read_rgb, to_tensor
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import from_tensor, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, Target
 
 
 class MeanColour(nn.Module):

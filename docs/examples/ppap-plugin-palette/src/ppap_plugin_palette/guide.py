@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from ppap_host.errors import OptionError
-from ppap_host.guide import Guide, Target
-from ppap_host.images import means_file, read_rgb, to_tensor
+from ppap_host.files.errors import OptionError
+from ppap_host.files.images import means_file, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, Target
 from torch import Tensor, nn
 
 from ppap_plugin_palette import palettes

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 
 import torch
 from PIL import Image, ImageColor
-from ppap_host.errors import TargetError
-from ppap_host.images import from_tensor
+from ppap_host.files.errors import TargetError
+from ppap_host.files.images import from_tensor
 from torch import Tensor
 
 from ppap_plugin_palette.colour import OKLab, to_srgb

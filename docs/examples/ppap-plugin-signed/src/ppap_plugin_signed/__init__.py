@@ -1,6 +1,6 @@
 """What the plugin offers: a recipe. Imported at every start, so it imports nothing heavy."""
 
-from ppap_host.hookspecs import Entry, hookimpl
+from ppap_host.plugins.hookspecs import Entry, hookimpl
 
 ppap_interface = 1
 

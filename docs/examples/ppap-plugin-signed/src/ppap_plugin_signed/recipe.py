@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ppap_host.recipes import CleanPoint, Estimate, Parameter, PosteriorSpread, Predicted, Recipe
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.places import CleanPoint
+from ppap_host.recipes.recipe import Parameter, Recipe
+from ppap_host.recipes.strengths import PosteriorSpread
+from ppap_host.recipes.views import Predicted
 
 
 @dataclass(frozen=True)

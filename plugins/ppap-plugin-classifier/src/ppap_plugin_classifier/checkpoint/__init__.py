@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ppap_host.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError
 from ppap_plugin_classifier.checkpoint import from_timm
 from ppap_plugin_classifier.checkpoint.files import (
     CONFIG,

@@ -10,8 +10,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from ppap_host.errors import CheckpointError
-from ppap_host.preprocessing import Preparation
+from ppap_host.files.errors import CheckpointError
+from ppap_host.guides.preprocessing import Preparation
 from ppap_plugin_classifier.labels import Labels
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")

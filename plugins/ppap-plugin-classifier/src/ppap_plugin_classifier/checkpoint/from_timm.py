@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ppap_host.errors import CheckpointError, nearest
-from ppap_host.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preparation, torch_mode
+from ppap_host.files.errors import CheckpointError, nearest
+from ppap_host.guides.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preparation, torch_mode
 from ppap_plugin_classifier.checkpoint.files import (
     REMEDY,
     WEIGHTS,

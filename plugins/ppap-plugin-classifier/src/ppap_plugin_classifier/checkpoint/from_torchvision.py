@@ -11,9 +11,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from ppap_host.checkpoints import read_state_dict, require_layout
-from ppap_host.errors import CheckpointError, nearest
-from ppap_host.preprocessing import Preparation, torch_mode
+from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.errors import CheckpointError, nearest
+from ppap_host.guides.preprocessing import Preparation, torch_mode
 from ppap_plugin_classifier.checkpoint.files import Checkpoint, first_line, library
 from ppap_plugin_classifier.checkpoint.from_timm import read_labels
 from ppap_plugin_classifier.labels import Labels

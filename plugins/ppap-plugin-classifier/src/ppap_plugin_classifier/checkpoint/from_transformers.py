@@ -12,8 +12,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppap_host.errors import CheckpointError
-from ppap_host.preprocessing import Preparation, read_processor
+from ppap_host.files.errors import CheckpointError
+from ppap_host.guides.preprocessing import Preparation, read_processor
 from ppap_plugin_classifier.checkpoint.files import (
     CONFIG,
     WEIGHTS,

@@ -1,0 +1,234 @@
+"""What a benchmark takes place in: a backbone, targets with their truth, and judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ppap_host.backbones.backbone import Backbone
+from ppap_host.files import images
+from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.loading import load_backbone, load_guide
+from ppap_host.plugins.registry import registry
+from ppap_host.shapes.judges import Judges, aligned
+from ppap_host.shapes.renderer import Render, render
+from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
+from ppap_plugin_bench.benchmarks.arms import Assignment
+from ppap_plugin_bench.evaluation import (
+    Measure,
+    bootstrap_measure,
+    confusions,
+    mean_iou,
+    mean_measure,
+    share_measure,
+)
+from ppap_plugin_bench.shapes import FRESH_SEED
+
+VALIDATION_SEED = FRESH_SEED + 10
+"""Seed of the scenes whose targets strengths are chosen on."""
+
+
+Judge = tuple[Callable[[Tensor], dict[str, Measure]], Callable[[Tensor], list[str]]]
+"""Measures of images in [-1, 1], and a word on each image."""
+
+
+def class_targets(count: int) -> Tensor:
+    """Class indices [count]: colours and shapes alternate, and every 24 images have all classes."""
+    return (7 * torch.arange(count)) % len(CLASS_NAMES)
+
+
+class World(Protocol):
+    """What a benchmark asks for; kinds of guides are ``classifier``, ``depth``, ``segmentation``.
+
+    Attributes:
+        backbone: makes the images.
+        objectives: guide -> (title, the judged measure that matters, whether higher is better).
+    """
+
+    @property
+    def backbone(self) -> Backbone:
+        """The diffusion model."""
+
+    @property
+    def objectives(self) -> dict[str, tuple[str, str, bool]]:
+        """Guide -> (title, the judged measure that matters, whether higher is better)."""
+
+    def guide(self, name: str) -> Guide:
+        """The off-the-shelf guide of this name."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """A judge's features [n, d] of images in [-1, 1]."""
+
+    def real(self, seed: int, count: int) -> Tensor:
+        """Real images of a seed, uint8 [n, 3, h, w]."""
+
+    def labelled(self, guide: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Real images, uint8, with labels as :meth:`Guide.from_labels` takes them."""
+
+    def assignment(
+        self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
+    ) -> Assignment:
+        """``count`` targets; the first of many targets are the targets of few.
+
+        Args:
+            seed: of the images' noise.
+            folder: where target pictures are written.
+            validation: targets to choose strengths on, not to measure on.
+        """
+
+    def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
+        """The judge's measures of the test targets' own pictures."""
+
+    def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
+        """Rows of a contact sheet that show the test targets."""
+
+
+class ShapesWorld:
+    """The built-in world, judged by :mod:`ppap_host.shapes.judges`.
+
+    Class targets go through all classes in order. Targets of depth and segmentation are fresh
+    renders, read by the guide from a file as a user would give it.
+    """
+
+    objectives = {  # noqa: RUF012
+        "classifier": ("Class", "accuracy", True),
+        "depth": ("Depth", "depth_error", False),
+        "segmentation": ("Segmentation", "miou", True),
+    }
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        self.backbone: Backbone = load_backbone(registry(), "shapes", checkpoint)
+        self._renders: dict[tuple[int, int], Render] = {}
+
+    @cached_property
+    def judges(self) -> Judges:
+        """The judges."""
+        return Judges.load()
+
+    def guide(self, name: str) -> Guide:
+        """The installed guide with the model it ships."""
+        return load_guide(registry(), name)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The classifier judge's pooled features."""
+        return torch.cat([self.judges.features(part) for part in x.split(64)])
+
+    def real(self, seed: int, count: int) -> Tensor:
+        """Renders."""
+        return to_pixels(self._render(seed, count).rgb)
+
+    def labelled(self, guide: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Renders with classes, depth in metres, or segment indices."""
+        view = self._render(seed, count)
+        labels = {
+            "classifier": lambda: sample_scenes(seed, 0, count).labels,
+            "depth": lambda: view.depth[:, 0],
+            "segmentation": lambda: view.segmentation.long(),
+        }
+        return to_pixels(view.rgb), labels[guide]()
+
+    def assignment(
+        self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
+    ) -> Assignment:
+        """As :meth:`World.assignment`."""
+        scenes = VALIDATION_SEED if validation else FRESH_SEED
+        size = self.backbone.state_shape[1:]
+        if guide.name == "classifier":
+            rows = [guide.read_target(name, size).value for name in CLASS_NAMES]
+            labels = class_targets(count)
+            targets = torch.cat([rows[k] for k in labels.tolist()])
+            identity: dict[str, Any] = {"classes": len(CLASS_NAMES)}
+        else:
+            pictures = images.from_tensor(to_unit(self.real(scenes, count)))
+            files = [folder / f"{scenes}-{k:03d}.png" for k in range(count)]
+            for file, picture in zip(files, pictures, strict=True):
+                images.write_png(file, picture)
+            targets = torch.cat([guide.read_target(str(f), size).value for f in files])
+            identity = {"renders": scenes}
+        judge, captions = self._judge(guide.name, scenes, count)
+        return Assignment(targets, seed, judge, identity, captions)
+
+    def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
+        """As :meth:`World.floors`; none for classes, whose targets have no picture."""
+        if guide.name == "classifier":
+            return {}
+        judge, _ = self._judge(guide.name, FRESH_SEED, count)
+        return judge(to_unit(self.real(FRESH_SEED, count)))
+
+    def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
+        """The targets' pictures, and what the guide sees in them."""
+        if guide.name == "classifier":
+            return []
+        shown = to_unit(self.real(FRESH_SEED, count))
+        with torch.no_grad():
+            seen = guide.picture(guide.see(shown))
+        rows = (("target", images.from_tensor(shown)), ("what the guide sees in it", seen))
+        return [(title, [("", picture) for picture in row]) for title, row in rows]
+
+    def _render(self, seed: int, count: int) -> Render:
+        """Scenes of a seed; rendered once, the first of many are those of few."""
+        for (known_seed, known), view in self._renders.items():
+            if known_seed == seed and known >= count:
+                return Render(view.rgb[:count], view.depth[:count], view.segmentation[:count])
+        view = render(sample_scenes(seed, 0, count))
+        self._renders[seed, count] = view
+        return view
+
+    def _judge(self, guide: str, scenes: int, count: int) -> Judge:
+        """The judge of a kind of guide, and its word on each image."""
+        if guide == "classifier":
+            return self._class_judge(count)
+        if guide == "depth":
+            return self._depth_judge(scenes, count)
+        return self._segment_judge(scenes, count)
+
+    def _class_judge(self, count: int) -> Judge:
+        labels = class_targets(count)
+
+        def seen(x: Tensor) -> Tensor:
+            return self.judges.classify(x).argmax(dim=1).cpu()
+
+        def words(x: Tensor) -> list[str]:
+            pairs = zip(seen(x).tolist(), labels.tolist(), strict=True)
+            return [
+                CLASS_NAMES[wanted] if k == wanted else f"not {CLASS_NAMES[wanted]}"
+                for k, wanted in pairs
+            ]
+
+        return lambda x: {"accuracy": share_measure(seen(x) == labels)}, words
+
+    def _depth_judge(self, scenes: int, count: int) -> Judge:
+        truth = self._render(scenes, count).depth
+        of_target = self.judges.depth(to_unit(self.real(scenes, count))).cpu()
+
+        def errors(x: Tensor, against: Tensor) -> Tensor:
+            judged = self.judges.depth(x).cpu()
+            relative = (aligned(judged, against) - against).abs() / against
+            return relative.mean(dim=(1, 2, 3))
+
+        def judge(x: Tensor) -> dict[str, Measure]:
+            return {
+                "depth_error": mean_measure(errors(x, truth)),
+                "depth_error_to_judge": mean_measure(errors(x, of_target)),
+            }
+
+        return judge, lambda x: [f"error {e:.2f}" for e in errors(x, truth).tolist()]
+
+    def _segment_judge(self, scenes: int, count: int) -> Judge:
+        truth = self._render(scenes, count).segmentation.long()
+
+        def matrices(x: Tensor) -> Tensor:
+            return confusions(self.judges.segment(x).argmax(dim=1).cpu(), truth, len(SEGMENTS))
+
+        def judge(x: Tensor) -> dict[str, Measure]:
+            each = matrices(x)
+            return {"miou": bootstrap_measure(lambda rows: mean_iou(each[rows].sum(0)), count)}
+
+        return judge, lambda x: [f"IoU {mean_iou(m):.2f}" for m in matrices(x)]

@@ -1,0 +1,323 @@
+"""``ppap calibrate``: is a guide as sure as it is right, and temperatures that make it so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
+from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.files.errors import OptionError, OutputError, unknown_name
+
+if TYPE_CHECKING:
+    from ppap_host.backbones.backbone import Backbone
+    from ppap_host.experts.calibration import Calibration
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.sets import ExpertSet
+    from ppap_host.guides.guide import Guide
+    from ppap_plugin_bench.calibration.material import Material
+
+_SEED = 1_000_000
+"""Added to the seed of an own harvest: experts must not be measured on what they were taught on."""
+
+
+def calibrate(
+    guide: Annotated[str, typer.Argument(help="The guide, as in `ppap list`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Network of the guide.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", "-b", help="Default: the harvest's own, else shapes."),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    vae: Vae = None,
+    backbone_option: BackboneOption = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view",
+            help="noised (x_t), or predicted (x_0 from x_t); default: the experts', else noised.",
+        ),
+    ] = None,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            "--experts", "-e", help="A set, or none; default: for noised images one that fits."
+        ),
+    ] = None,
+    ranges: Annotated[
+        int | None, typer.Option("--ranges", help="Noise ranges; default: the experts', else 5.")
+    ] = None,
+    levels: Annotated[int, typer.Option("--levels", help="Noise levels in each range.")] = 2,
+    bins: Annotated[int, typer.Option("--bins", help="Of the reliability diagrams.")] = 15,
+    num: Annotated[int, typer.Option("--num", "-n", min=2, help="Images at most.")] = 500,
+    harvest: Annotated[
+        Path | None,
+        typer.Option("--harvest", help="Folder of `ppap harvest`. [default: made in --out]"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of images, instead of a harvest.")
+    ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels",
+            help="Trust labels, not the teacher: names of folders in --images, else renders of "
+            "the backbone shapes.",
+        ),
+    ] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Images at a time.")] = 25,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of images and noise.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the network.")] = "float32",
+) -> None:
+    """Measure whether a guide is as sure as it is right, by noise, and fit temperatures.
+
+    No labels are needed: what the plain network says of the clean image is the truth, on images
+    that the backbone makes. Writes calibration.json, reliability.png and ece.png.
+    """
+    from ppap_host.plugins.registry import registry
+
+    found = registry()
+    found.entry("guide", guide)
+    if view not in (None, "noised", "predicted"):
+        raise unknown_name("view", view, ("noised", "predicted"))
+    if harvest is not None and (images is not None or labels):
+        raise OptionError(
+            f"--harvest and --{'images' if images is not None else 'labels'} exclude each other.",
+            remedy="A harvest has no labels; leave one of them out.",
+        )
+    if labels and images is None and backbone not in (None, "shapes"):
+        raise OptionError(
+            f"There are no labelled images for the backbone {backbone!r}.",
+            remedy="Give a folder with one folder of images a class with --images.",
+        )
+    if (out / "calibration.json").exists():
+        raise OutputError(
+            f"{str(out)!r} already holds a calibration.",
+            remedy="Give another folder with --out; nothing is overwritten.",
+        )
+    calibration = _calibrate(
+        guide, out, model, backbone, checkpoint, backbone_options(vae, None, backbone_option),
+        experts, num, harvest, images, labels, device, dtype,
+        {
+            "view": view, "ranges": ranges, "levels": levels, "bins": bins, "seed": seed,
+            "batch": batch,
+        },
+    )  # fmt: skip
+    if for_people(False):
+        _show(calibration)
+        stderr().print(f"Look at {out / 'reliability.png'} and {out / 'ece.png'}")
+    else:
+        print_json(calibration.to_dict())
+
+
+def _calibrate(
+    name: str,
+    out: Path,
+    model: str | None,
+    backbone_name: str | None,
+    checkpoint: str | None,
+    options: dict[str, str],
+    experts_name: str | None,
+    num: int,
+    harvest_folder: Path | None,
+    images_folder: Path | None,
+    labels: bool,
+    device_name: str,
+    dtype_name: str,
+    settings: dict[str, Any],
+) -> Calibration:
+    """Measures and writes."""
+    from ppap_host.cli.run import progress_bar
+    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.patches import network_hash
+    from ppap_host.experts.sets import WithExperts
+    from ppap_host.files.hashes import file_hashes, package_versions
+    from ppap_host.plugins.loading import load_backbone, load_guide
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_plugin_bench.calibration import measurement
+    from ppap_plugin_bench.calibration.measurement import CalibrationConfig
+    from ppap_plugin_bench.plots import plot_calibration_errors, plot_reliability
+
+    found = registry()
+    device = pick_device(device_name)
+    made = None if harvest_folder is None else Harvest.open(harvest_folder)
+    if made is not None:
+        of = made.description["config"]
+        if backbone_name not in (None, of["backbone"]):
+            raise OptionError(
+                f"The harvest {str(harvest_folder)!r} was made by the backbone {of['backbone']!r}, "
+                f"not by {backbone_name!r}.",
+                remedy="Leave out --backbone, or give a harvest of that backbone.",
+            )
+        backbone_name, checkpoint = of["backbone"], checkpoint or of["checkpoint"]
+        options = options or of.get("backbone_options") or {}
+    backbone_name = backbone_name or "shapes"
+    backbone = load_backbone(found, backbone_name, checkpoint, options)
+    guide: Guide = load_guide(found, name, model)
+    measurement.check_classes(guide, backbone.image_size)
+    sha256 = network_hash(guide.network())
+    used, experts = _experts(experts_name, settings["view"], guide, backbone)
+    if settings["view"] is None:
+        settings = settings | {"view": "noised" if experts is None else experts.view}
+    config = CalibrationConfig(**settings)
+    if experts is not None:
+        guide = WithExperts(guide, experts, image_size=backbone.image_size)
+        measurement.check_view(guide, config.view)
+        stderr().print(f"{name}: with the experts {used}", style="dim", highlight=False)
+    with progress_bar() as watch:
+        if images_folder is not None or labels:
+            material = _given(guide, images_folder, backbone, num, config.seed, labels, watch)
+        else:
+            if made is None:
+                made = _harvest(
+                    out, backbone_name, checkpoint, options, num, config.seed, device_name, watch
+                )
+            material = _harvested(made, num, experts)
+        guide.to(device, pick_dtype(dtype_name, device))
+        backbone.to(device, pick_dtype("float32", device))
+        calibration = measurement.calibrate(
+            guide, backbone, material, config, used, watch, network_sha256=sha256
+        )
+        watch("drawing", 0, 1)
+        plugins = [p.distribution for p, _ in found.names("guide")[name]]
+        plugins += [p.distribution for p, _ in found.names("backbone")[backbone_name]]
+        details = {
+            **calibration.details,
+            "model": model,
+            "backbone": {
+                "name": backbone_name,
+                "files": file_hashes(backbone.files(), backbone_name),
+            },
+            "device": device.type,
+            "dtype": dtype_name,
+            "versions": package_versions(plugins),
+        }
+        calibration = dataclasses.replace(calibration, details=details)
+        plot_reliability(calibration, out / "reliability.png")
+        plot_calibration_errors(calibration, out / "ece.png")
+        calibration.save(out / "calibration.json")
+    return calibration
+
+
+def _experts(
+    name: str | None, view: str | None, guide: Guide, backbone: Backbone
+) -> tuple[str | None, ExpertSet | None]:
+    """The set that was named, or for noised images the one that fits, as ``ppap run`` chooses."""
+    from ppap_host.experts.sets import ExpertSet
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.choice import NONE, expert_set_path, fitting_set
+
+    if name == NONE or (name is None and view == "predicted"):
+        return None, None
+    if name is not None:
+        return name, ExpertSet.load(expert_set_path(name, registry()))
+    fitting = fitting_set(guide, backbone, registry())
+    return (None, None) if fitting is None else fitting[:2]
+
+
+def _given(
+    guide: Guide,
+    folder: Path | None,
+    backbone: Backbone,
+    num: int,
+    seed: int,
+    labels: bool,
+    watch: Any,
+) -> Material:
+    """Images that the backbone did not make."""
+    from ppap_plugin_bench.calibration.material import from_folder, from_renders
+
+    watch("reading images" if folder is not None else "rendering scenes", 0, 1)
+    if folder is None:
+        return from_renders(guide, num, seed)
+    return from_folder(guide, folder, backbone.image_size, num, seed, labels)
+
+
+def _harvest(
+    out: Path,
+    backbone: str,
+    checkpoint: str | None,
+    options: dict[str, str],
+    num: int,
+    seed: int,
+    device: str,
+    watch: Any,
+) -> Harvest:
+    """Images of the backbone's own, in the folder ``harvest`` of ``out``."""
+    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.runs.harvesting import harvest as make
+
+    config = HarvestConfig(
+        backbone=backbone, checkpoint=checkpoint, backbone_options=options, num=num,
+        seed=_SEED + seed, device=device,
+    )  # fmt: skip
+    try:
+        return make(config, out / "harvest", watch)
+    except KeyboardInterrupt:
+        stderr().print("Interrupted: the same command goes on from here.", style="yellow")
+        raise typer.Exit(130) from None
+
+
+def _harvested(made: Harvest, num: int, experts: ExpertSet | None) -> Material:
+    """A harvest's images; says so if the experts were taught on them."""
+    from ppap_plugin_bench.calibration.material import from_harvest
+
+    material = from_harvest(made, num)
+    taught = {} if experts is None else experts.metadata.get("harvest") or {}
+    same = ("backbone", "seed", "prompts", "cfg", "steps", "sampler", "eta", "model_files")
+    if taught and all(taught.get(key) == material.identity[key] for key in same):
+        stderr().print(
+            "Warning: the experts were taught on these very images and may look better calibrated "
+            "than they are. Leave out --harvest, or harvest with another --seed.",
+            style="yellow",
+        )
+    return material
+
+
+def _show(calibration: Calibration) -> None:
+    """The table, for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    details, integral = calibration.details, calibration.details["integral"]
+    right = "accuracy" if details["truth"] == "labels" else "agreement"
+    experts = f", experts {calibration.experts}" if calibration.experts else ""
+    title = f"{calibration.guide}, {calibration.view}{experts}; truth: {details['truth']}"
+    table = Table("log-SNR", title=escape(title), title_justify="left")
+    for heading in ("n", right, "confidence", "ECE", "smECE", "temperature"):
+        table.add_column(heading, justify="right")
+    for heading in ("ECE after", "smECE after"):
+        table.add_column(heading, justify="right")
+    for part in calibration.ranges:
+        table.add_row(
+            part.name,
+            f"{part.count:,}",
+            f"{part.accuracy:.3f}",
+            f"{part.confidence:.3f}",
+            f"{part.ece:.3f} ± {part.ece_error:.3f}",
+            f"{part.smooth_ece:.3f}",
+            f"{part.temperature:.3g}",
+            f"{part.ece_after:.3f} ± {part.ece_error_after:.3f}",
+            f"{part.smooth_ece_after:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"integral over noise: mean {integral['mean']:.4f} ± {integral['mean_error']:.4f}, "
+        f"trapezoid {integral['trapezoid']:.4f}; after: mean {integral['mean_after']:.4f} ± "
+        f"{integral['mean_error_after']:.4f}, trapezoid {integral['trapezoid_after']:.4f}",
+        highlight=False,
+    )
+
+
+app = typer.Typer()
+app.command()(calibrate)

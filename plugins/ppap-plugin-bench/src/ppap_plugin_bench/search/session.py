@@ -1,0 +1,498 @@
+"""One search in a folder: what it goes by, its trials, and what is left of it to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppap_host.files.errors import OptionError, OutputError
+from ppap_host.files.hashes import file_hashes, package_versions
+from ppap_host.files.images import to_pixels, to_unit, write_file
+from ppap_host.guides.guide import Target
+from ppap_host.plugins.loading import load_guide
+from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.settings import split_recipe
+from ppap_host.runs.choice import choose
+from ppap_host.runs.config import GuideConfig, RunConfig, check_names
+from ppap_host.runs.devices import pick_dtype
+from ppap_host.runs.run import ActiveGuide, Setup, generate, set_up
+from ppap_host.sampling.evaluator import Health
+from ppap_plugin_bench.benchmarks.arms import tensor_hash
+from ppap_plugin_bench.benchmarks.ppap import VALIDATION_NOISE
+from ppap_plugin_bench.search import validation
+from ppap_plugin_bench.search.space import Dimension, Value, dimensions, plain, shown, split_values
+from ppap_plugin_bench.search.study import Judged, Trial, ranked, run_trials
+from ppap_plugin_bench.search.validation import Validation
+
+Watch = Callable[[str, int, int], None]
+
+FORMAT = 1
+RECORD, TABLE, BEST, PLOT = "search.json", "trials.csv", "best.txt", "search.png"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that decides what a search finds.
+
+    Attributes:
+        run: how the images of a trial are made, ``num`` of them; its one guide is what is searched
+            for, with the strength and the recipe to start from. Its target is not looked at.
+        targets: for the guide; empty for those that the built-in world has.
+        judge: another guide that measures, "name" or "name=model"; None for the world's own judges,
+            or else the guide itself.
+        measure: of the judge; None takes the first.
+        higher_is_better: of the measure; None where that is known.
+        only: what is varied; empty for the strength and all that the recipe declares.
+        scale_range: bounds of the strength; None takes some around the usual one.
+        budget: trials in all, >= 1.
+    """
+
+    run: RunConfig
+    targets: tuple[str, ...] = ()
+    judge: str | None = None
+    measure: str | None = None
+    higher_is_better: bool | None = None
+    only: tuple[str, ...] = ()
+    scale_range: tuple[float, float] | None = None
+    budget: int = 50
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise OptionError(
+                f"--budget {self.budget} is out of range.", remedy="Give at least one trial."
+            )
+
+    @property
+    def guide(self) -> GuideConfig:
+        """The one guide."""
+        (guide,) = self.run.guides
+        return guide
+
+    @property
+    def world_judges(self) -> bool:
+        """Whether targets and judges are the built-in world's."""
+        known = self.run.backbone == "shapes" and self.guide.name in validation.JUDGED
+        return known and not self.targets and self.judge is None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search has found.
+
+    Attributes:
+        record: as in ``search.json``.
+        trials: best first.
+        space: what was varied.
+        validation: what it went by.
+    """
+
+    record: Mapping[str, Any]
+    trials: list[Trial]
+    space: tuple[Dimension, ...]
+    validation: Validation
+
+    @property
+    def better_than_unguided(self) -> bool:
+        """Whether the best trial beats the same images without guidance."""
+        best = self.trials[0].judged
+        if best is None:
+            return False
+        gain: float = best.score - self.record["unguided"]["score"]
+        return gain > 0 if self.validation.higher_is_better else gain < 0
+
+
+class Trials:
+    """Makes the images of a trial and has them judged.
+
+    Args:
+        folder: where target pictures are written.
+        found: the plugins to choose from.
+        watch: told of progress within a trial: (image-steps done, of so many).
+
+    Raises:
+        PpapError: anything the user can mend; see :mod:`ppap_host.files.errors`.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: Path,
+        found: Registry,
+        watch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.config, self.watch = config, watch
+        run, asked = config.run, config.guide
+        # Its own noise: strengths are not chosen on the images that they are shown with.
+        plain_run = replace(run, guides=(), recipe=None, seed=run.seed + VALIDATION_NOISE)
+        self.setup: Setup = set_up(plain_run, found=found)
+        stage = self.setup.stages[0]
+        model = measuring(asked.name, asked.model) if config.world_judges else asked.model
+        guide = load_guide(found, asked.name, model)
+        recipe = asked.recipe or run.recipe
+        choice = choose(asked, recipe, guide, stage.backbone, stage.walk, found)
+        self.recipe: Recipe = choice.recipe
+        self.scale = guide.usual_scale(self.recipe.name) if asked.scale is None else asked.scale
+        self.space = dimensions(self.recipe, self.scale, config.only, config.scale_range)
+        guide.to(self.setup.device, pick_dtype(run.dtype, self.setup.device))
+        size = self.setup.stages[-1].backbone.image_size
+        if config.world_judges:
+            self.validation = validation.of_shapes(
+                guide, run.num, plain_run.seed, folder / "targets", run.checkpoint
+            )
+        else:
+            judge = None
+            if config.judge is not None:
+                name, _, judge_model = config.judge.partition("=")
+                judge = load_guide(found, name, judge_model or None)
+                judge.to(self.setup.device, torch.float32)
+            self.validation = validation.of_targets(
+                guide, config.targets, run.num, size, judge, config.measure,
+                config.higher_is_better,
+            )  # fmt: skip
+        self.targets = self.validation.targets.to(self.setup.device)
+        self.recipe.check(guide, self.targets[:1])
+        self._active = ActiveGuide(
+            asked, choice.guide, Target("", self.targets), self.recipe, self.scale, choice.experts,
+            choice.files,
+        )  # fmt: skip
+        self.model_files = {
+            **file_hashes(stage.backbone.files(), stage.backbone.name),
+            **file_hashes(guide.files(), guide.name),
+            **file_hashes(choice.files, "experts"),
+        }
+
+    def __call__(self, values: Mapping[str, Value]) -> Judged:
+        """One trial.
+
+        Raises:
+            OptionError: the recipe cannot have these values.
+            ValueError: an image is not finite.
+        """
+        scale, others = split_values(values)
+        recipe = self.recipe.with_values(others)
+        return self._judged(recipe, self.scale if scale is None else scale)
+
+    def unguided(self) -> Judged:
+        """The same images without the guide."""
+        return self._judged(self.recipe, 0.0)
+
+    def _judged(self, recipe: Recipe, scale: float) -> Judged:
+        health = Health()
+        x = self._images(recipe, scale, health)
+        bad = int((~x.isfinite()).flatten(1).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(x)} images are not finite")
+        x = to_unit(to_pixels(x).cpu())
+        measures, ties = self.validation.judge(x), self.validation.tie(x)
+        found = measures[self.validation.objective]
+        asked = max(sum(health.asked.values()), 1)
+        details = {name: measure.value for name, measure in measures.items()} | ties
+        if scale:
+            details["limited"] = round(sum(health.limited.values()) / asked, 4)
+            details["skipped"] = round(sum(health.skipped.values()) / asked, 4)
+        return Judged(found.value, found.error, next(iter(ties.values()), 0.0), details)
+
+    def _images(self, recipe: Recipe, scale: float, health: Health) -> Tensor:
+        """The images, RGB in about [-1, 1], float32 [n, 3, h, w]."""
+        stage, run = self.setup.stages[0], self.config.run
+        made = []
+        for first in range(0, run.num, run.batch):
+            rows = range(first, min(first + run.batch, run.num))
+            target = Target("", self.targets[rows.start : rows.stop])
+            active = replace(self._active, target=target, recipe=recipe, scale=scale)
+            stage.guides = [active] if scale else []
+
+            def step(done: int, rows: range = rows) -> None:
+                steps = self.setup.steps
+                self.watch(rows.start * steps + len(rows) * done, run.num * steps)
+
+            made.append(generate(self.setup, list(rows), health, step))
+        return torch.cat(made)
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values on which the trials depend, all but the trials' number."""
+        run = self.config.run.to_dict()
+        for other in ("guides", "batch", "device"):
+            del run[other]
+        checked = self.validation
+        return {
+            "run": run,
+            "guide": asdict(self.config.guide),
+            "recipe_name": self.recipe.name,
+            "recipe": repr(self.recipe),
+            "experts": self._active.experts,
+            "space": [
+                asdict(d) | {"start": plain(d.start), "choices": list(d.choices)}
+                for d in self.space
+            ],
+            "objective": checked.objective,
+            "higher_is_better": checked.higher_is_better,
+            "judged_by": checked.by,
+            "judge": self.config.judge,
+            "validation": {**checked.identity, "targets_sha256": tensor_hash(checked.targets)},
+            "model_files": self.model_files,
+        }
+
+    def command(self, values: Mapping[str, Value]) -> str:
+        """The ``ppap run`` that uses these values."""
+        run, guide = self.config.run, self.config.guide
+        scale, others = split_values(values)
+        given = split_recipe(guide.recipe or run.recipe or self.recipe.name)[1]
+        settings = given | {name: shown(value) for name, value in others.items()}
+        recipe = self.recipe.name
+        if settings:
+            recipe += ":" + ",".join(f"{name}={value}" for name, value in settings.items())
+        model = measuring(guide.name, guide.model) if self.config.world_judges else guide.model
+        words: list[str] = ["ppap", "run", "--guide", guide.name]
+        words += ["--target", self.validation.example]
+        options = {
+            "model": model, "experts": guide.experts, "recipe": recipe,
+            "scale": shown(self.scale if scale is None else scale), "steps": str(run.steps),
+        }  # fmt: skip
+        usual = RunConfig()
+        for key in ("backbone", "checkpoint", "prompt", "cfg", "sampler", "eta", "dtype"):
+            value = getattr(run, key)
+            options[key] = None if value == getattr(usual, key) else str(value)
+        if run.class_index is not None:
+            options["class"] = str(run.class_index)
+        for key, text in options.items():
+            words += [] if text is None else [f"--{key}", text]
+        for key, text in run.backbone_options.items():
+            words += ["--backbone-option", f"{key}={text}"]
+        return shlex.join(words)
+
+
+def measuring(guide: str, model: str | None) -> str | None:
+    """The --model of a guide, which in the built-in world measures its targets itself first."""
+    if guide not in validation.RESTORATIONS or "measure=" in (model or ""):
+        return model
+    return f"{model},measure=yes" if model else "measure=yes"
+
+
+def _check_options(config: SearchConfig, found: Registry) -> None:
+    """Early answers to slips of the pen.
+
+    Raises:
+        OptionError, UnknownNameError, PluginError: something does not go together or exist.
+    """
+    check_names(config.run, found)
+    if config.judge is not None:
+        found.entry("guide", config.judge.partition("=")[0])
+    if not config.targets and not config.world_judges:
+        judged = ", ".join(validation.JUDGED)
+        raise OptionError(
+            f"Nothing says what the guide {config.guide.name!r} should see in the images of the "
+            "trials.",
+            remedy="Give targets with --target; only the backbone shapes has some of its own, for "
+            f"the guides {judged}, and for its own judges.",
+        )
+    if config.world_judges and (config.measure or config.higher_is_better is not None):
+        raise OptionError(
+            "The built-in world's judges have one measure for each guide.",
+            remedy="Leave out --measure and its direction, or give targets with --target.",
+        )
+
+
+def search(
+    config: SearchConfig,
+    folder: Path,
+    watch: Watch = lambda what, done, total: None,
+    found: Registry | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Searches in ``folder``, or goes on with the search that is in it.
+
+    ``search.json`` and ``trials.csv`` are written after every trial, so that no finished trial is
+    lost whatever stops the search.
+
+    Args:
+        found: the plugins to choose from; by default those installed.
+        tell: told what the user should know before it starts.
+
+    Raises:
+        PpapError: anything the user can mend, such as another search in the folder, or that all
+            trials failed.
+        KeyboardInterrupt: passed on; the trials that are finished are kept.
+    """
+    from filelock import FileLock, Timeout
+
+    watch("loading models", 0, 1)
+    found = registry() if found is None else found
+    _check_options(config, found)
+    created = not folder.exists()
+    # The record of a search that goes on in another process would be overwritten.
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"Another search is at work in {str(folder)!r}.",
+            remedy="Wait for it, stop it, or choose another folder with --work.",
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {str(folder)!r}: {error.strerror or error}.",
+            remedy="Choose another folder with --work.",
+        ) from None
+    try:
+        return _search(config, folder, watch, found, tell)
+    finally:
+        lock.release()
+        if created and not (folder / RECORD).exists():
+            shutil.rmtree(folder)  # it never began
+
+
+def _search(
+    config: SearchConfig,
+    folder: Path,
+    watch: Watch,
+    found: Registry,
+    tell: Callable[[str], None],
+) -> Outcome:
+    state: dict[str, Any] = {"what": "starting", "trial": 0}
+
+    def within(done: int, total: int) -> None:
+        watch(state["what"], state["trial"] * total + done, config.budget * total)
+
+    attempt = Trials(config, folder, found, within)
+    checked, space = attempt.validation, attempt.space
+    if checked.own:
+        tell(
+            f"The results are measured by the guide {config.guide.name!r} itself, which rewards "
+            "what fools it: look at the images, or name another guide with --judge."
+        )
+    identity = json.loads(json.dumps(attempt.identity()))
+    record = _stored(folder, identity)
+    done = [Trial.from_dict(entry, space) for entry in record["trials"]]
+    higher = checked.higher_is_better
+    if record["unguided"] is None:
+        state["what"] = "without guidance"
+        record["unguided"] = asdict(attempt.unguided())
+    used: list[tuple[Kind, str]] = [("guide", config.guide.name), ("backbone", config.run.backbone)]
+    record |= {
+        "budget": config.budget,
+        "versions": {
+            "optuna": version("optuna"),
+            **package_versions(
+                plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]
+            ),
+        },
+        "threads": torch.get_num_threads(),
+        "device": attempt.setup.device.type,
+    }
+
+    def keep(trials: Sequence[Trial]) -> None:
+        order = ranked(trials, higher_is_better=higher)
+        best = order[0] if order and order[0].judged is not None else None
+        record["trials"] = [trial.to_dict() for trial in trials]
+        record["best"] = None if best is None else best.number
+        record["command"] = None if best is None else attempt.command(best.values)
+        record["seconds"] = round(sum(trial.seconds for trial in trials), 1)
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        write_file(folder / RECORD, text.encode())
+        write_file(folder / TABLE, table(trials, space, checked).encode())
+        if best is not None:
+            write_file(folder / BEST, f"{record['command']}\n".encode())
+
+    def tried(values: Mapping[str, Value]) -> Judged:
+        words = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        state["what"] = f"trial {state['trial'] + 1} of {config.budget}: {words}"
+        return attempt(values)
+
+    def after(trials: list[Trial]) -> None:
+        state["trial"] = len(trials)
+        keep(trials)
+
+    after(done)
+    try:
+        trials = run_trials(
+            space, tried, config.budget, config.run.seed, higher_is_better=higher, done=done,
+            after=after,
+        )  # fmt: skip
+    finally:
+        if record["best"] is not None:
+            from ppap_plugin_bench.plots import plot_search
+
+            plot_search(record, folder / PLOT)
+    order = ranked(trials, higher_is_better=higher)
+    if order[0].judged is None:
+        raise OptionError(
+            f"All {len(order)} trials failed, the first with: {trials[0].problem}.",
+            remedy=f"They are in {str(folder / TABLE)!r}. Start from another --scale or recipe.",
+        )
+    return Outcome(record, order, space, checked)
+
+
+def _stored(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record in a folder, or a new one.
+
+    Raises:
+        OptionError: the folder holds another search, or a record that cannot be read.
+    """
+    fresh = {"format": FORMAT, "settings": dict(identity), "unguided": None, "trials": []}
+    path = folder / RECORD
+    if not path.exists():
+        return fresh
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = stored["settings"]
+        if stored["format"] != FORMAT or not isinstance(stored["trials"], list):
+            raise ValueError(stored["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OptionError(
+            f"{str(path)!r} is no record of a search that this version can read.",
+            remedy="Choose another folder with --work.",
+        ) from None
+    differing = [
+        f"{key}: {_short(settings.get(key))} there, {_short(value)} now"
+        for key, value in identity.items()
+        if settings.get(key) != value
+    ]
+    if differing:
+        raise OptionError(
+            f"{str(folder)!r} holds another search ({'; '.join(differing[:3])}).",
+            remedy="Choose another folder with --work, or give the options of that search.",
+        )
+    return fresh | stored
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def table(trials: Sequence[Trial], space: Sequence[Dimension], checked: Validation) -> str:
+    """The trials as CSV, in the order they were tried."""
+    names = [d.name for d in space]
+    details = list(dict.fromkeys(k for t in trials if t.judged for k in t.judged.details))
+    others = [name for name in details if name != checked.objective]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heading = [checked.objective, "standard error", *others, "judged by", "seconds", "problem"]
+    writer.writerow(["trial", *names, *heading])
+    for trial in trials:
+        row: list[Any] = [trial.number, *(shown(trial.values[name]) for name in names)]
+        if trial.judged is None:
+            row += [""] * (2 + len(others))
+        else:
+            row += [f"{trial.judged.score:.6g}", _number(trial.judged.error)]
+            row += [_number(trial.judged.details.get(name)) for name in others]
+        writer.writerow([*row, checked.by, f"{trial.seconds:.1f}", trial.problem or ""])
+    return out.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,1 @@
+"""Backbones: the interface of a trained diffusion model, and its noise."""

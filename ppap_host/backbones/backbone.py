@@ -1,0 +1,228 @@
+"""Backbone: the interface of a trained diffusion model, and classifier-free guidance over it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import OptionError
+
+Condition = Mapping[str, Tensor]
+"""What a backbone is conditioned on, as batch-first tensors; empty for unconditional models."""
+
+FixedVariance = Literal["large", "small"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a diffusion network says of x_t.
+
+    Attributes:
+        eps: predicted noise, [b, c, h, w].
+        v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
+            eq. 15, mapped from [0, 1]), [b, c, h, w]; None if the variance is fixed.
+    """
+
+    eps: Float[Tensor, "b c h w"]
+    v: Float[Tensor, "b c h w"] | None = None
+
+
+class Backbone(ABC):
+    """A trained diffusion model with its noise schedule and its conditioning.
+
+    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise.
+    A backbone is made on the CPU in float32 and moved by :meth:`to`.
+
+    Attributes:
+        name: what the user calls it.
+        state_shape: (channels, height, width) of the state.
+        clip: bounds of a clean state that the sampler clips to; None for latents.
+        clip_eps: whether the noise follows a clean state that was clipped, as in ADM's code, or
+            stays as predicted, as in diffusers' DDIM.
+        fixed_variance: which fixed variance the reverse process uses when none is learned.
+        default_cfg: classifier-free guidance scale used when the user names none.
+        cfg_channels: how many of the state's first channels classifier-free guidance changes, None
+            for all; the others keep the conditional prediction.
+        state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
+            affair.
+        start_temperature: what the initial noise is multiplied with.
+        default_steps: how many steps it takes as an upsampler where the user names none.
+        class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
+            others.
+    """
+
+    name: str
+    state_shape: tuple[int, int, int]
+    clip: tuple[float, float] | None = (-1.0, 1.0)
+    clip_eps: bool = True
+    fixed_variance: FixedVariance = "large"
+    default_cfg: float = 1.0
+    cfg_channels: int | None = None
+    state_dtype: torch.dtype = torch.float32
+    class_count: int | None = None
+    start_temperature: float = 1.0
+    default_steps: int | str = 50
+
+    @abstractmethod
+    def walk(self, steps: int | str) -> Walk:
+        """The noise levels for a sampling process of ``steps`` steps (a count or a spacing)."""
+
+    @abstractmethod
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """The noise levels it was trained on, cleanest first, evenly spread in its own time.
+
+        Experts for this backbone are tuned on draws from them; continuous schedules give a grid of
+        about a thousand.
+        """
+
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with relative noise s = sigma / alpha, or the nearest one its network knows.
+
+        The default is the nearest of :meth:`levels`.
+        """
+        known = [level for level in self.levels() if level.alpha]
+        return min(known, key=lambda level: abs(level.sigma / level.alpha - s))
+
+    @abstractmethod
+    def predict(
+        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+    ) -> Prediction:
+        """One evaluation of the network at one noise level, differentiable in ``x``."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """The condition for one prompt an image; the empty prompt is the unconditional branch.
+
+        Raises:
+            OptionError: the backbone reads no text, or not these words.
+        """
+        if any(prompts):
+            raise OptionError(
+                f"The backbone {self.name!r} reads no prompts.",
+                remedy="Leave out --prompt, or choose a text-conditional backbone (`ppap list`).",
+            )
+        return {}
+
+    def encode_classes(self, labels: Sequence[int | None]) -> Condition:
+        """The condition for one class index an image; None is the unconditional branch.
+
+        Raises:
+            OptionError: the backbone knows no classes, not this one, or has no unconditional
+                branch.
+        """
+        if any(label is not None for label in labels):
+            raise OptionError(
+                f"The backbone {self.name!r} knows no classes.",
+                remedy="Leave out --class, or choose a class-conditional backbone (`ppap list`).",
+            )
+        return {}
+
+    def inpainting(
+        self, images: Float[Tensor, "b 3 h w"], known: Float[Tensor, "b 1 h w"]
+    ) -> Condition:
+        """The condition for filling in these images.
+
+        Args:
+            images: RGB in [-1, 1], of :attr:`image_size`; unknown pixels are not looked at.
+            known: 1 where a pixel is known, 0 where it is to be filled in.
+
+        Raises:
+            OptionError: the backbone was not trained for it.
+        """
+        raise OptionError(
+            f"The backbone {self.name!r} cannot fill in images.",
+            remedy="Leave out --image and --mask, or choose a backbone for inpainting "
+            "(`ppap list`).",
+        )
+
+    def upsampler(self) -> Backbone | None:
+        """The model that enlarges the images of this one, if it was given one."""
+        return None
+
+    def conditioned_on(self, images: Float[Tensor, "b 3 h w"]) -> Condition:
+        """The condition of an upsampler for these smaller images in [-1, 1], one an image.
+
+        Raises:
+            OptionError: the backbone enlarges no images.
+        """
+        raise OptionError(
+            f"The backbone {self.name!r} enlarges no images.",
+            remedy="Give an upsampler with --upsampler.",
+        )
+
+    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""
+        return x0
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images it makes."""
+        return self.state_shape[1:]
+
+    @property
+    def latent(self) -> bool:
+        """Whether the state is something else than the image: the latent of an autoencoder."""
+        return self.state_shape != (3, *self.image_size)
+
+    @abstractmethod
+    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """Moves the networks; returns the backbone itself."""
+
+    def files(self) -> Sequence[Path]:
+        """The model files it was read from, for the run's record."""
+        return ()
+
+
+def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | None]) -> Condition:
+    """The condition of images with these prompts ("" for none) and classes (None for none).
+
+    Raises:
+        OptionError: the backbone reads no prompts or knows no classes, or not these.
+    """
+    return {**backbone.encode_prompts(prompts), **backbone.encode_classes(classes)}
+
+
+def repeat_condition(condition: Condition, count: int) -> Condition:
+    """A condition of one row given to ``count`` images."""
+    return {key: rows.expand(count, *rows.shape[1:]) for key, rows in condition.items()}
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance (Ho and Salimans, 2022, eq. 6, with w + 1 = ``scale``).
+
+    eps = eps_uncond + scale * (eps_cond - eps_uncond); the variance is the conditional one, as in
+    GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
+
+    Attributes:
+        condition, unconditional: one row each (or empty), repeated for every image.
+        scale: 0 ignores the condition, 1 is the plain conditional model.
+    """
+
+    backbone: Backbone
+    condition: Condition
+    unconditional: Condition
+    scale: float = 1.0
+
+    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Prediction:
+        """The guided prediction for ``x`` at ``level``."""
+        n = len(x)
+        if self.scale == 1 or not self.condition:
+            return self.backbone.predict(x, level, repeat_condition(self.condition, n))
+        branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
+        both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
+        prediction = self.backbone.predict(torch.cat([x, x]), level, both)
+        conditional, unconditional = prediction.eps.chunk(2)
+        eps = unconditional + self.scale * (conditional - unconditional)
+        guided = self.backbone.cfg_channels
+        if guided is not None:
+            eps = torch.cat([eps[:, :guided], conditional[:, guided:]], dim=1)
+        v = None if prediction.v is None else prediction.v[:n]
+        return Prediction(eps, v)

@@ -1,0 +1,1 @@
+"""Experts: patches for noise ranges, what teaches them, and what they cost."""

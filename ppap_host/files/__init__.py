@@ -1,0 +1,1 @@
+"""Reading what is not ours, and writing what must not be lost."""

@@ -1,0 +1,1 @@
+"""Plugins: the hooks, who implements them, and how they are contained."""

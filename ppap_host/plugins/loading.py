@@ -1,0 +1,213 @@
+"""Makes the backbones and guides that users name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppap_host.backbones.backbone import Backbone, Prediction
+from ppap_host.backbones.noise import Walk
+from ppap_host.files.errors import OptionError, PluginError, nearest
+from ppap_host.files.weights import default_folder, stored
+from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.plugins.containment import Watch
+from ppap_host.plugins.registry import Kind, Registry
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.settings import split_recipe
+
+
+def load_backbone(
+    found: Registry,
+    name: str,
+    checkpoint: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Backbone:
+    """The backbone of this name, on the CPU in float32.
+
+    Args:
+        checkpoint: its weights, or the name of a published file that `ppap weights` has fetched;
+            None where it ships its own, or was fetched under its own name.
+        options: what else its factory takes, by name, such as ``vae`` or ``upsampler``.
+
+    Raises:
+        OptionError: the factory takes no such option; says which it takes.
+        PpapError: as :meth:`ppap_host.plugins.registry.Registry.make`.
+    """
+    options = dict(options or {})
+    taken = _options(found.load("backbone", name))
+    for option in options:
+        if taken is not None and option not in taken:
+            close = nearest(option, taken, 1)
+            known = ", ".join(f"{o}=..." for o in taken) or "none"
+            raise OptionError(
+                f"The backbone {name!r} takes no option {option!r}.",
+                remedy=(f"Did you mean {close[0]!r}? " if close else "") + f"It takes: {known}.",
+            )
+    weights = _fetched(found, name, checkpoint)
+    # mypy takes an abstract class for no type.
+    made = found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+    plugin = found.owner("backbone", name)
+    if plugin is found.plugins[0]:
+        return made
+    _check_name(made, "backbone", name, plugin.label)
+    return _guard_backbone(made, plugin.label)
+
+
+def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
+    """The file that ``ppap weights`` has fetched for a backbone, else the checkpoint as it was."""
+    wanted = checkpoint or name
+    if wanted not in found.published_files():
+        return checkpoint
+    file = found.published(wanted)
+    path = stored(file, default_folder(file))
+    return checkpoint if path is None else str(path)
+
+
+_ANSWERS: dict[str, type] = {
+    "network": nn.Module, "read_target": Target, "prepare": Tensor, "see": Tensor, "loss": Tensor,
+    "distance": Tensor, "picture": list, "measure": dict, "predict": Prediction, "walk": Walk,
+}  # fmt: skip
+"""What methods of guides and backbones return, as far as a slip there is likely."""
+
+_ASK_THE_KIT = "This is a fault of the plugin; tell its authors (`ppap plugin check` says more)."
+
+
+def _check_answer(who: str, method: str, answer: object) -> None:
+    """Raises PluginError if a method returns something else than it should."""
+    wanted = _ANSWERS.get(method, object)
+    if not isinstance(answer, wanted):
+        raise PluginError(
+            f"{who} returns a {type(answer).__name__} from {method}(), not a {wanted.__name__}.",
+            remedy=_ASK_THE_KIT,
+        )
+
+
+def _check_name(thing: Guide | Backbone, kind: Kind, name: str, plugin: str) -> None:
+    """Raises PluginError if a plugin's thing has no name."""
+    if not isinstance(getattr(thing, "name", None), str):
+        raise PluginError(f"The {kind} {name!r} of {plugin} has no name.", remedy=_ASK_THE_KIT)
+
+
+class Guarded(Wrapped):
+    """A guide whose code can neither print into results nor change what belongs to everybody.
+
+    See :mod:`ppap_host.plugins.containment`. What it does is warned of once a method, as a
+    :class:`ppap_host.files.errors.PluginWarning` that names the plugin. A method that returns
+    something else than it should raises a :class:`ppap_host.files.errors.PluginError`.
+    """
+
+    def __init__(self, guide: Guide, plugin: str) -> None:
+        """Guards ``guide``; ``plugin`` is what to call its plugin."""
+        super().__init__(guide)
+        self._who = f"The guide {self.name!r} of {plugin}"
+        self._watch = Watch(self._who)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
+        """Moves the guide; returns the guarded one."""
+        with self._watch("to"):
+            return super().to(device, dtype)
+
+    def tempered(self, joint: float, marginal: float) -> Guide:
+        """The guide at these temperatures, guarded alike."""
+        with self._watch("tempered"):
+            return super().tempered(joint, marginal)
+
+
+def _guard(method: str) -> None:
+    """Gives :class:`Guarded` a method that runs the guide's own while it is watched."""
+    passed_on = getattr(Wrapped, method)
+
+    @wraps(passed_on)
+    def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+        with self._watch(method):
+            answer = passed_on(self, *args, **kwargs)
+        _check_answer(self._who, method, answer)
+        return answer
+
+    setattr(Guarded, method, guarded)
+
+
+for _name in vars(Wrapped):
+    if not _name.startswith("_") and _name not in vars(Guarded):
+        _guard(_name)
+
+_WATCHED = (
+    "conditioned_on", "decode", "encode_classes", "encode_prompts", "inpainting", "level_at",
+    "levels", "predict", "to", "upsampler", "walk",
+)  # fmt: skip
+
+
+def _guard_backbone(backbone: Backbone, plugin: str) -> Backbone:
+    """The backbone, whose methods are watched from now on as those of :class:`Guarded`.
+
+    Not a wrapper: backbones are told apart by their classes, and have attributes of their own.
+    """
+    who = f"The backbone {backbone.name!r} of {plugin}"
+    watch = Watch(who)
+
+    def guarded(method: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(own)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with watch(method):
+                answer = own(*args, **kwargs)
+            _check_answer(who, method, answer)
+            return answer
+
+        return call
+
+    for method in _WATCHED:
+        setattr(backbone, method, guarded(method, getattr(backbone, method)))
+    return backbone
+
+
+def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
+    """The guide of this name, its network frozen, on the CPU in float32.
+
+    Args:
+        model: checkpoint, folder or hub name; None for the network the plugin ships.
+
+    Raises:
+        PpapError: as :meth:`ppap_host.plugins.registry.Registry.make`.
+    """
+    guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
+    plugin = found.owner("guide", name).label
+    _check_name(guide, "guide", name, plugin)
+    guarded = Guarded(guide, plugin)
+    guarded.network().requires_grad_(False)
+    return guarded
+
+
+def load_recipe(found: Registry, text: str) -> Recipe:
+    """A recipe as users write it (:func:`~ppap_host.recipes.settings.split_recipe`), settings made.
+
+    Raises:
+        PpapError: there is no such recipe, or it has no such parameter or not this value for it.
+    """
+    name, values = split_recipe(text)
+    recipe = found.load("recipe", name)
+    if not isinstance(recipe, Recipe):
+        raise PluginError(
+            f"The recipe {name!r} of {found.owner('recipe', name).label} is a "
+            f"{type(recipe).__name__}, not a Recipe.",
+            remedy="This is a fault of the plugin; tell its authors.",
+        )
+    return recipe.with_values(values)
+
+
+def _options(factory: object) -> list[str] | None:
+    """What a factory takes besides the checkpoint; None if that cannot be told."""
+    if not callable(factory):
+        return None
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.name != "checkpoint"]

@@ -1,0 +1,1 @@
+"""Sampling: the loop, the solvers and their noise."""

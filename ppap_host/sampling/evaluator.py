@@ -1,0 +1,255 @@
+"""One guided evaluation of a backbone: the part of a step that costs time."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppap_host.backbones.backbone import Backbone, Prediction
+from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.energies import Question
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.gradients import limited, root_mean_square
+from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.sampling.balance import Balance, without_conflict
+from ppap_host.sampling.streams import Draw, Stream
+
+Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """One guide at work: whom to ask, for what, how, and how strongly.
+
+    Raises:
+        OptionError: the recipe cannot ask this guide.
+    """
+
+    guide: Guide
+    target: Tensor
+    recipe: Recipe
+    scale: float
+
+    def __post_init__(self) -> None:
+        self.recipe.check(self.guide, self.target)
+
+
+@dataclass
+class Health:
+    """What went wrong without stopping the run.
+
+    Attributes:
+        skipped: guide name -> how many image-steps went on without its guidance because its
+            gradient was not finite.
+        limited: guide name -> how often a gradient was cut to the recipe's limit.
+        limitable: guide name -> how many gradients had a limit.
+        asked: guide name -> how many gradients there were.
+    """
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    limited: dict[str, int] = field(default_factory=dict)
+    limitable: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, finite: Tensor, cut: Tensor, has_limit: bool) -> None:
+        """Notes what became of the gradients of one guide for a batch.
+
+        Args:
+            finite, cut: whether the gradient of each image was, [b].
+            has_limit: whether it could be cut.
+        """
+        asked, skipped = len(finite), int((~finite).sum())
+        limited = int((cut & finite).sum())
+        self.asked[name] = self.asked.get(name, 0) + asked
+        self.limitable[name] = self.limitable.get(name, 0) + asked * has_limit
+        if skipped:
+            self.skipped[name] = self.skipped.get(name, 0) + skipped
+        if limited:
+            self.limited[name] = self.limited.get(name, 0) + limited
+
+    def warnings(self) -> list[str]:
+        """What the user should know of, one sentence each."""
+        return [
+            f"The gradient of the guide {name!r} was not finite in {skipped} of "
+            f"{self.asked[name]} image-steps, which went on without it: a smaller --scale or "
+            "--dtype float32 may help."
+            for name, skipped in self.skipped.items()
+        ]
+
+
+class Evaluator:
+    """Evaluates backbone and guides at a state: the part of a step that costs time.
+
+    One evaluator serves one batch from its first step to its last: it keeps what recipes remember.
+
+    Args:
+        backbone: for its clipping and its decoder.
+        denoise: the backbone's prediction, classifier-free guidance included.
+        ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
+        balance: how several guides make room for each other.
+        stream: noise for what recipes draw themselves, by name; see :meth:`ImageNoise.stream`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        denoise: Denoiser,
+        guidance: Sequence[Guidance],
+        *,
+        ancestral: bool,
+        health: Health,
+        balance: Balance = without_conflict,
+        stream: Stream | None = None,
+    ) -> None:
+        self.backbone, self.denoise = backbone, denoise
+        self.guidance = [replace(g, guide=g.recipe.applied_to(g.guide)) for g in guidance]
+        self.ancestral, self.health, self.balance = ancestral, health, balance
+        self._stream, self._streams = stream, dict[str, Draw]()
+        self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c h w"],
+        level: NoiseLevel,
+        step: Step | None = None,
+        first: bool = True,
+    ) -> Estimate:
+        """The guided estimate at ``x`` and ``level``; carries no graph.
+
+        Args:
+            step: where on the walk this is.
+            first: whether it is the step's first evaluation; what acts once a step acts there.
+        """
+        active = self._active(step, level)
+        rounds = [
+            [
+                (i, move)
+                for i in active
+                for move in self.guidance[i].recipe.moves[r : r + 1]
+                if not move.place.enters and (first or not move.place.once)
+            ]
+            for r in range(max((len(self.guidance[i].recipe.moves) for i in active), default=0))
+        ]
+        through = sum(move.view.through_backbone for asked in rounds for _, move in asked)
+        with torch.set_grad_enabled(through > 0):
+            reading = self._read(x.detach().requires_grad_(through > 0), level, step)
+        guided = self._detached(reading)
+        draws = {i: self._shared_draws(x, f"smoothing {i}") for i in active}
+        for r, asked in enumerate(rounds):
+            ways = []
+            for i, move in asked:
+                through -= move.view.through_backbone
+                source = guided if move.ascent.after else reading
+                source = replace(source, memory=self._memory[i, r])
+                ways.append(self._way(self.guidance[i], move, source, draws[i], keep=through > 0))
+            for (_, move), way in zip(asked, self.balance(ways), strict=True):
+                guided = move.place(guided, way, self.ancestral)
+        return guided
+
+    def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
+        """The state that enters a step, moved by the recipes that do so before the backbone."""
+        for i in self._active(step, step.now):
+            for r, move in enumerate(self.guidance[i].recipe.moves):
+                if move.place.enters:
+                    nothing = torch.zeros_like(x)
+                    memory = self._memory[i, r]
+                    unread = Estimate(step.now, x, nothing, nothing, step=step, memory=memory)
+                    draws = self._shared_draws(x, f"smoothing {i}")
+                    way = self._way(self.guidance[i], move, unread, draws, keep=False)
+                    x = move.place(unread, way, self.ancestral).x
+        return x
+
+    def recurrence(self, step: Step) -> int:
+        """How often a step is taken: as often as the guide says that wants it most often."""
+        active = self._active(step, step.now)
+        return max((self.guidance[i].recipe.recurrence for i in active), default=1)
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """The next draw of a stream of its own, as ``like``."""
+        if name not in self._streams:
+            if self._stream is None:
+                raise ValueError(f"A recipe draws noise ({name}): give a stream to draw it from.")
+            self._streams[name] = self._stream(name)
+        return self._streams[name]().to(like)
+
+    def _active(self, step: Step | None, level: NoiseLevel) -> list[int]:
+        """The guides that are asked, by their place."""
+        return [
+            i
+            for i, g in enumerate(self.guidance)
+            if g.scale
+            and level.log_snr in g.recipe.interval
+            and (step is None or step.index % g.recipe.every == 0)
+        ]
+
+    def _shared_draws(self, x: Tensor, name: str) -> Callable[[int], list[Tensor]]:
+        """Draws that are made when they are first asked for, and are the same from then on."""
+        made: list[Tensor] = []
+
+        def draws(count: int) -> list[Tensor]:
+            while len(made) < count:
+                made.append(self.noise(name, x))
+            return made[:count]
+
+        return draws
+
+    def _read(self, x: Tensor, level: NoiseLevel, step: Step | None) -> Estimate:
+        """The estimate with the network's own eps: views may differentiate through it."""
+        prediction = self.denoise(x, level)
+        x0 = (x - level.sigma * prediction.eps) / level.alpha
+        if self.backbone.clip is not None:
+            x0 = x0.clamp(*self.backbone.clip)
+        clip = self.backbone.clip
+        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=clip, step=step)
+
+    def _detached(self, reading: Estimate) -> Estimate:
+        """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
+        level, x, x0 = reading.level, reading.x.detach(), reading.x0.detach()
+        eps = reading.eps.detach()
+        if self.backbone.clip_eps:
+            eps = (x - level.alpha * x0) / level.sigma
+        v = None if reading.v is None else reading.v.detach()
+        return Estimate(level, x, x0, eps, v, clip=reading.clip, step=reading.step)
+
+    def _way(
+        self,
+        g: Guidance,
+        move: Move,
+        estimate: Estimate,
+        draws: Callable[[int], list[Tensor]],
+        keep: bool,
+    ) -> Tensor:
+        """What a move adds at its place: scaled, limited, and zero where it is not finite."""
+        told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None
+        question = Question(
+            g.guide, g.target, self.backbone.decode, estimate.level, told, draws
+        )  # fmt: skip
+        largest = move.limit * move.place.unit(estimate)
+
+        def pull(point: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                if not move.view.through_backbone:
+                    point = point.detach().requires_grad_(True)
+                loss = move.energy(question, move.view.shown(estimate, point))
+                (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
+            if g.guide.averages_pixels and not move.energy.in_pixels:
+                gradient = gradient * math.sqrt(gradient[0].numel())
+            known = replace(estimate, loss=loss.detach())
+            for part in move.gradient:
+                gradient = part(gradient, known)
+            gradient = g.scale * gradient
+            finite = gradient.isfinite().flatten(1).all(dim=1)
+            cut = root_mean_square(gradient).flatten() > largest
+            self.health.count(g.guide.name, finite, cut, math.isfinite(largest))
+            gradient = limited(gradient, largest) * move.strength(estimate)
+            return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0), loss.detach()
+
+        return move.ascent(pull, move.view.variable(estimate), estimate)

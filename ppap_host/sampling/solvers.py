@@ -1,0 +1,281 @@
+"""Solvers: how a step is taken from one noise level to the next."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ppap_host.backbones.backbone import Backbone, FixedVariance
+from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import OptionError
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.sampling.streams import Draw
+
+Evaluate = Callable[[Tensor, NoiseLevel], Estimate]
+
+
+LevelAt = Callable[[float], NoiseLevel]
+
+
+class Solver(ABC):
+    """Takes one step down a walk of noise levels. Concrete solvers are final.
+
+    Attributes:
+        name: what the user calls it.
+        ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
+    """
+
+    name: str
+    ancestral: bool = False
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """From ``walk.levels[i]`` to ``walk.levels[i + 1]``.
+
+        Args:
+            x: the state entering the step.
+            evaluate: the guided estimate at a state and its noise level, which need not be one of
+                the walk's.
+            draw: standard normal noise of the state's shape; called once a step by every solver
+                that is stochastic for some setting, so that settings share their noise.
+            memory: what the step before returned, None at the first.
+
+        Returns:
+            The next state, the estimate the step was based on, and the new memory.
+        """
+
+
+@dataclass(frozen=True)
+class DDPM(Solver):
+    """Ancestral sampling (Ho et al., 2020, algorithm 2), with learned or fixed variance.
+
+    The variance is that of :meth:`ppap_host.recipes.estimate.Step.log_variance`. Guidance shifts
+    the mean by variance * gradient (Dhariwal and Nichol, 2021, algorithm 1), in the last step too,
+    which draws no noise.
+
+    Attributes:
+        variance: what to use when the backbone learned none.
+    """
+
+    variance: FixedVariance = "large"
+    name = "ddpm"
+    ancestral = True
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One ancestral step; see :meth:`Solver.step`."""
+        estimate, posterior, noise = evaluate(x, walk.levels[i]), walk.posterior(i), draw().to(x)
+        log_variance = Step(walk, i, self.variance).log_variance(estimate.v, x)
+        mean = posterior.of_x0 * estimate.x0 + posterior.of_xt * x
+        if estimate.mean_shift is not None:
+            mean = mean + log_variance.exp() * estimate.mean_shift
+        if i == len(walk) - 1:
+            return mean, estimate, None
+        return mean + (0.5 * log_variance).exp() * noise, estimate, None
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """Song et al. (2021), eq. 12, for any schedule.
+
+    Attributes:
+        eta: 0 is deterministic; 1 has the variance of DDPM's posterior.
+    """
+
+    eta: float = 0.0
+    name = "ddim"
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One implicit step; see :meth:`Solver.step`."""
+        estimate, then = evaluate(x, walk.levels[i]), walk.levels[i + 1]
+        spread = self.eta * math.sqrt(walk.posterior(i).variance)
+        inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))
+        x = then.alpha * estimate.x0 + inward * estimate.eps
+        if self.eta:
+            x = x + spread * draw().to(x)
+        return x, estimate, None
+
+
+@dataclass(frozen=True)
+class DPMSolverPP2M(Solver):
+    """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2): second order, multistep, deterministic.
+
+    Works on the predicted x_0 in half log-SNR, lambda = log(alpha / sigma); the first and the last
+    step are of first order. Not to be confused with DPM-Solver-2, which evaluates twice a step.
+    """
+
+    name = "dpm++"
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One multistep step; memory is (lambda, x_0) of the step before."""
+        now, then = walk.levels[i], walk.levels[i + 1]
+        estimate = evaluate(x, now)
+        lam, d = now.log_snr / 2, estimate.x0
+        if then.sigma == 0:
+            return then.alpha * d, estimate, None
+        h = then.log_snr / 2 - lam
+        if memory is not None:
+            lam_before, d_before = memory
+            r = (lam - lam_before) / h
+            d = d + (d - d_before) / (2 * r)
+        x = (then.sigma / now.sigma) * x - then.alpha * math.expm1(-h) * d
+        return x, estimate, (lam, estimate.x0)
+
+
+@dataclass(frozen=True)
+class Churn:
+    """How much noise is put back before each step (Karras et al., 2022, algorithm 2).
+
+    Noise is measured as s = sigma / alpha, which is sigma for EDM.
+
+    Attributes:
+        amount: S_churn, >= 0: over the whole walk; a step's share is S_churn / steps, at most
+            sqrt(2) - 1, and raises s by that fraction. 0 is none.
+        low, high: S_tmin and S_tmax, >= 0: the steps from s within these bounds get some.
+        noise: S_noise, > 0: standard deviation of the new noise, 1 or a little more.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    @classmethod
+    def of(cls, amount: float, between: str | None = None, noise: float = 1.0) -> Churn:
+        """From what a user writes: ``between`` is "low:high", either side may be empty.
+
+        Raises:
+            OptionError: it is no interval, or a value is out of range.
+        """
+        try:
+            low, high = (between or ":").split(":")
+            return cls(amount, float(low or 0), float(high or "inf"), noise)
+        except ValueError:
+            raise OptionError(
+                f"--churn-range {between!r} is no interval of noise.",
+                remedy="Give LOW:HIGH in sigma / alpha, such as 0.05:50.",
+            ) from None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < math.inf:
+            raise OptionError(
+                f"The churn {self.amount} is out of range.", remedy="Give a number of at least 0."
+            )
+        if not 0 <= self.low <= self.high:
+            raise OptionError(
+                f"Churn from {self.low} to {self.high} is no interval of noise.",
+                remedy="Give two numbers of at least 0, the lower one first.",
+            )
+        if not 0 < self.noise < math.inf:
+            raise OptionError(
+                f"The churn's noise {self.noise} is out of range.",
+                remedy="Give a number above 0, such as 1.003.",
+            )
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    """Karras et al. (2022), algorithms 1 and 2: second order, two evaluations a step.
+
+    Integrates dy/ds = (y - x_0) / s for y = x / alpha and s = sigma / alpha, so that it serves
+    every schedule. The step to the clean image is a plain Euler step. Deterministic without churn;
+    with churn each step first goes back to a higher noise level, one not on the walk.
+
+    Attributes:
+        churn: how much noise is put back; it is drawn at every step, also where none is put back.
+        level_at: the level to go back to for its s; needed for churn alone
+            (:meth:`ppap_host.backbones.backbone.Backbone.level_at`).
+    """
+
+    churn: Churn = Churn()
+    level_at: LevelAt | None = field(default=None, repr=False)
+    name = "heun"
+
+    def __post_init__(self) -> None:
+        if self.churn.amount and self.level_at is None:
+            raise ValueError("Heun with churn needs level_at, such as backbone.level_at.")
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        """One step with its trapezoidal correction; see :meth:`Solver.step`."""
+        now, then = walk.levels[i], walk.levels[i + 1]
+        if self.churn.amount:
+            x, now = self._churned(x, now, len(walk), draw().to(x))
+        estimate = evaluate(x, now)
+        s, s_then = now.sigma / now.alpha, then.sigma / then.alpha
+        y = x / now.alpha
+        d = (y - estimate.x0) / s
+        if s_then == 0:
+            return then.alpha * estimate.x0, estimate, None
+        ahead = y + (s_then - s) * d
+        d_then = (ahead - evaluate(then.alpha * ahead, then).x0) / s_then
+        return then.alpha * (y + (s_then - s) * (d + d_then) / 2), estimate, None
+
+    def _churned(
+        self, x: Tensor, now: NoiseLevel, steps: int, noise: Tensor
+    ) -> tuple[Tensor, NoiseLevel]:
+        """The state at a raised noise level, and that level (algorithm 2, lines 4 to 6)."""
+        s, churn = now.sigma / now.alpha, self.churn
+        if self.level_at is None or not churn.low <= s <= churn.high:
+            return x, now
+        raised = self.level_at(s * (1 + min(churn.amount / steps, math.sqrt(2) - 1)))
+        s_raised = raised.sigma / raised.alpha
+        # Where the network knows no level between, the nearest one is this one.
+        if s_raised <= s:
+            return x, now
+        y = x / now.alpha + math.sqrt(s_raised**2 - s**2) * churn.noise * noise
+        return raised.alpha * y, raised
+
+
+SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
+    "ddim": lambda eta, _: DDIM(eta=eta),
+    "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
+    "dpm++": lambda *_: DPMSolverPP2M(),
+    "heun": lambda _, backbone: Heun(level_at=backbone.level_at),
+}
+"""How each of :data:`~ppap_host.sampling.names.SAMPLER_SUMMARIES` is made, of eta and backbone."""
+
+
+def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None = None) -> Solver:
+    """The sampler ``name``.
+
+    Args:
+        eta: of DDIM, 0 for none.
+        churn: of Heun, None for none.
+
+    Raises:
+        OptionError: ``eta`` or ``churn`` is given to a sampler that has none, or ``eta`` is out of
+            [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
+    if eta and name != "ddim":
+        raise OptionError(
+            f"--eta belongs to the sampler 'ddim', not to {name!r}.",
+            remedy="Leave out --eta, or use --sampler ddim.",
+        )
+    solver = SAMPLERS[name](eta, backbone)
+    if churn is None or not churn.amount:
+        return solver
+    if not isinstance(solver, Heun):
+        raise OptionError(
+            f"Churn belongs to the sampler 'heun', not to {name!r}.",
+            remedy="Leave out the churn, or use --sampler heun.",
+        )
+    return replace(solver, churn=churn)
