@@ -21,12 +21,12 @@ from ppap_plugin_bench.calibration.measures import (
     smooth_error_at,
 )
 from ppap_plugin_bench.calibration.temperature import (
-    HIGHEST,
-    LOWEST,
     cross_entropy,
     fit_inverse_temperature,
     softmax,
 )
+
+from ppap_host.experts.calibration import HIGHEST, LOWEST
 
 Numbers = NDArray[np.float64]
 

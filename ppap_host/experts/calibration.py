@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ppap_plugin_bench.calibration.temperature import HIGHEST, LOWEST
 from torch import Tensor
 
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange
@@ -25,6 +24,10 @@ from ppap_host.guides.guide import Guide, Wrapped
 FORMAT = 1
 FILE = "calibration.json"
 """The calibration in a folder that ``ppap calibrate`` wrote."""
+
+LOWEST, HIGHEST = 0.01, 100.0
+"""Bounds of inverse temperatures. At the lower one nothing is left of what a network says, which is
+right where it knows nothing; the upper one is reached where it is never wrong."""
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.experts.patches import network_hash
 from ppap_host.files import images
 from ppap_host.files.errors import CheckpointError, OutputError
 from ppap_host.guides.guide import Guide
 
 FORMAT = 1
+_CLASSES = 1  # tells the stream of random classes from that of noise
 
 
 Watch = Callable[[str, int, int], None]
@@ -57,6 +60,26 @@ class Lesson:
     def images(self, rows: Tensor | slice) -> Tensor:
         """RGB in [-1, 1], float32, of these rows."""
         return images.to_unit(self.pixels[rows])
+
+
+def conditions(
+    backbone: Backbone, prompts: Sequence[str], seed: int, rows: Sequence[int]
+) -> Condition:
+    """What these images of a harvest are conditioned on, one row each, or one for all.
+
+    Image k is told prompt k modulo their number, and a class that depends on the seed and k alone.
+    """
+    if not any(prompts) and backbone.class_count is None:
+        return encode(backbone, [""], [None])
+    prompts = prompts or ("",)
+    classes = [_random_class(backbone.class_count, seed, k) for k in rows]
+    return encode(backbone, [prompts[k % len(prompts)] for k in rows], classes)
+
+
+def _random_class(count: int | None, seed: int, k: int) -> int | None:
+    if count is None:
+        return None
+    return int(np.random.default_rng([seed, k, _CLASSES]).integers(count))
 
 
 class Harvest:

@@ -23,6 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,13 +34,12 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, encode, repeat_condition
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange, uniform_ranges
-from ppap_host.experts.harvest import Harvest, Lesson
+from ppap_host.experts.harvest import Harvest, Lesson, conditions
 from ppap_host.experts.patches import Patch, estimate_statistics, network_hash
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.files.images import write_file
 from ppap_host.guides.guide import Guide
-from ppap_host.runs.harvesting import HarvestConfig, _Maker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -205,10 +205,8 @@ class Predictor:
             OptionError: the backbone works on latents, or does not know what the harvest asks.
         """
         config = made.description["config"]
-        asked = HarvestConfig(**config | {"prompts": tuple(config["prompts"])})
-        cls(backbone)
-        maker = _Maker(asked, backbone, device, dtype)
-        return cls(backbone, lambda rows: maker.condition(list(rows)))
+        backbone.to(device, dtype)
+        return cls(backbone, partial(conditions, backbone, config["prompts"], config["seed"]))
 
     def conditions(self, rows: Sequence[int]) -> Condition:
         """The condition of these images; all experts see the same ones at a step."""

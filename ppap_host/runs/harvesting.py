@@ -7,16 +7,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, encode
-from ppap_host.experts.harvest import FORMAT, Harvest, Watch, _make_folder, _read
+from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode
+from ppap_host.experts.harvest import FORMAT, Harvest, Watch, _make_folder, _read, conditions
 from ppap_host.files import images
 from ppap_host.files.errors import OptionError
 from ppap_host.files.hashes import file_hashes, package_versions
@@ -26,8 +26,6 @@ from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.loop import StepReport, sample
 from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
-
-_CLASSES = 1  # tells the stream of random classes from that of noise
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,7 @@ class _Maker:
         backbone.to(device, dtype)
         cfg = backbone.default_cfg if config.cfg is None else config.cfg
         self.cfg = cfg if conditional else 1.0
+        self.condition = partial(conditions, backbone, config.prompts, config.seed)
         self.empty = self.condition([0]) if self.cfg == 1 else encode(backbone, [""], [None])
 
     def make(self, rows: Sequence[int], on_batch: Callable[[float], None]) -> Tensor:
@@ -192,22 +191,6 @@ class _Maker:
             with torch.no_grad():
                 made.append(images.to_pixels(self.backbone.decode(x)).cpu())
         return torch.cat(made).contiguous()  # decoders may leave another memory format
-
-    def condition(self, part: list[int]) -> Condition:
-        """What these images of the harvest are conditioned on, one row each or one for all."""
-        prompts = self.config.prompts
-        if not any(prompts) and self.backbone.class_count is None:
-            return encode(self.backbone, [""], [None])  # one row for all
-        prompts = prompts or ("",)
-        classes = [self._class(k) for k in part]
-        return encode(self.backbone, [prompts[k % len(prompts)] for k in part], classes)
-
-    def _class(self, k: int) -> int | None:
-        """The class of image k, which depends on the seed and k alone."""
-        count = self.backbone.class_count
-        if count is None:
-            return None
-        return int(np.random.default_rng([self.config.seed, k, _CLASSES]).integers(count))
 
 
 def _check_same(out: Path, described: dict[str, Any]) -> None:

@@ -130,8 +130,8 @@ class Refiner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self.enter = nn.Conv2d(9, width, 3, padding=1)
         self.leave = nn.Conv2d(width, 6, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """The better ``out`` [b, 6, h, w] for the noisy image ``x`` [b, 3, h, w]."""

@@ -153,7 +153,8 @@ class HeldOut:
                 self.loss.noised(x0, noise, t).to(self.device), t.to(self.device),
                 self.tokens[part].to(self.device),
             )  # fmt: skip
-            errors.append(self.loss(*(out.float().cpu() for out in outs), x0, noise, t)[0])
+            velocity, v = (out.float().cpu() for out in outs)
+            errors.append(self.loss(velocity, v, x0, noise, t)[0])
         return float(torch.stack(errors).mean())
 
 

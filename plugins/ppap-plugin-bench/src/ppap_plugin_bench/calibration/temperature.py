@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-LOWEST, HIGHEST = 0.01, 100.0
-"""Bounds of inverse temperatures. At the lower one nothing is left of what a network says, which is
-right where it knows nothing; the upper one is reached where it is never wrong."""
+from ppap_host.experts.calibration import HIGHEST, LOWEST
 
 _HALVINGS = 40
 
