@@ -29,7 +29,7 @@ from ppap_host.recipes.views import Noisy, Predicted, PredictedThrough, View
 from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.run import Setup, generate, set_up
 from ppap_host.sampling.evaluator import Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.judges import Judges
 from ppap_host.shapes.renderer import render
@@ -72,11 +72,11 @@ def _classifier(recipe: str | None = None, scale: float | None = None) -> GuideC
     return GuideConfig("classifier", CLASS, recipe=recipe, scale=scale)
 
 
-def _watched(setup: Setup, indices: list[int]) -> list[StepReport]:
+def _watched(setup: Setup, indices: list[int]) -> list[Event]:
     """What the loop tells after each step of a run."""
     (stage,) = setup.stages
     backbone = stage.backbone
-    reports: list[StepReport] = []
+    reports: list[Event] = []
     sample(
         backbone,
         ClassifierFree(backbone, stage.condition, stage.unconditional, stage.cfg),

@@ -25,7 +25,7 @@ from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDPM
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
@@ -186,8 +186,8 @@ def test_vector_guided_trajectory(folder: Path, dtype: torch.dtype, record_prope
     served = [s.guide.experts.serving(level) for level in s.walk.levels[:-1]]
     if dtype is torch.float32:
 
-        def watch(report: StepReport) -> None:
-            states.append(report.x)
+        def watch(report: Event) -> None:
+            states.append(report.x_next)
 
         draw = s.draws.__next__
         sample(s.backbone, s.denoise, s.walk, solver, draw, [s.guidance], start=states[0], watch=watch)  # fmt: skip  # noqa: E501

@@ -20,7 +20,7 @@ from ppap_host.recipes.presets import NAIVE, X0, X0_THROUGH
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.strengths import Constant
 from ppap_host.sampling.evaluator import Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
 from ppap_host.sampling.solvers import (
     DDIM,
@@ -333,8 +333,8 @@ def test_churn_out_of_range_is_refused(values: tuple[float, ...]) -> None:
 def test_a_watcher_sees_every_step_in_order() -> None:
     world, seen = GaussianBackbone(), []
 
-    def watch(report: StepReport) -> None:
-        seen.append((report.step, report.steps, report.x.requires_grad))
+    def watch(report: Event) -> None:
+        seen.append((report.index, report.steps, report.x_next.requires_grad))
 
     sample(
         world,

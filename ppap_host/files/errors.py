@@ -62,6 +62,10 @@ class DeviceError(PpapError):
     """The device or the number format asked for is not available on this machine."""
 
 
+class SamplingError(PpapError):
+    """An image could not be finished: something between the network and the file is not finite."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 

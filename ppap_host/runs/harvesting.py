@@ -23,7 +23,7 @@ from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.devices import pick_device, pick_dtype
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 
@@ -176,8 +176,8 @@ class _Maker:
         for first in range(0, len(rows), self.config.batch):
             part = list(rows[first : first + self.config.batch])
 
-            def step(report: StepReport, first: int = first, size: int = len(part)) -> None:
-                on_batch(first + size * (report.step + 1) / report.steps)
+            def step(report: Event, first: int = first, size: int = len(part)) -> None:
+                on_batch(first + size * (report.index + 1) / report.steps)
 
             x = sample(
                 self.backbone,

@@ -39,7 +39,7 @@ from ppap_host.runs.config import GuideConfig, RunConfig, check_names, new_recor
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.balance import BALANCES
 from ppap_host.sampling.evaluator import Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import Churn, Solver, make_solver
 from ppap_host.sampling.streams import ImageNoise
 
@@ -280,9 +280,9 @@ def generate(
             wanted = {**repeat_condition(wanted, rows), **enlarged}
             unconditional = {**repeat_condition(unconditional, rows), **enlarged}
 
-        def on_step(report: StepReport, before: int = done) -> None:
+        def on_step(report: Event, before: int = done) -> None:
             if watch is not None:
-                watch(before + report.step + 1)
+                watch(before + report.index + 1)
 
         # Guides and backbones are watched call by call; what recipes and backward passes do is not.
         with contained() as conduct:

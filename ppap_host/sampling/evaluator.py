@@ -29,6 +29,10 @@ Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
 class Guidance:
     """One guide at work: whom to ask, for what, how, and how strongly.
 
+    Attributes:
+        target: what its loss compares with, one row for all images or one an image.
+        name: what it is called in events and warnings; "" takes the guide's own.
+
     Raises:
         OptionError: the recipe cannot ask this guide.
     """
@@ -37,9 +41,44 @@ class Guidance:
     target: Tensor
     recipe: Recipe
     scale: float
+    name: str = ""
 
     def __post_init__(self) -> None:
         self.recipe.check(self.guide, self.target)
+        if not self.name:
+            object.__setattr__(self, "name", self.guide.name)
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names with a number behind those that came before: depth, depth-2, depth-3."""
+    found: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique in found:
+            number += 1
+            unique = f"{name}-{number}"
+        found.append(unique)
+    return found
+
+
+@dataclass
+class Said:
+    """What one guide said in a step, image by image.
+
+    Attributes:
+        loss: its loss where it was first asked, [b].
+        size: root mean square of its gradient there, as the recipe made it and with its scale,
+            before it was cut, [b].
+        cut: whether any of its gradients was cut to the recipe's limit, [b].
+        skipped: whether any was left out because it was not finite, [b].
+        gradient: where it is kept, [b, ...]; None otherwise.
+    """
+
+    loss: Tensor
+    size: Tensor
+    cut: Tensor
+    skipped: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass
@@ -96,6 +135,12 @@ class Evaluator:
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
         balance: how several guides make room for each other.
         stream: noise for what recipes draw themselves, by name; see :meth:`ImageNoise.stream`.
+        keep_gradients: whether :attr:`said` holds the gradients themselves.
+
+    Attributes:
+        said: what each guide said since :meth:`begin`, by its name.
+        unguided: the backbone's own x_0 at the first evaluation since then.
+        unsound: which images' predictions have not been finite so far, [b].
     """
 
     def __init__(
@@ -108,12 +153,25 @@ class Evaluator:
         health: Health,
         balance: Balance = without_conflict,
         stream: Stream | None = None,
+        keep_gradients: bool = False,
     ) -> None:
         self.backbone, self.denoise = backbone, denoise
-        self.guidance = [replace(g, guide=g.recipe.applied_to(g.guide)) for g in guidance]
+        names = told_apart([g.name for g in guidance])
+        self.guidance = [
+            replace(g, guide=g.recipe.applied_to(g.guide), name=name)
+            for g, name in zip(guidance, names, strict=True)
+        ]
         self.ancestral, self.health, self.balance = ancestral, health, balance
         self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
+        self._keep_gradients = keep_gradients
+        self.said: dict[str, Said] = {}
+        self.unguided: Tensor | None = None
+        self.unsound: Tensor | None = None
+
+    def begin(self) -> None:
+        """Forgets what the guides said of the step before."""
+        self.said, self.unguided = {}, None
 
     def __call__(
         self,
@@ -142,6 +200,8 @@ class Evaluator:
         with torch.set_grad_enabled(through > 0):
             reading = self._read(x.detach().requires_grad_(through > 0), level, step)
         guided = self._detached(reading)
+        if self.unguided is None:
+            self.unguided = guided.x0
         draws = {i: self._shared_draws(x, f"smoothing {i}") for i in active}
         for r, asked in enumerate(rounds):
             ways = []
@@ -204,6 +264,10 @@ class Evaluator:
     def _read(self, x: Tensor, level: NoiseLevel, step: Step | None) -> Estimate:
         """The estimate with the network's own eps: views may differentiate through it."""
         prediction = self.denoise(x, level)
+        sound = prediction.eps.detach().isfinite().flatten(1).all(dim=1)
+        if prediction.v is not None:
+            sound &= prediction.v.detach().isfinite().flatten(1).all(dim=1)
+        self.unsound = ~sound if self.unsound is None else self.unsound | ~sound
         x0 = (x - level.sigma * prediction.eps) / level.alpha
         if self.backbone.clip is not None:
             x0 = x0.clamp(*self.backbone.clip)
@@ -246,10 +310,21 @@ class Evaluator:
             for part in move.gradient:
                 gradient = part(gradient, known)
             gradient = g.scale * gradient
-            finite = gradient.isfinite().flatten(1).all(dim=1)
-            cut = root_mean_square(gradient).flatten() > largest
-            self.health.count(g.guide.name, finite, cut, math.isfinite(largest))
-            gradient = limited(gradient, largest) * move.strength(estimate)
-            return torch.where(finite.view(-1, 1, 1, 1), gradient, 0.0), loss.detach()
+            added = limited(gradient, largest) * move.strength(estimate)
+            finite = added.isfinite().flatten(1).all(dim=1)
+            size = root_mean_square(gradient).flatten()
+            cut = size > largest
+            self.health.count(g.name, finite, cut, math.isfinite(largest))
+            self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, gradient))
+            return torch.where(finite.view(-1, 1, 1, 1), added, 0.0), loss.detach()
 
         return move.ascent(pull, move.view.variable(estimate), estimate)
+
+    def _note(self, name: str, said: Said) -> None:
+        """Keeps the first thing that a guide says in a step, and whether any was cut or skipped."""
+        before = self.said.get(name)
+        if before is None:
+            said.gradient = said.gradient if self._keep_gradients else None
+            self.said[name] = said
+        else:
+            before.cut, before.skipped = before.cut | said.cut, before.skipped | said.skipped

@@ -7,8 +7,8 @@ its recipe says, and a solver takes the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,30 +17,84 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.files.errors import SamplingError
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.sampling.balance import Balance, without_conflict
-from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health
+from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health, Said
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import Draw, ImageNoise, Stream
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What a watcher of the loop is told after each step.
+class Event:
+    """One step of one batch, after all its repeats and evaluations.
 
     Attributes:
-        step, steps: 0-based index and number of steps.
-        x: the state after the step.
-        estimate: what the step was based on.
+        index, steps: 0-based number of the step, and how many there are.
+        x_next: the state after the step, [b, ...].
+        estimate: the guided estimate that the step was based on.
+        x0_unguided: the backbone's own x_0 at the same state, [b, ...].
+        said: what each guide said that was asked in this step, by its name.
+        decode: from a clean state to RGB in [-1, 1].
+        failed: rows whose prediction or state was not finite at this step or before, with the
+            reason; their state is zero from there on.
+        stage: of a cascade: "base" or "upsampler".
+        images: which images of a run the rows are.
     """
 
-    step: int
+    index: int
     steps: int
-    x: Tensor
+    x_next: Tensor
     estimate: Estimate
+    x0_unguided: Tensor
+    said: Mapping[str, Said]
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    stage: str = "base"
+    images: Sequence[int] = ()
+
+    @property
+    def x(self) -> Tensor:
+        """The state at which the backbone was asked, [b, ...]."""
+        return self.estimate.x
+
+    @property
+    def x0(self) -> Tensor:
+        """The guided prediction of the clean state, [b, ...]."""
+        return self.estimate.x0
+
+    @property
+    def level(self) -> NoiseLevel:
+        """The noise level of :attr:`x`."""
+        return self.estimate.level
+
+    @property
+    def loss(self) -> dict[str, Tensor]:
+        """Each guide's loss [b] as it was first asked; of a reward, its negative value."""
+        return {name: said.loss for name, said in self.said.items()}
+
+    @property
+    def gradient_size(self) -> dict[str, Tensor]:
+        """Root mean square [b] of each guide's gradient, with its scale, before it was cut."""
+        return {name: said.size for name, said in self.said.items()}
+
+    @property
+    def cut(self) -> dict[str, Tensor]:
+        """Whether each guide's gradient was cut to the recipe's limit, [b]."""
+        return {name: said.cut for name, said in self.said.items()}
+
+    @property
+    def gradient(self) -> dict[str, Tensor]:
+        """Each guide's gradient [b, ...], where it is kept."""
+        return {n: said.gradient for n, said in self.said.items() if said.gradient is not None}
+
+    @torch.no_grad()
+    def image(self, guided: bool = True) -> Tensor:
+        """The predicted clean image, RGB in about [-1, 1], [b, 3, h, w]."""
+        return self.decode(self.x0 if guided else self.x0_unguided)
 
 
-def sample(
+def stream(
     backbone: Backbone,
     denoise: Denoiser,
     walk: Walk,
@@ -49,13 +103,13 @@ def sample(
     guidance: Sequence[Guidance] = (),
     *,
     device: torch.device | str = "cpu",
-    watch: Callable[[StepReport], None] | None = None,
     start: Tensor | None = None,
     health: Health | None = None,
     balance: Balance = without_conflict,
-    stream: Stream | None = None,
-) -> Float[Tensor, "b c h w"]:
-    """Runs the reverse process for one batch.
+    streams: Stream | None = None,
+    keep_gradients: bool = False,
+) -> Iterator[Event]:
+    """The reverse process for one batch, as one event a step; it may be left at any time.
 
     Args:
         backbone: the model, for its clipping and decoder.
@@ -65,38 +119,77 @@ def sample(
         solver: how a step is taken.
         draw: standard normal noise for the batch; its first draw is the initial state.
         guidance: the guides, applied in this order.
-        watch: called after every step.
         start: the initial state instead of a first draw, in the schedule's own scale.
         health: counts what went wrong without stopping.
         balance: how several guides make room for each other (:mod:`ppap_host.sampling.balance`).
-        stream: noise for what recipes draw themselves, by name; None takes ``draw.stream`` where
+        streams: noise for what recipes draw themselves, by name; None takes ``draw.stream`` where
             there is one.
+        keep_gradients: whether events hold the guides' gradients.
 
-    Returns:
-        The clean states in the backbone's ``state_dtype``; RGB in about [-1, 1] for pixel models.
+    Yields:
+        The steps in order. The last one's :attr:`Event.x_next` is the clean state in the backbone's
+        ``state_dtype``: RGB in about [-1, 1] for pixel models.
     """
-    health = Health() if health is None else health
-    if stream is None and isinstance(draw, ImageNoise):
-        stream = draw.stream
+    if streams is None and isinstance(draw, ImageNoise):
+        streams = draw.stream
     evaluator = Evaluator(
         backbone,
         denoise,
         guidance,
         ancestral=solver.ancestral,
-        health=health,
+        health=Health() if health is None else health,
         balance=balance,
-        stream=stream,
+        stream=streams,
+        keep_gradients=keep_gradients,
     )
     if start is None:
         start = backbone.start_temperature * walk.levels[0].scale * draw()
     x = start.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
+    failed: dict[int, str] = {}
     for i in range(len(walk)):
         step = Step(walk, i, backbone.fixed_variance)
         x, estimate, memory = take_step(solver, x, step, evaluator, draw, memory)
+        _find_failed(x, evaluator.unsound, i, failed)
+        if failed:
+            x = x.index_fill(0, torch.tensor(list(failed), device=x.device), 0.0)
+        assert evaluator.unguided is not None
+        yield Event(
+            i, len(walk), x, estimate, evaluator.unguided, evaluator.said, backbone.decode,
+            dict(failed),
+        )  # fmt: skip
+
+
+def _find_failed(x: Tensor, unsound: Tensor | None, step: int, failed: dict[int, str]) -> None:
+    """Adds the rows that are not finite after this step."""
+    bad = ~x.isfinite().flatten(1).all(dim=1)
+    for row in torch.nonzero(bad if unsound is None else bad | unsound).flatten().tolist():
+        predicted = unsound is not None and bool(unsound[row])
+        what = "the backbone's prediction" if predicted else "the state"
+        failed.setdefault(row, f"{what} is not finite at step {step}")
+
+
+def sample(
+    *args: Any, watch: Callable[[Event], None] | None = None, **options: Any
+) -> Float[Tensor, "b ..."]:
+    """The clean states at the end of a :func:`stream`, which takes the same arguments.
+
+    Args:
+        watch: told of every event.
+
+    Raises:
+        SamplingError: an image is not finite.
+    """
+    for event in stream(*args, **options):
         if watch is not None:
-            watch(StepReport(i, len(walk), x, estimate))
-    return x
+            watch(event)
+    if event.failed:
+        row, reason = next(iter(event.failed.items()))
+        raise SamplingError(
+            f"{reason[0].upper()}{reason[1:]} (image {row} of the batch).",
+            remedy="Use --dtype float32, a smaller --cfg, or weights that are finite.",
+        )
+    return event.x_next
 
 
 def take_step(
@@ -128,6 +221,7 @@ def _taken_once(
         evaluations += 1
         return evaluator(x, level, step, first=evaluations == 1)
 
+    evaluator.begin()
     x = evaluator.entering(x, step)
     x, estimate, memory = solver.step(x, step.index, step.walk, evaluate, draw, memory)
     if estimate.next_shift is not None:

@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk, respace
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
@@ -315,7 +315,7 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
             outputs.append(torch.cat([first, *rest], dim=1))  # noqa: B023
             return prediction
 
-        reports: list[StepReport] = []
+        reports: list[Event] = []
         draws = iter(io["in.noise"])
         final = sample(
             backbone,
@@ -326,7 +326,7 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
             start=io["in.x_T"],
             watch=reports.append,
         )
-        before = [io["in.x_T"], *(r.x for r in reports[:-1])]
+        before = [io["in.x_T"], *(r.x_next for r in reports[:-1])]
         posteriors = [walk.posterior(i) for i in range(len(walk))]
         kept = respace(process["diffusion_steps"], spacing)
         abar = torch.tensor(backbone._schedule.alphas_cumprod[kept])
@@ -335,7 +335,7 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
             "out.timestep": torch.tensor([int(r.estimate.level.time) for r in reports]),
             "out.model_out": torch.stack(outputs),
             "out.pred_xstart": torch.stack([r.estimate.x0 for r in reports]),
-            "out.sample": torch.stack([r.x for r in reports]),
+            "out.sample": torch.stack([r.x_next for r in reports]),
             "out.final": final if scale is None else final.chunk(2)[0],
             "out.timestep_map": torch.tensor(kept),
             "out.betas": 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]]),
@@ -352,7 +352,7 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
                 ]
             ),
             "out.log_variance": torch.stack(
-                [log_variance(backbone, walk, i, r.estimate.v, r.x) for i, r in enumerate(reports)]
+                [log_variance(backbone, walk, i, r.estimate.v, r.x_next) for i, r in enumerate(reports)]
             ),
         }
         for name in io:

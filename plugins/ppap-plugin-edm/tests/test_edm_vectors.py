@@ -27,7 +27,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.files.errors import CheckpointError
 from ppap_host.recipes.estimate import Estimate
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import Churn, Heun
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
@@ -358,7 +358,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
         return prediction
 
     walk = backbone.walk(int(settings["num_steps"]))
-    reports: list[StepReport] = []
+    reports: list[Event] = []
     start = io["in.latents"].double() * walk.levels[0].sigma
     final = sample(
         backbone,
@@ -375,7 +375,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
     ours = {
         "out.t_steps": torch.tensor([level.sigma for level in walk.levels], dtype=torch.float64),
         "out.t_hat": torch.tensor([level.sigma for level, *_ in first], dtype=torch.float64),
-        "out.x_cur": torch.stack([start, *(report.x for report in reports[:-1])]),
+        "out.x_cur": torch.stack([start, *(report.x_next for report in reports[:-1])]),
         "out.x_hat": torch.stack([x for _, x, _ in first]),
         "out.denoised_1": torch.stack([d for *_, d in first]),
         "out.x_euler": torch.stack([x for _, x, _ in second]),

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import ClassifierFree, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, respace
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
@@ -253,7 +253,7 @@ def test_vector_glide_trajectory(case: Case, record_property: Record) -> None:
     ddim = "ddim" in case.sampling["sampler"]
     solver: Solver = DDIM(case.sampling.get("eta", 0.0)) if ddim else DDPM()
     draws = iter(io["noise"]) if "noise" in io else iter(())
-    reports: list[StepReport] = []
+    reports: list[Event] = []
     sample(
         backbone,
         denoise,
@@ -263,7 +263,7 @@ def test_vector_glide_trajectory(case: Case, record_property: Record) -> None:
         start=start,
         watch=reports.append,
     )
-    report.compare("sample", torch.stack([r.x for r in reports]), io["sample"])
+    report.compare("sample", torch.stack([r.x_next for r in reports]), io["sample"])
     estimates = torch.stack([r.estimate.x0 for r in reports])
     report.compare("pred_xstart", estimates, io["pred_xstart"])
     times = torch.tensor([int(r.estimate.level.time) for r in reports])

@@ -34,7 +34,7 @@ from ppap_host.files.images import from_tensor
 from ppap_host.guides.guide import Guide, Target
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
 _DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
@@ -278,7 +278,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
     condition = backbone.encode_classes(io["y"].tolist()) if config["class_cond"] else {}
     # The reference draws at every step even where eta = 0 multiplies the draw by nothing.
     draws = iter(io["noise"]) if "noise" in io else iter(())
-    reports: list[StepReport] = []
+    reports: list[Event] = []
     sample(
         backbone,
         lambda x, level: backbone.predict(x, level, condition),
@@ -290,7 +290,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
         watch=reports.append,
     )
     ours = {
-        "sample": torch.stack([r.x for r in reports]),
+        "sample": torch.stack([r.x_next for r in reports]),
         "pred_xstart": torch.stack([r.estimate.x0 for r in reports]),
         "model_t": torch.tensor([int(r.estimate.level.time) for r in reports]),
     }
@@ -299,7 +299,7 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
         ours["selected_log_prob"] = torch.stack(classifier.log_prob)
     errors = {key: close(case, key, value, io[key]) for key, value in ours.items()}
     # The reference truncates where the host rounds: one step of 255 apart at most.
-    pixels = torch.stack([to_pixels(p) for p in from_tensor(reports[-1].x)])
+    pixels = torch.stack([to_pixels(p) for p in from_tensor(reports[-1].x_next)])
     assert (pixels - io["image_uint8"]).abs().max() <= 1
     unknown = set(case["outputs"]) - set(ours) - {"image_uint8", "gradient"}
     assert not unknown, f"outputs of the case that are not compared: {unknown}"

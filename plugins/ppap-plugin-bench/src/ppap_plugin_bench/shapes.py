@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ppap_plugin_bench.evaluation import frechet_distance
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition
@@ -19,12 +18,13 @@ from ppap_host.files import images
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.judges import Judges, aligned
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, sample_scenes
+from ppap_plugin_bench.evaluation import frechet_distance
 
 FRESH_SEED = 1_000_003
 """Seed of the fresh renders that targets and references come from."""
@@ -61,8 +61,8 @@ def _generate(
         rows = slice(first, min(first + settings.batch, count))
         size = rows.stop - rows.start
 
-        def step(report: StepReport, first: int = first, size: int = size) -> None:
-            watch(what, first * report.steps + (report.step + 1) * size, count * report.steps)
+        def step(report: Event, first: int = first, size: int = size) -> None:
+            watch(what, first * report.steps + (report.index + 1) * size, count * report.steps)
 
         x = sample(
             backbone,

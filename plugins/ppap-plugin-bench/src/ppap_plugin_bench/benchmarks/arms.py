@@ -27,7 +27,7 @@ from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Denoiser, Guidance, Health
-from ppap_host.sampling.loop import StepReport, sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
@@ -366,8 +366,8 @@ def make_images(
         rows = range(first, min(first + sampling.batch, count))
         denoise = Counted(ClassifierFree(backbone, empty, empty))
 
-        def step(report: StepReport, rows: range = rows) -> None:
-            reached = rows.start * report.steps + len(rows) * (report.step + 1)
+        def step(report: Event, rows: range = rows) -> None:
+            reached = rows.start * report.steps + len(rows) * (report.index + 1)
             watch(what, reached, count * report.steps)
 
         began = clock()
