@@ -54,7 +54,10 @@ class Backbone(ABC):
         state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
             affair.
         start_temperature: what the initial noise is multiplied with.
-        default_steps: how many steps it takes as an upsampler where the user names none.
+        default_steps: how many steps it takes where the user names none, or a spacing of them.
+        default_sampler: the solver where the user names none.
+        default_eta: stochasticity of DDIM where the user names neither it nor another solver.
+        device, dtype: where it is and what it computes in; :meth:`to` keeps them up to date.
         class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
             others.
     """
@@ -70,6 +73,10 @@ class Backbone(ABC):
     class_count: int | None = None
     start_temperature: float = 1.0
     default_steps: int | str = 50
+    default_sampler: str = "ddim"
+    default_eta: float = 0.0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def walk(self, steps: int | str) -> Walk:
@@ -173,7 +180,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
-        """Moves the networks; returns the backbone itself."""
+        """Moves the networks, and notes it in :attr:`device` and :attr:`dtype`; returns itself."""
 
     def files(self) -> Sequence[Path]:
         """The model files it was read from, for the run's record."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.files.errors import RecordError
 
 
 def rerun(
@@ -25,12 +23,11 @@ def rerun(
     Exit code 0: the same. 1: different, with what changed since.
     """
     from ppap_host.cli.run import execute
-    from ppap_host.runs.config import RunConfig
     from ppap_host.runs.record import differences, read_record
+    from ppap_host.runs.script import from_record
 
     before = read_record(file)
-    settings = RunConfig.from_dict(before["config"], str(file))
-    sources = _find_targets(before, file if os.path.isdir(file) else file.parent)
+    settings, sources = from_record(before, file)
     with tempfile.TemporaryDirectory(prefix="ppap-rerun-") as scratch:
         folder = out if out is not None else Path(scratch) / "run"
         result = execute(settings, folder, sources)
@@ -65,24 +62,3 @@ def _tell(outcome: dict[str, Any]) -> None:
             stderr().print("Nothing that the record knows of has changed.")
     for reason in outcome["differences"]:
         console.print(f"  {reason}")
-
-
-def _find_targets(record: dict[str, Any], folder: Path) -> dict[int | str, str]:
-    """Where each target file of the record is now: the copy beside it, or the path as given.
-
-    Raises:
-        RecordError: a file is gone.
-    """
-    found: dict[int | str, str] = {}
-    for target in record["targets"]:
-        for path in (folder / target["copy"], Path(target["given"])):
-            if os.path.isfile(path):
-                found[target.get("guide", target.get("input"))] = str(path)
-                break
-        else:
-            raise RecordError(
-                f"The target {target['given']!r} is gone, and so is its copy "
-                f"{str(folder / target['copy'])!r}.",
-                remedy=f"Put the file with SHA-256 {target['sha256'][:12]}... back in one place.",
-            )
-    return found

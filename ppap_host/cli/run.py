@@ -23,7 +23,7 @@ from ppap_host.files.errors import OptionError
 
 if TYPE_CHECKING:
     from ppap_host.runs.config import RunConfig
-    from ppap_host.runs.run import RunResult, Watch
+    from ppap_host.runs.run import Result, Watch
 
 DEFAULT_OUT = Path("ppap-out")
 OWN = "-"
@@ -268,7 +268,7 @@ def next_folder(base: Path) -> Path:
 
 def execute(
     settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
-) -> RunResult:
+) -> Result:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import check_names, new_record
@@ -324,7 +324,7 @@ def progress_bar(*, disable: bool = False) -> Iterator[Watch]:
         yield watch
 
 
-def finish(result: RunResult, as_json: bool) -> None:
+def finish(result: Result, as_json: bool) -> None:
     """Prints the record for programs, a short table for people."""
     if not for_people(as_json):
         print_json(result.record)

@@ -55,7 +55,7 @@ class PipelineBackbone(Backbone):
         self.fixed_variance = fixed_variance_of(pipe.scheduler)
         self._learned = learned_variance(pipe.scheduler)
         self._files = tuple(files)
-        self._dtype: torch.dtype = self.family.net.dtype
+        self.dtype: torch.dtype = self.family.net.dtype
 
     def walk(self, steps: int | str) -> Walk:
         """The levels that the pipeline's scheduler visits in so many steps, then the clean image.
@@ -83,7 +83,7 @@ class PipelineBackbone(Backbone):
         if self.family.reads_text and not condition:
             condition = self.encode_prompts([""] * len(x))
         schedule = self.family.schedule
-        shown = schedule.network_input(x, level).to(self._dtype)
+        shown = schedule.network_input(x, level).to(self.dtype)
         out = self.family.network(shown, as_rows(level, x), condition).to(x.dtype)
         channels = x.shape[1]
         eps = schedule.eps(x, out[:, :channels], level)
@@ -109,7 +109,7 @@ class PipelineBackbone(Backbone):
             nn.Module.to(module, device=device, dtype=dtype)
         if self.family.autoencoder is not None:
             self.family.autoencoder.to(device, dtype)
-        self._dtype = dtype
+        self.device, self.dtype = device, dtype
         return self
 
     def files(self) -> Sequence[Path]:

@@ -1,18 +1,32 @@
-"""The configuration of a run: one plain object, from the command line, a TOML file, or both."""
+"""The configuration of a run: one plain object, from the command line, a TOML file, or Python."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 
-from ppap_host.files.errors import OptionError, nearest, unknown_name
+from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.files.settings import (
+    Batch,
+    Finite,
+    Fraction,
+    Images,
+    Index,
+    Many,
+    NotNegative,
+    Positive,
+    Seed,
+    Steps,
+    read,
+    settings,
+)
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
 
@@ -22,91 +36,111 @@ if TYPE_CHECKING:
 STAGES = ("base", "upsampler", "both")
 """Of a cascade, for guides."""
 
+MOST_GUIDES = 32
 
-@dataclass(frozen=True)
+
+@settings
 class GuideConfig:
-    """One guide of a run.
+    """One guide of a run: what steers, towards what, and how.
 
     Attributes:
-        name: of the guide.
-        target: what it should see; a label or a path.
+        name: what it is called in results. Where ``what`` is left out, also what steers.
+        target: what it should see: a label, a path, or what :class:`Given` takes. None for guides
+            without one, such as rewards. A tuple has one target an image.
         scale: guidance strength; None takes the guide's own default for the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
-        recipe: its own recipe, perhaps with settings (:func:`split_recipe`); None takes the run's.
+        recipe: its own recipe, perhaps with settings
+            (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
         experts: an expert set by name or path, or "none"; None takes a registered set that fits.
         interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
         stage: of a cascade that it guides: base, upsampler or both; None is the base.
         calibration: what `ppap calibrate` wrote for it, a file or its folder; None for none.
+        what: what steers: the name of a guide, ``FILE.py:NAME`` of one's own code, or an object in
+            memory (a guide, a module, a function, or a reward of one of them).
     """
 
     name: str
-    target: str
-    scale: float | None = None
+    target: Any = None
+    scale: Finite | None = None
     model: str | None = None
     recipe: str | None = None
     experts: str | None = None
     interval: str | None = None
-    stage: str | None = None
+    stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
+    what: Any = None
 
-    def __post_init__(self) -> None:
-        if self.stage not in (None, *STAGES):
-            raise unknown_name("stage", str(self.stage), STAGES)
+    @property
+    def steers(self) -> Any:
+        """What steers: :attr:`what`, or the name of a guide."""
+        return self.name if self.what is None else self.what
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; objects in memory as ``{"object": what they are called}``."""
+        return _plain_fields(self)
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """Everything that decides what a run makes; where it is written is not part of it.
 
+    None, where a field allows it, leaves the choice to the backbone or the guides; what was chosen
+    stands in the record (:meth:`ppap_host.runs.setup.Setup.decided`).
+
     Attributes:
         guides: in the order they are applied.
-        backbone: name of the diffusion model.
+        backbone: name of the diffusion model, or a backbone or a pipeline of diffusers in memory.
         checkpoint: its weights, for backbones that do not ship them.
-        prompt: text for text-conditional backbones, "" for none.
-        class_index: of class-conditional backbones, >= 0; None for none.
+        prompt: text for text-conditional backbones, "" for none; one for all images or one each.
+        class_index: of class-conditional backbones, >= 0; None for none; one for all or one each.
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
         image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others.
         balance: how several guides make room for each other: project or sum.
-        steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10".
-        upsampler_steps: the same for the upsampler of a cascade; None takes its own default.
-        sampler: name of the solver.
-        eta: stochasticity of DDIM, in [0, 1].
+        steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10"; None takes
+            the backbone's default.
+        upsampler_steps: the same for the upsampler of a cascade.
+        sampler: name of the solver; None takes the backbone's default.
+        eta: stochasticity of DDIM, in [0, 1]; None takes the backbone's default for its sampler,
+            and 0 for others.
         churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
         churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
         churn_noise: S_noise, > 0.
-        seed: >= 0; image k depends on the seed and k alone.
+        seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
+            its seed makes as image 0.
         num: images to make.
         batch: images to make at a time.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
+        unguided: whether the same images are also made without guides, to compare.
     """
 
     guides: tuple[GuideConfig, ...] = ()
-    backbone: str = "shapes"
+    backbone: Any = "shapes"
     checkpoint: str | None = None
-    prompt: str = ""
-    class_index: int | None = None
+    prompt: str | Annotated[tuple[str, ...], Many] = ""
+    class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
     mask: str | None = None
-    cfg: float | None = None
+    cfg: Finite | None = None
     recipe: str | None = None
     balance: str = "project"
-    steps: int | str = 50
-    upsampler_steps: int | str | None = None
-    sampler: str = "ddim"
-    eta: float = 0.0
-    churn: float = 0.0
+    steps: Steps | None = None
+    upsampler_steps: Steps | None = None
+    sampler: str | None = None
+    eta: Fraction | None = None
+    churn: NotNegative = 0.0
     churn_range: str | None = None
-    churn_noise: float = 1.0
-    seed: int = 0
-    num: int = 4
-    batch: int = 8
+    churn_noise: Positive = 1.0
+    seed: Seed | Annotated[tuple[Seed, ...], Many] = 0
+    num: Images = 4
+    batch: Batch = 8
     device: str = "auto"
     dtype: str = "float32"
+    unguided: bool = False
 
     def __post_init__(self) -> None:
         if (self.image is None) != (self.mask is None):
@@ -115,28 +149,41 @@ class RunConfig:
                 remedy="Give the picture with --image, and with --mask one of the same picture "
                 "that is white where it is to be made anew.",
             )
-        for name, low in (("num", 1), ("batch", 1), ("seed", 0), ("class_index", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
+        lengths = {"prompt": self.prompt, "class": self.class_index, "seed": self.seed}
+        lengths |= {f"target of {g.name!r}": g.target for g in self.guides}
+        for what, value in lengths.items():
+            if isinstance(value, tuple) and len(value) not in (1, self.num):
                 raise OptionError(
-                    f"--{name.removesuffix('_index')} {value} is out of range.",
-                    remedy=f"Give a whole number from {low} on.",
+                    f"There are {len(value)} values of {what} for {self.num} images.",
+                    remedy="Give one for all images, or one for each.",
                 )
 
     @property
     def conditional(self) -> bool:
         """Whether there is a prompt or a class that classifier-free guidance can strengthen."""
-        return bool(self.prompt) or self.class_index is not None
+        prompts, classes = self.of_images("prompt", [0]), self.of_images("class_index", [0])
+        if isinstance(self.prompt, tuple):
+            prompts = list(self.prompt)
+        if isinstance(self.class_index, tuple):
+            classes = list(self.class_index)
+        return any(prompts) or any(c is not None for c in classes)
+
+    def of_images(self, field: str, indices: Sequence[int]) -> list[Any]:
+        """The value of a field for each of these images."""
+        value = getattr(self, field)
+        if not isinstance(value, tuple):
+            return [value] * len(indices)
+        return [value[k if len(value) > 1 else 0] for k in indices]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; None where a default decides."""
-        return dataclasses.asdict(self) | {"guides": [dataclasses.asdict(g) for g in self.guides]}
+        """Plain values, for JSON; objects in memory as ``{"object": what they are called}``."""
+        return _plain_fields(self)
 
     def to_toml(self) -> str:
         """The configuration file that repeats this run."""
         plain = {k: v for k, v in self.to_dict().items() if v is not None and k != "guides"}
         plain["guide"] = [
-            {k: v for k, v in dataclasses.asdict(g).items() if v is not None} for g in self.guides
+            {k: v for k, v in g.to_dict().items() if v is not None} for g in self.guides
         ]
         return tomli_w.dumps(plain)
 
@@ -157,13 +204,78 @@ class RunConfig:
                 remedy="Write every guide as one [[guide]] table.",
             )
         tables = values.pop("guide", values.pop("guides", []))
-        if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+        if not isinstance(tables, list | tuple) or not all(isinstance(t, Mapping) for t in tables):
             raise OptionError(
                 f"'guide' in {source} is not a list of tables.",
                 remedy='Write one [[guide]] table for each, with name = "..." and target = "...".',
             )
-        guides = tuple(GuideConfig(**_checked(GuideConfig, t, source)) for t in tables)
-        return cls(guides=guides, **_checked(cls, values, source))
+        if len(tables) > MOST_GUIDES:
+            raise OptionError(
+                f"There are {len(tables)} guides in {source}.",
+                remedy=f"A run takes at most {MOST_GUIDES}.",
+            )
+        guides = []
+        for table in tables:
+            row = {
+                k: tuple(v) if k == "target" and isinstance(v, list) else v
+                for k, v in table.items()
+            }
+            guides.append(read(GuideConfig, row, f"a guide in {source}"))
+        return read(cls, values | {"guides": tuple(guides)}, source)
+
+
+def _plain_fields(config: Any) -> dict[str, Any]:
+    found = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if found.get("what", ...) is None:
+        del found["what"]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; an object in memory by what it is called."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, GuideConfig):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return {"object": called(value)}
+
+
+def called(thing: Any) -> str:
+    """What an object is called: its own name, a function's, or that of its class."""
+    own = getattr(thing, "name", None)
+    if isinstance(own, str) and own:
+        return own
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+def code_of(what: Any) -> tuple[Path, str] | None:
+    """The file and the name in it that ``FILE.py:NAME`` means; None for anything else."""
+    if not isinstance(what, str):
+        return None
+    file, colon, name = what.rpartition(":")
+    if not colon or not file.endswith(".py") or not name.isidentifier():
+        return None
+    return Path(file).expanduser(), name
+
+
+def refuse_code(config: RunConfig, source: str, named: Collection[str] = ()) -> None:
+    """Refuses a configuration from a file that names code which the user has not named.
+
+    Raises:
+        OptionError: it does; says how to name it.
+    """
+    for guide in config.guides:
+        if code_of(guide.steers) is not None and guide.steers not in named:
+            raise OptionError(
+                f"{source} names the code {guide.steers!r}, which would be run.",
+                remedy=f"Look at it, and name it yourself: --guide {guide.steers}.",
+            )
 
 
 def check_names(config: RunConfig, found: Registry) -> None:
@@ -172,16 +284,18 @@ def check_names(config: RunConfig, found: Registry) -> None:
     Raises:
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
-    if config.sampler not in SAMPLER_SUMMARIES:
+    if config.sampler is not None and config.sampler not in SAMPLER_SUMMARIES:
         raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
-    found.entry("backbone", config.backbone)
+    if isinstance(config.backbone, str):
+        found.entry("backbone", config.backbone)
     if config.balance not in BALANCE_SUMMARIES:
         raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
     for recipe in (config.recipe, *(g.recipe for g in config.guides)):
         if recipe is not None:
             found.entry("recipe", split_recipe(recipe)[0])
     for guide in config.guides:
-        found.entry("guide", guide.name)
+        if isinstance(guide.steers, str) and code_of(guide.steers) is None:
+            found.entry("guide", guide.steers)
 
 
 RECORD_FORMAT = 1
@@ -194,75 +308,13 @@ def new_record(config: RunConfig) -> dict[str, Any]:
         "format": RECORD_FORMAT,
         "config": config.to_dict(),
         "status": "running",
+        "failed": {},
+        "targets": [],
         "skipped_guidance": {},
         "limited_guidance": {},
         "warnings": [],
         "images": [],
     }
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "str | None": (str,),
-    "float | None": (int, float),
-    "int | None": (int,),
-    "int | str": (int, str),
-    "int | str | None": (int, str),
-    "Mapping[str, str]": (dict,),
-}
-
-
-def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "guides"}
-    checked = {}
-    for key, value in values.items():
-        if key not in fields:
-            close = nearest(key, fields, 1)
-            raise OptionError(
-                f"Unknown option {key!r} in {source}.",
-                remedy=(f"Did you mean {close[0]!r}? " if close else "")
-                + f"Known: {', '.join(fields)}.",
-            )
-        kinds = _TYPES[str(fields[key].type)]
-        optional = "None" in str(fields[key].type)
-        if not (optional and value is None) and (
-            not isinstance(value, kinds) or isinstance(value, bool)
-        ):
-            raise OptionError(
-                f"{key!r} in {source} is {value!r}.",
-                remedy=f"It must be {' or '.join(k.__name__ for k in kinds)}.",
-            )
-        if isinstance(value, dict) and not all(isinstance(v, str) for v in value.values()):
-            raise OptionError(
-                f"{key!r} in {source} is {value!r}.", remedy="All its values must be texts."
-            )
-        checked[key] = (
-            _finite(key, value, source) if float in kinds and value is not None else value
-        )
-    missing = [
-        f.name
-        for f in fields.values()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in values
-    ]
-    if missing:
-        raise OptionError(
-            f"A guide in {source} has no {missing[0]!r}.", remedy=f'Add {missing[0]} = "...".'
-        )
-    return checked
-
-
-def _finite(key: str, value: Any, source: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise OptionError(f"{key!r} in {source} is {value}.", remedy="It must be finite.")
-    return number
 
 
 def read_toml(path: Path) -> dict[str, Any]:

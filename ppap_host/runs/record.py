@@ -85,3 +85,24 @@ def _short(value: str | None) -> str:
     if value is None:
         return "absent"
     return value[:12] + "..." if len(value) > 40 else value
+
+
+def find_targets(record: Mapping[str, Any], folder: Path) -> dict[int | str, str]:
+    """Where each target file of the record is now: the copy beside it, or the path as given.
+
+    Raises:
+        RecordError: a file is gone.
+    """
+    found: dict[int | str, str] = {}
+    for target in record["targets"]:
+        for path in (folder / target["copy"], Path(target["given"])):
+            if os.path.isfile(path):
+                found[target.get("guide", target.get("input"))] = str(path)
+                break
+        else:
+            raise RecordError(
+                f"The target {target['given']!r} is gone, and so is its copy "
+                f"{str(folder / target['copy'])!r}.",
+                remedy=f"Put the file with SHA-256 {target['sha256'][:12]}... back in one place.",
+            )
+    return found

@@ -1,122 +1,42 @@
-"""One run: from a plain configuration to images, a contact sheet and a record in a folder."""
+"""One run: from a configuration to pictures with their measures, a contact sheet and a record."""
 
 from __future__ import annotations
 
-import json
-import os
+import io
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from ppap_host.backbones.backbone import (
-    Backbone,
-    ClassifierFree,
-    Condition,
-    encode,
-    repeat_condition,
-)
-from ppap_host.backbones.noise import Walk
-from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
 from ppap_host.files import images
-from ppap_host.files.errors import OptionError, OutputError, PpapError
-from ppap_host.files.hashes import file_hashes, package_versions, sha256_file, sha256_pixels
-from ppap_host.guides.guide import Guide, Target
-from ppap_host.plugins.containment import contained, warn_of
-from ppap_host.plugins.loading import load_backbone, load_guide
-from ppap_host.plugins.registry import Kind, Registry, registry
-from ppap_host.recipes.recipe import Recipe
-from ppap_host.runs.choice import Choice, choose
-from ppap_host.runs.config import GuideConfig, RunConfig, check_names, new_record
-from ppap_host.runs.devices import pick_device, pick_dtype
-from ppap_host.sampling.balance import BALANCES
-from ppap_host.sampling.evaluator import Guidance, Health
-from ppap_host.sampling.loop import Event, sample
-from ppap_host.sampling.solvers import Churn, Solver, make_solver
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.files.errors import OutputError, PpapError, SamplingError
+from ppap_host.files.hashes import package_versions, sha256_pixels
+from ppap_host.runs.batches import Batch, batch_of
+from ppap_host.runs.config import RunConfig, new_record
+from ppap_host.runs.folder import RunFolder
+from ppap_host.runs.setup import Setup, model_files, set_up
+from ppap_host.runs.sheet import Kept, Shown, sheet_of
+from ppap_host.sampling.evaluator import Health
+from ppap_host.sampling.loop import Event
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
 
+_NOT_FINITE = "Use --dtype float32, a smaller --cfg or --scale, or weights that are finite."
 
-@dataclass
-class ActiveGuide:
-    """A guide at a stage of this run, with what it was asked for."""
+SATURATED = 0.5
+"""Share of an image's pixels at the bounds from which a run warns of it."""
 
-    config: GuideConfig
-    guide: Guide
-    target: Target
-    recipe: Recipe
-    scale: float
-    experts: str | None = None
-    expert_files: tuple[Path, ...] = ()
-    calibration_file: Path | None = None
-
-
-@dataclass
-class Stage:
-    """One diffusion model of a run, with the guides that steer it.
-
-    Attributes:
-        name: "base" or "upsampler".
-        cfg: classifier-free guidance scale.
-        condition, unconditional: of one image, for both branches of it.
-    """
-
-    name: str
-    backbone: Backbone
-    walk: Walk
-    solver: Solver
-    cfg: float
-    condition: Condition = field(default_factory=dict)
-    unconditional: Condition = field(default_factory=dict)
-    guides: list[ActiveGuide] = field(default_factory=list)
-
-
-@dataclass
-class Setup:
-    """Everything loaded and checked before the first step.
-
-    Attributes:
-        stages: the base, and the upsampler of a cascade.
-        guides: in the configuration's order, as they see the finished images.
-        inputs: files of the image to fill in and its mask.
-    """
-
-    config: RunConfig
-    stages: list[Stage]
-    guides: list[ActiveGuide]
-    device: torch.device
-    plugins: set[str]
-    inputs: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        """Of all stages."""
-        return sum(len(stage.walk) for stage in self.stages)
-
-
-@dataclass
-class RunResult:
-    """What a run left behind.
-
-    Attributes:
-        record: as in ``run.json``.
-        folder: where it was written.
-        images: the finished pictures in order of their index.
-    """
-
-    record: dict[str, Any]
-    folder: Path
-    images: list[Image.Image] = field(default_factory=list)
+TOO_STRONG = 10.0
+"""How many times its usual strength a guide may have before a run warns of it."""
 
 
 class Stopwatch:
@@ -136,175 +56,264 @@ class Stopwatch:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
 
 
-def set_up(
-    config: RunConfig,
-    target_files: Mapping[int | str, str] | None = None,
-    found: Registry | None = None,
-) -> Setup:
-    """Checks a configuration and loads what it names.
+@dataclass
+class Result:
+    """What a run has made so far; it shows itself in a notebook.
+
+    Attributes:
+        record: as in ``run.json``.
+        folder: where it was written, None while it is in memory alone.
+    """
+
+    record: dict[str, Any]
+    folder: Path | None = None
+    _pictures: list[Image.Image] = field(default_factory=list, repr=False)
+    _tensors: list[Tensor] = field(default_factory=list, repr=False)
+    _shown: Shown = field(default_factory=Shown, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.record["images"])
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The finished pictures in the order of their index, 8-bit RGB."""
+        if self.folder is None:
+            return list(self._pictures)
+        found = []
+        for entry in self.record["images"]:
+            with Image.open(self.folder / entry["file"]) as picture:
+                found.append(picture.convert("RGB"))
+        return found
+
+    @property
+    def tensor(self) -> Tensor:
+        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits."""
+        if self.folder is None and self._tensors:
+            return torch.stack(self._tensors)
+        return torch.cat([images.to_tensor(picture) for picture in self.images])
+
+    @property
+    def measures(self) -> list[dict[str, dict[str, float]]]:
+        """Of each picture: guide -> measure -> value."""
+        return [entry["measures"] for entry in self.record["images"]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What one should know of, a sentence each."""
+        return list(self.record["warnings"])
+
+    def sheet(self) -> Image.Image:
+        """Targets, results and what the guides see in them, on one picture.
+
+        A long run shows its first images and says so.
+        """
+        return sheet_of(self._shown, self.record)
+
+    def save(self, out: str | Path) -> Result:
+        """Writes images, targets, sheet and record to a folder, as ``ppap run`` does.
+
+        Args:
+            out: a new folder, or one without a record.
+
+        Raises:
+            OutputError: it cannot be written, or the run is in a folder already.
+        """
+        if self.folder is not None:
+            raise OutputError(
+                f"The run is in {str(self.folder)!r} already.", remedy="Copy that folder."
+            )
+        folder = RunFolder(Path(out))
+        _keep_targets(self.record, self._shown, folder)
+        folder.write_images(self.record, self.record["images"], self._pictures)
+        folder.write_sheet(self.record, self.sheet())
+        folder.write_record(self.record)
+        self.folder = folder.path
+        return self
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.sheet().save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+class Run:
+    """A run over loaded things: the stream of its events, and what they have made so far.
+
+    Iterating makes the images. The loop may be left early: what is not finished is given up, and
+    :meth:`result` gives the rest.
 
     Args:
-        target_files: where to read the targets of these guides, and "image" and "mask", instead of
-            where the configuration says, for repeating a run whose files have moved.
-        found: the plugins to choose from; by default those installed.
-
-    Raises:
-        PpapError: anything the user can mend; see :mod:`ppap_host.files.errors`.
+        setup: everything loaded.
+        out: a folder to write each batch to as it ends; None keeps everything in memory.
+        watch: told of progress.
+        keep_gradients: whether events hold the guides' gradients.
+        record: begun by the caller, with its folder, where there is one.
     """
-    found = registry() if found is None else found
-    check_names(config, found)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    used: list[tuple[Kind, str]] = [("backbone", config.backbone)]
-    used += [("guide", g.name) for g in config.guides]
-    plugins = {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
-    backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
-    if not config.conditional and config.cfg not in (None, 1.0):
-        raise OptionError(
-            f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
-            remedy="Add --prompt or --class, or leave out --cfg.",
-        )
-    upsampler = backbone.upsampler()
-    if upsampler is None and config.upsampler_steps is not None:
-        raise OptionError(
-            "--upsampler-steps belongs to an upsampler, and there is none.",
-            remedy="Give one with --upsampler, or leave out --upsampler-steps.",
-        )
-    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
-    if upsampler is not None:
-        steps = config.upsampler_steps or upsampler.default_steps
-        stages.append(_stage("upsampler", upsampler, steps, None, config))
-    sources = target_files or {}
-    inputs = {
-        name: Path(sources.get(name, path))
-        for name, path in (("image", config.image), ("mask", config.mask))
-        if path is not None
-    }
-    for stage in stages:
-        stage.backbone.to(device, dtype)
-        _set_conditions(stage, config, inputs, device)
-    guides = []
-    for i, g in enumerate(config.guides):
-        guide = load_guide(found, g.name, g.model)
-        steered = _steered(g, stages)
-        choices = [
-            _calibrated(
-                g, choose(g, g.recipe or config.recipe, guide, stage.backbone, stage.walk, found)
+
+    def __init__(
+        self,
+        setup: Setup,
+        out: RunFolder | None = None,
+        watch: Watch | None = None,
+        *,
+        keep_gradients: bool = False,
+        clock: Stopwatch | None = None,
+    ) -> None:
+        self.setup, self.health, self.clock = setup, Health(), clock or Stopwatch()
+        self._watch = watch or (lambda what, done, total: None)
+        self._folder, self._keep_gradients = out, keep_gradients
+        self._shown = Shown()
+        record = new_record(setup.decided())
+        self._result = Result(record, None, _shown=self._shown)
+        with self.clock.part("hash"):
+            record |= _described(setup)
+            self._shown.targets = _kept(setup)
+            if out is not None:
+                _keep_targets(record, self._shown, out)
+                self._result.folder = out.path
+                self._write_record()
+        self._rounds = 2 if setup.config.unguided and setup.guides else 1
+        self._done = 0
+        self._events = self._make()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As in ``run.json``."""
+        return self._result.record
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Gives up what is not finished."""
+        self._events.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def result(self) -> Result:
+        """What is finished so far."""
+        return self._result
+
+    def finish(self) -> Result:
+        """Makes what is left, and returns all of it.
+
+        Raises:
+            SamplingError: no image could be made.
+        """
+        for _ in self:
+            pass
+        failed = self.record["failed"]
+        if failed and not self.record["images"]:
+            first, reason = next(iter(failed.items()))
+            raise SamplingError(
+                f"No image could be made: of image {first}, {reason}.", remedy=_NOT_FINITE
             )
-            for stage in steered
-        ]
-        guide.to(device, dtype)
-        source = sources.get(i, g.target)
-        sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
-        targets = {size: _read_target(guide, source, size, device) for size in sizes}
-        for stage, choice in zip(steered, choices, strict=True):
-            recipe = choice.recipe
-            scale = guide.usual_scale(recipe.name) if g.scale is None else g.scale
-            target = targets[stage.backbone.image_size]
-            active = ActiveGuide(
-                g, choice.guide, target, recipe, scale, choice.experts, choice.files,
-                choice.calibration_file,
-            )  # fmt: skip
-            stage.guides.append(active)
-        guides.append(replace(active, target=targets[stages[-1].backbone.image_size]))
-    return Setup(config, stages, guides, device, plugins, inputs)
+        return self._result
 
+    def _make(self) -> Generator[Event, None, None]:
+        config, record = self.setup.config, self.record
+        try:
+            for first in range(0, config.num, config.batch):
+                indices = list(range(first, min(first + config.batch, config.num)))
+                with self.clock.part("sample"):
+                    batch = yield from self._batch(indices, guided=True)
+                    plain = None
+                    if self._rounds == 2:
+                        plain = self._plain(indices)
+                self._finish(batch, plain)
+            with self.clock.part("write"):
+                if self._folder is not None:
+                    self._folder.write_sheet(record, self._result.sheet())
+            record["status"] = "failed" if record["failed"] else "complete"
+        except (KeyboardInterrupt, GeneratorExit):
+            record["status"] = "interrupted"
+            raise
+        except BaseException:
+            record["status"] = "failed"
+            raise
+        finally:
+            record["seconds"] = dict(self.clock.seconds)
+            if self._folder is not None and (self._folder.path / "run.json").exists():
+                # A second failure here (a disk that is full) must not hide the first.
+                with suppress(OutputError):
+                    self._write_record()
 
-def _stage(
-    name: str, backbone: Backbone, steps: int | str, cfg: float | None, config: RunConfig
-) -> Stage:
-    scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
-    churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
-    solver = make_solver(config.sampler, config.eta, backbone, churn)
-    return Stage(name, backbone, backbone.walk(steps), solver, scale)
-
-
-def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
-    """The stages that a guide steers."""
-    wanted = {None: ("base",), "both": ("base", "upsampler")}.get(guide.stage, (guide.stage,))
-    if len(stages) == 1 and "upsampler" in wanted:
-        raise OptionError(
-            f"The guide {guide.name!r} is to steer an upsampler, and there is none.",
-            remedy="Give one with --upsampler, or leave out --stage.",
+    def _batch(self, indices: list[int], guided: bool) -> Generator[Event, None, Batch]:
+        """The events of a batch; its images are the generator's value."""
+        total = self._rounds * self.setup.steps * self.setup.config.num
+        making = batch_of(
+            self.setup, indices, self.health, guided=guided, keep_gradients=self._keep_gradients
         )
-    return [stage for stage in stages if stage.name in wanted]
+        while True:
+            try:
+                event = next(making)
+            except StopIteration as end:
+                return end.value
+            self._done += len(indices)
+            self._watch("sampling" if guided else "sampling without guides", self._done, total)
+            yield event
 
+    def _plain(self, indices: list[int]) -> Batch:
+        """The same images without guides."""
+        making = self._batch(indices, guided=False)
+        while True:
+            try:
+                next(making)
+            except StopIteration as end:
+                batch: Batch = end.value
+                return batch
 
-def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
-    """The choice with the guide's calibration, if one was asked for."""
-    if config.calibration is None:
-        return choice
-    calibration = load_calibration(Path(config.calibration), choice.guide)
-    calibration.check_view(choice.recipe.sees_noise)
-    guide = Calibrated(choice.guide, calibration)
-    return replace(choice, guide=guide, calibration_file=calibration_file(config.calibration))
+    def _finish(self, batch: Batch, plain: Batch | None) -> None:
+        """Measures the images of a batch, keeps or writes them, and updates the record."""
+        record, setup = self.record, self.setup
+        rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
+        record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
+        indices, x = [batch.indices[i] for i in rows], batch.x[rows]
+        pictures = images.from_tensor(x) if rows else []
+        with self.clock.part("measure"):
+            measures, views = _measured(setup, indices, pictures)
+            entries = []
+            for k, picture, row in zip(indices, pictures, measures, strict=True):
+                entries.append({
+                    "index": k, "file": f"{k:05d}.png", "pixels_sha256": sha256_pixels(picture),
+                    "measures": row,
+                })  # fmt: skip
+            plainly = images.from_tensor(plain.x[rows]) if plain is not None and rows else []
+            if plain is not None:
+                unguided, _ = _measured(setup, indices, plainly)
+                for entry, row in zip(entries, unguided, strict=True):
+                    entry["unguided"] = row
+        with self.clock.part("write"):
+            self._shown.add(indices, pictures, views, plainly)
+            if self._folder is not None:
+                self._folder.write_images(record, entries, pictures)
+            else:
+                self._result._pictures += pictures
+                self._result._tensors += list(x.clamp(-1, 1).cpu())
+            record["images"] += entries
+            record["skipped_guidance"] = dict(self.health.skipped)
+            record["limited_guidance"] = dict(self.health.limited)
+            saturated = _saturated(pictures)
+            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
+            record["warnings"] = [
+                *self.health.warnings(), *_too_strong(setup, self.health), *_of_latents(setup),
+                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
+            ]  # fmt: skip
+            record["seconds"] = dict(self.clock.seconds)
+            if self._folder is not None:
+                self._write_record()
 
-
-def _read_target(guide: Guide, text: str, size: tuple[int, int], device: torch.device) -> Target:
-    target = guide.read_target(text, size)
-    return replace(target, value=target.value.to(device))
-
-
-def _set_conditions(
-    stage: Stage, config: RunConfig, inputs: Mapping[str, Path], device: torch.device
-) -> None:
-    """What the images are conditioned on, and the unconditional branch where one is needed."""
-    backbone = stage.backbone
-    given: Condition = {}
-    if inputs:
-        image, known = images.read_known(inputs["image"], inputs["mask"], backbone.image_size)
-        given = backbone.inpainting(image.to(device), known.to(device))
-    stage.condition = {**encode(backbone, [config.prompt], [config.class_index]), **given}
-    stage.unconditional = stage.condition
-    if stage.cfg != 1:
-        stage.unconditional = {**encode(backbone, [""], [None]), **given}
-
-
-def generate(
-    setup: Setup,
-    indices: list[int],
-    health: Health,
-    watch: Callable[[int], None] | None = None,
-) -> torch.Tensor:
-    """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device.
-
-    Args:
-        watch: told how many of the :attr:`Setup.steps` are done.
-    """
-    config, smaller, done = setup.config, None, 0
-    for number, stage in enumerate(setup.stages):
-        backbone = stage.backbone
-        wanted, unconditional = stage.condition, stage.unconditional
-        if smaller is not None:
-            enlarged, rows = backbone.conditioned_on(smaller), len(indices)
-            wanted = {**repeat_condition(wanted, rows), **enlarged}
-            unconditional = {**repeat_condition(unconditional, rows), **enlarged}
-
-        def on_step(report: Event, before: int = done) -> None:
-            if watch is not None:
-                watch(before + report.index + 1)
-
-        # Guides and backbones are watched call by call; what recipes and backward passes do is not.
-        with contained() as conduct:
-            state = sample(
-                backbone,
-                ClassifierFree(backbone, wanted, unconditional, stage.cfg),
-                stage.walk,
-                stage.solver,
-                ImageNoise(config.seed, indices, backbone.state_shape, number),
-                [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in stage.guides],
-                device=setup.device,
-                watch=on_step,
-                health=health,
-                balance=BALANCES[config.balance],
-            )
-        recipes = " or ".join(sorted({repr(g.recipe.name) for g in stage.guides}))
-        warn_of(conduct, f"The recipe {recipes}, or a gradient of what it is used with,")
-        done += len(stage.walk)
-        with torch.no_grad():
-            smaller = backbone.decode(state).float()
-    assert smaller is not None
-    return smaller
+    def _write_record(self) -> None:
+        assert self._folder is not None
+        self.record["seconds"] = dict(self.clock.seconds)
+        self._folder.write_record(self.record)
 
 
 def run(
@@ -312,81 +321,120 @@ def run(
     out: Path,
     watch: Watch | None = None,
     target_files: Mapping[int | str, str] | None = None,
-) -> RunResult:
+) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
-    The record is written first of all and again after every batch, so that an
-    interrupted run leaves finished images and a valid record that says it was interrupted.
+    The record is written first of all and again after every batch, so that an interrupted run
+    leaves finished images and a valid record that says it was interrupted.
 
     Args:
         out: a new folder, or one without a record.
         watch: told of progress.
-        target_files: as for :func:`set_up`.
+        target_files: as for :func:`~ppap_host.runs.setup.set_up`.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
+        SamplingError: no image could be made.
         KeyboardInterrupt: passed on after the record is written.
     """
-    watch = watch or (lambda what, done, total: None)
-    clock = Stopwatch()
-    created = check_writable(out)
+    folder, clock = RunFolder(out), Stopwatch()
     record = new_record(config)
-    result = RunResult(record, out)
-    _write_record(result, clock)
-    health = Health()
     try:
+        folder.write_record(record)
         with clock.part("load"):
-            watch("loading models", 0, 1)
+            if watch is not None:
+                watch("loading models", 0, 1)
             setup = set_up(config, target_files)
-        with clock.part("hash"):
-            record |= _describe(setup, out)
-            _write_record(result, clock)
-        seen: list[list[Image.Image]] = [[] for _ in setup.guides]
-        for first in range(0, config.num, config.batch):
-            indices = list(range(first, min(first + config.batch, config.num)))
-
-            def on_step(steps: int, first: int = first, size: int = len(indices)) -> None:
-                watch("sampling", first * setup.steps + steps * size, config.num * setup.steps)
-
-            with clock.part("sample"):
-                x = generate(setup, indices, health, on_step)
-            with clock.part("measure"):
-                pictures = images.from_tensor(x)
-                rows = _measure(setup, pictures, seen)
-            with clock.part("write"):
-                _write_images(result, indices, pictures, rows)
-                record["skipped_guidance"] = dict(health.skipped)
-                record["limited_guidance"] = dict(health.limited)
-                record["warnings"] = [
-                    *health.warnings(), *_too_strong(setup, health), *_of_latents(setup)
-                ]  # fmt: skip
-                _write_record(result, clock)
-        with clock.part("write"):
-            sheet = _sheet(setup, result.images, seen)
-            embedded = _embedded(record) | {"images": record["images"]}
-            images.write_png(out / "sheet.png", sheet, embedded)
-        record["status"] = "complete"
+        going = Run(setup, folder, watch, clock=clock)
     except KeyboardInterrupt:
-        record["status"] = "interrupted"
+        folder.write_record(record | {"status": "interrupted"})
         raise
     except PpapError:
-        record["status"] = "failed"
-        if not result.images:
-            _forget(out, created)
+        folder.forget()
         raise
     except BaseException:
-        record["status"] = "failed"
+        folder.write_record(record | {"status": "failed"})
         raise
-    finally:
-        if (out / "run.json").exists():
-            # A second failure here (a disk that is full) must not hide the first.
-            with suppress(OutputError):
-                _write_record(result, clock)
-    return result
+    try:
+        return going.finish()
+    except PpapError:
+        if not going.record["images"]:
+            folder.forget()
+        raise
 
 
-TOO_STRONG = 10.0
-"""How many times its usual strength a guide may have before a run warns of it."""
+def _described(setup: Setup) -> dict[str, Any]:
+    """What the record says of everything that was loaded."""
+    device = setup.device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "given": setup.config.to_dict(),
+        "objects": list(setup.objects),
+        "used": {
+            "device": str(device),
+            "cfg": setup.stages[0].cfg,
+            "steps": setup.steps,
+            "guides": [
+                {
+                    "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "experts": g.experts, "stage": stage.name,
+                }
+                for stage in setup.stages
+                for g in stage.guides
+            ],
+        },
+        "versions": package_versions(setup.plugins),
+        "model_files": model_files(setup),
+        "device": named,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _kept(setup: Setup) -> list[Kept]:
+    """What decides what is made, to be shown and kept beside the images."""
+    found = []
+    for i, g in enumerate(setup.guides):
+        for j, target in enumerate(g.targets):
+            row: dict[str, Any] = {"guide": i, "given": target.text}
+            if len(g.targets) > 1:
+                row["row"] = j
+            files: list[Path | Image.Image] = list(target.files)
+            found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}"))
+    for name, path in setup.inputs.items():
+        row = {"input": name, "given": getattr(setup.config, name)}
+        found.append(Kept("", row, {}, [path], name))
+    return found
+
+
+def _keep_targets(record: dict[str, Any], shown: Shown, folder: RunFolder) -> None:
+    """Copies the files of targets into the folder, and notes them in the record."""
+    record["targets"] = [
+        kept.row | folder.copy_target(file, kept.file if n == 0 else f"{kept.file}-{n}")
+        for kept in shown.targets
+        for n, file in enumerate(kept.files)
+    ]
+
+
+def _measured(
+    setup: Setup, indices: list[int], pictures: list[Image.Image]
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]]]:
+    """Each guide's measures of the pictures as they are written, 8 bits, and what it sees."""
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
+    views: dict[str, list[Image.Image]] = {}
+    if not pictures:
+        return rows, views
+    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
+    for g in setup.guides:
+        with torch.no_grad():
+            output = g.guide.see(x)
+            measured = g.guide.measure(output, g.target(indices))
+        for k, row in enumerate(rows):
+            row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
+        seen = g.guide.picture(output)
+        if seen:
+            views[g.name] = seen
+    return rows, views
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:
@@ -395,12 +443,11 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
     for g in setup.guides:
         usual = g.guide.usual_scale(g.recipe.name)
         if usual > 0 and g.scale >= TOO_STRONG * usual:
-            name = g.guide.name
-            cut, of = health.limited.get(name, 0), health.limitable.get(name, 0)
+            cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
-                f"--scale {g.scale:g} of the guide {name!r} is {g.scale / usual:.0f} times what is "
-                f"usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to the "
-                f"recipe's limit in {cut} of {of} image-steps."
+                f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
+                f"the recipe's limit in {cut} of {of} image-steps."
             )
     return told
 
@@ -408,8 +455,8 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
 def _of_latents(setup: Setup) -> list[str]:
     """Of experts that are shown noised latents, one sentence each."""
     return [
-        f"The experts {g.experts!r} of the guide {g.config.name!r} were tuned on noised images, "
-        f"and the backbone {setup.config.backbone!r} noises latents, which look otherwise when "
+        f"The experts {g.experts!r} of the guide {g.name!r} were tuned on noised images, "
+        f"and the backbone {stage.backbone.name!r} noises latents, which look otherwise when "
         "they are decoded. Compare with --recipe x0 --experts none."
         for stage in setup.stages
         for g in stage.guides
@@ -417,175 +464,23 @@ def _of_latents(setup: Setup) -> list[str]:
     ]
 
 
-def _forget(out: Path, created: bool) -> None:
-    """Removes what a run left that failed before its first image, and nothing else."""
-    (out / "run.json").unlink(missing_ok=True)
-    shutil.rmtree(out / "targets", ignore_errors=True)
-    if created:
-        with suppress(OSError):
-            out.rmdir()
+def _saturated(pictures: list[Image.Image]) -> list[bool]:
+    """Whether most pixels of each picture are at the bounds in some colour."""
+    return [
+        float(np.isin(np.asarray(picture), (0, 255)).any(axis=2).mean()) > SATURATED
+        for picture in pictures
+    ]
 
 
-def check_writable(out: Path) -> bool:
-    """Fails early when results could not be written to ``out``; creates it if it is not there.
-
-    Returns:
-        Whether it was created.
-
-    Raises:
-        OutputError: it is a file, may not be written, or holds another run.
-    """
-    # os.path, because Path.exists raises for names that are too long.
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise OutputError(f"{str(out)!r} is a file.", remedy="Give a folder with --out.")
-    if os.path.exists(out / "run.json"):
-        raise OutputError(
-            f"The folder {str(out)!r} already holds a run.",
-            remedy="Give another folder with --out; nothing is overwritten.",
-        )
-    created = not os.path.isdir(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to the folder {str(out)!r}: {error.strerror}.",
-            remedy="Choose another folder with --out.",
-        ) from None
-    return created
+def _of_saturated(indices: list[int]) -> list[str]:
+    if not indices:
+        return []
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+    return [
+        f"Most pixels of {len(indices)} images ({shown}) are at the bounds of what can be shown: a "
+        "guide or --cfg is too strong, or the backbone does not fit its schedule."
+    ]
 
 
-def _copied(path: Path, out: Path, name: str) -> dict[str, str]:
-    """Copies a file that decides what is made beside the images; what the record says of it."""
-    copy = out / "targets" / f"{name}{path.suffix.lower()}"
-    try:
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot copy the target to {str(copy)!r}: {error.strerror}.",
-            remedy="Free some space or choose another folder with --out.",
-        ) from None
-    return {"copy": copy.relative_to(out).as_posix(), "sha256": sha256_file(path)}
-
-
-def _describe(setup: Setup, out: Path) -> dict[str, Any]:
-    """What the record says of everything that was loaded; copies the targets' files to ``out``."""
-    base = setup.stages[0]
-    model_files: dict[str, str] = {}
-    for stage in setup.stages:
-        known_as = setup.config.backbone if stage is base else stage.name
-        model_files |= file_hashes(stage.backbone.files(), known_as)
-        for g in stage.guides:
-            model_files |= file_hashes(g.expert_files, f"{g.config.name}-experts")
-            if g.calibration_file is not None:
-                model_files |= file_hashes([g.calibration_file], f"{g.config.name}-calibration")
-    targets = []
-    for i, g in enumerate(setup.guides):
-        model_files |= file_hashes(g.guide.files(), g.config.name)
-        for j, path in enumerate(g.target.files):
-            copied = _copied(path, out, f"{i}-{j}")
-            targets.append({"guide": i, "given": g.config.target} | copied)
-    for name, path in setup.inputs.items():
-        given = getattr(setup.config, name)
-        targets.append({"input": name, "given": given} | _copied(path, out, name))
-    return {
-        "used": {
-            "device": str(setup.device),
-            "cfg": base.cfg,
-            "steps": setup.steps,
-            "guides": [
-                {
-                    "name": g.config.name,
-                    "recipe": g.recipe.name,
-                    "scale": g.scale,
-                    "experts": g.experts,
-                    "stage": stage.name,
-                }
-                for stage in setup.stages
-                for g in stage.guides
-            ],
-        },
-        "versions": package_versions(setup.plugins),
-        "model_files": model_files,
-        "targets": targets,
-        "device": _device_name(setup.device),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
-
-
-def _measure(
-    setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]
-) -> list[dict[str, dict[str, float]]]:
-    """Each guide's measures of the pictures as they are written, 8 bits; extends ``seen``."""
-    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
-    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
-    for i, g in enumerate(setup.guides):
-        with torch.no_grad():
-            output = g.guide.see(x)
-            measured = g.guide.measure(output, g.target.value)
-        key = g.config.name if len(setup.guides) == 1 else f"{i}-{g.config.name}"
-        for k, row in enumerate(rows):
-            row[key] = {name: round(values[k], 6) for name, values in measured.items()}
-        seen[i].extend(g.guide.picture(output))
-    return rows
-
-
-def _embedded(record: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record that is the same whenever the run is repeated."""
-    volatile = (
-        "seconds", "status", "images", "skipped_guidance", "limited_guidance", "warnings"
-    )  # fmt: skip
-    return {key: value for key, value in record.items() if key not in volatile}
-
-
-def _write_images(
-    result: RunResult,
-    indices: list[int],
-    pictures: list[Image.Image],
-    rows: list[dict[str, dict[str, float]]],
-) -> None:
-    for k, picture, measures in zip(indices, pictures, rows, strict=True):
-        entry = {
-            "index": k,
-            "file": f"{k:05d}.png",
-            "pixels_sha256": sha256_pixels(picture),
-            "measures": measures,
-        }
-        record = _embedded(result.record) | {"images": [entry]}
-        images.write_png(result.folder / f"{k:05d}.png", picture, record)
-        result.record["images"].append(entry)
-        result.images.append(picture)
-
-
-def _write_record(result: RunResult, clock: Stopwatch) -> None:
-    result.record["seconds"] = dict(clock.seconds)
-    text = json.dumps(result.record, indent=2, ensure_ascii=False) + "\n"
-    images.write_file(result.folder / "run.json", text.encode())
-
-
-_SHEET_COLUMNS = 8
-
-
-def _sheet(setup: Setup, pictures: list[Image.Image], seen: list[list[Image.Image]]) -> Image.Image:
-    rows = []
-    for g in setup.guides:
-        shown = [(label, picture) for label, picture in g.target.pictures.items()]
-        if shown:
-            rows.append((f"Target of {g.config.name}", shown))
-    for start in range(0, len(pictures), _SHEET_COLUMNS):
-        part = range(start, min(start + _SHEET_COLUMNS, len(pictures)))
-        title = "Results" + (f": {setup.config.prompt}" if setup.config.prompt else "")
-        rows.append((title, [(f"image {k}", pictures[k]) for k in part]))
-        for g, views in zip(setup.guides, seen, strict=True):
-            name = f"What {g.config.name} sees in them"
-            rows.append((name, [(f"image {k}", views[k]) for k in part]))
-    return images.contact_sheet(rows)
+def _of_failed(failed: Mapping[str, str]) -> list[str]:
+    return [f"Image {k} could not be made: {reason}. {_NOT_FINITE}" for k, reason in failed.items()]

@@ -22,7 +22,7 @@ class ImageNoise:
     asked for, or the device: the numbers are made on the CPU in float32.
 
     Args:
-        seed: the run's seed, >= 0.
+        seed: the run's seed, >= 0; or one a row.
         indices: which images (0, 1, ...) the rows of a batch are.
         shape: of one state, (c, h, w).
         stage: of a cascade, >= 0; every stage has noise of its own.
@@ -31,7 +31,7 @@ class ImageNoise:
 
     def __init__(
         self,
-        seed: int,
+        seed: int | Sequence[int],
         indices: Sequence[int],
         shape: tuple[int, ...],
         stage: int = 0,
@@ -39,8 +39,9 @@ class ImageNoise:
     ) -> None:
         self._streams = []
         self._seed, self._indices, self._shape, self._stage = seed, indices, shape, stage
-        for k in indices:
-            entropy = [seed, k, stage] if stage or name else [seed, k]
+        seeds = [seed] * len(indices) if isinstance(seed, int) else seed
+        for own, k in zip(seeds, indices, strict=True):
+            entropy = [own, k, stage] if stage or name else [own, k]
             if name:
                 entropy.append(zlib.crc32(name.encode()))
             word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]

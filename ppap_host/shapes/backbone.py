@@ -43,6 +43,7 @@ class ShapesBackbone(Backbone):
     name = "shapes"
     state_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     default_cfg = 2.0
+    default_eta = 1.0
 
     def __init__(self, checkpoint: str | None = None) -> None:
         folder = WEIGHTS if checkpoint is None else Path(checkpoint)
@@ -75,7 +76,7 @@ class ShapesBackbone(Backbone):
         self._tokenizer = WordTokenizer(networks.text.config.words)
         self._schedule = DiscreteSchedule.from_betas(cosine_betas(_TRAIN_STEPS))
         parameter = next(networks.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = parameter.device, parameter.dtype
 
     @property
     def schedule(self) -> DiscreteSchedule:
@@ -93,7 +94,7 @@ class ShapesBackbone(Backbone):
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Token states [b, 16, 128] and pooled captions [b, 128]."""
         with torch.no_grad():
-            states, pooled = self.networks.text(self._tokenizer(prompts).to(self._device))
+            states, pooled = self.networks.text(self._tokenizer(prompts).to(self.device))
         return {"states": states, "pooled": pooled}
 
     def predict(
@@ -102,7 +103,7 @@ class ShapesBackbone(Backbone):
         """Noise and variance coefficient; ``x`` on the variance-preserving line."""
         time = torch.full((len(x),), level.time, device=x.device)
         velocity, v = self.networks.predict(
-            x.to(self._dtype), time, condition["states"], condition["pooled"]
+            x.to(self.dtype), time, condition["states"], condition["pooled"]
         )
         eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
         return Prediction(eps, v.to(x.dtype))
@@ -110,7 +111,7 @@ class ShapesBackbone(Backbone):
     def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
         """Moves the networks."""
         self.networks.to(device=device, dtype=dtype)
-        self._device, self._dtype = device, dtype
+        self.device, self.dtype = device, dtype
         return self
 
     def files(self) -> Sequence[Path]:

@@ -74,7 +74,7 @@ class DiTBackbone(Backbone):
         self._predicts_x0 = predict_xstart
         self._files = tuple(files)
         parameter = next(transformer.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = parameter.device, parameter.dtype
 
     def walk(self, steps: int | str) -> Walk:
         """The respaced process; "250", "ddim25" and "10,10,10" as the published code has them."""
@@ -104,7 +104,7 @@ class DiTBackbone(Backbone):
                     remedy=f"Give a number from 0 to {known[-1]}.",
                 )
         rows = [self._null if label is None else label for label in labels]
-        return {"labels": torch.tensor(rows, dtype=torch.int64, device=self._device)}
+        return {"labels": torch.tensor(rows, dtype=torch.int64, device=self.device)}
 
     def predict(
         self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
@@ -117,7 +117,7 @@ class DiTBackbone(Backbone):
             condition = self.encode_classes([None] * len(x))
         time = torch.full((len(x),), level.time, device=x.device)
         out = self.transformer(
-            x.to(self._dtype), timestep=time, class_labels=condition["labels"]
+            x.to(self.dtype), timestep=time, class_labels=condition["labels"]
         ).sample.to(x.dtype)
         eps, v = (out, None) if out.shape[1] == x.shape[1] else out.chunk(2, dim=1)
         if self._predicts_x0:
@@ -139,7 +139,7 @@ class DiTBackbone(Backbone):
         # nn.Module's own `to`: diffusers' override warns about changes of precision.
         nn.Module.to(self.transformer, device=device, dtype=dtype)
         self.autoencoder.to(device, dtype)
-        self._device, self._dtype = device, dtype
+        self.device, self.dtype = device, dtype
         return self
 
     def files(self) -> Sequence[Path]:

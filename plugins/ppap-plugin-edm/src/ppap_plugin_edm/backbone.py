@@ -186,6 +186,7 @@ class EDMBackbone(Backbone):
             parameter.data = parameter.data.to(dtype)
         # Apple's GPUs have no float64.
         self.state_dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.device, self.dtype = device, dtype
         return self
 
     def files(self) -> Sequence[Path]:

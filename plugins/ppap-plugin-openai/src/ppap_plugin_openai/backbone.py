@@ -59,7 +59,7 @@ class ADMBackbone(Backbone):
         self._schedule = DiscreteSchedule.from_betas(BETAS[noise_schedule](diffusion_steps))
         self._files, self._upsampler = tuple(files), upsampler
         self.class_count = unet.config.num_class_embeds
-        self._dtype, self._device = torch.float32, torch.device("cpu")
+        self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def walk(self, steps: int | str) -> Walk:
         """The respaced process; "ddim25", "250" and "10,10,10" as guided-diffusion has them."""
@@ -84,7 +84,7 @@ class ADMBackbone(Backbone):
             return super().encode_classes(labels)
         if any(label is None or not 0 <= label < known for label in labels):
             raise self._needs_class(known)
-        return {"labels": torch.tensor(labels, device=self._device)}
+        return {"labels": torch.tensor(labels, device=self.device)}
 
     def _needs_class(self, known: int) -> OptionError:
         return OptionError(
@@ -105,7 +105,7 @@ class ADMBackbone(Backbone):
         if known is not None and "labels" not in condition:
             raise self._needs_class(known)
         time = torch.full((len(x),), level.time, device=x.device)
-        inputs = self._inputs(x, condition).to(self._dtype)
+        inputs = self._inputs(x, condition).to(self.dtype)
         out = self.unet(inputs, time, class_labels=condition.get("labels")).sample
         out = out.to(x.dtype)
         if out.shape[1] == x.shape[1]:
@@ -121,7 +121,7 @@ class ADMBackbone(Backbone):
         """Moves the U-Net."""
         # nn.Module's own `to`: diffusers' override warns about every change of precision.
         torch.nn.Module.to(self.unet, device=device, dtype=dtype)
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, device
         return self
 
     def files(self) -> Sequence[Path]:
@@ -137,7 +137,7 @@ class ADMUpsampler(ADMBackbone):
 
     def conditioned_on(self, images: Float[Tensor, "b 3 h w"]) -> Condition:
         """The condition for these smaller images in [-1, 1], one for all or one an image."""
-        return {"low_res": eight_bits(images).to(self._device)}
+        return {"low_res": eight_bits(images).to(self.device)}
 
     def _inputs(self, x: Tensor, condition: Condition) -> Tensor:
         low_res = require_low_res(self.name, condition).to(x.dtype)

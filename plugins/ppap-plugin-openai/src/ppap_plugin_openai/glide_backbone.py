@@ -67,7 +67,7 @@ class GlideBackbone(Backbone):
         self._vocabulary, self._files = vocabulary, tuple(files)
         self._tokenizer: PromptTokenizer | None = None
         self._upsampler = upsampler
-        self._dtype, self._device = torch.float32, torch.device("cpu")
+        self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def walk(self, steps: int | str) -> Walk:
         """The respaced process; "100" and "fast27" as glide-text2im has them."""
@@ -101,7 +101,7 @@ class GlideBackbone(Backbone):
             mask: false where there is padding.
         """
         with torch.no_grad():
-            return {"states": self.network.text(tokens.to(self._device), mask.to(self._device))}
+            return {"states": self.network.text(tokens.to(self.device), mask.to(self.device))}
 
     def tokenizer(self) -> PromptTokenizer:
         """What turns prompts into tokens.
@@ -143,7 +143,7 @@ class GlideBackbone(Backbone):
                 f"The backbone {self.name!r} fills in images of {height} x {width} pixels.",
                 remedy="Resize image and mask.",
             )
-        image, mask = images.to(self._device), known.to(self._device)
+        image, mask = images.to(self.device), known.to(self.device)
         return {"inpaint_image": image * mask, "inpaint_mask": mask}
 
     def predict(
@@ -163,8 +163,8 @@ class GlideBackbone(Backbone):
         if self.config.super_res:
             require_low_res(self.name, given)
         time = torch.full((len(x),), level.time, device=x.device)
-        inputs = {key: rows.to(self._dtype) for key, rows in given.items()}
-        out = self.network(x.to(self._dtype), time, **inputs).to(x.dtype)
+        inputs = {key: rows.to(self.dtype) for key, rows in given.items()}
+        out = self.network(x.to(self.dtype), time, **inputs).to(x.dtype)
         eps, v = out.chunk(2, dim=1)
         if self.keeps_known and "inpaint_mask" in given:
             image, mask = (given[f"inpaint_{part}"].to(x.dtype) for part in ("image", "mask"))
@@ -177,7 +177,7 @@ class GlideBackbone(Backbone):
         self.network.text.to(device=device, dtype=dtype)
         # nn.Module's own `to`: diffusers' override warns about every change of precision.
         torch.nn.Module.to(self.network.unet, device=device, dtype=dtype)
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, device
         return self
 
     def files(self) -> Sequence[Path]:
@@ -208,4 +208,4 @@ class GlideUpsampler(GlideBackbone):
 
         The network enlarges them itself (bilinear interpolation).
         """
-        return {"low_res": eight_bits(images).to(self._device)}
+        return {"low_res": eight_bits(images).to(self.device)}

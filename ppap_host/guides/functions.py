@@ -1,0 +1,171 @@
+"""Guides made from functions and modules: any differentiable loss steers as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from ppap_host.files.errors import OptionError, TargetError
+from ppap_host.files.images import means_file, read_rgb, to_tensor
+from ppap_host.guides.guide import Guide, Target, Wrapped
+
+Loss = Callable[..., Tensor]
+"""From RGB in [-1, 1], [b, 3, h, w], and perhaps a target, to a loss or a reward of each image."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Marks what steers as a value to be made large, without a target (:func:`reward`)."""
+
+    what: Any
+
+
+def reward(what: Any) -> Reward:
+    """Marks a guide, a module or a function as a reward: the larger its value, the better.
+
+    It has no target. Its loss, in events and records, is minus its value.
+
+    Args:
+        what: whatever :func:`~ppap_host.runs.description.guidance` takes.
+    """
+    return Reward(what)
+
+
+class Function(nn.Module):
+    """A function of images as a network without parameters."""
+
+    def __init__(self, function: Loss) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, *target: Tensor) -> Tensor:
+        """What the function says of images ``x``."""
+        return self.function(x, *target)
+
+
+class FunctionGuide(Guide):
+    """A function or a module as a guide: f(x), or f(x, target) where there is a target.
+
+    Args:
+        function: differentiable; RGB in [-1, 1], float [b, 3, h, w], to a loss [b]. A target is
+            RGB, too, [1, 3, h, w] or one row an image.
+        name: what it is called.
+        rewards: whether it returns a value to be made large instead of a loss.
+        targeted: whether it is given a target.
+    """
+
+    def __init__(
+        self, function: Loss | nn.Module, name: str, rewards: bool = False, targeted: bool = False
+    ) -> None:
+        self.name, self.rewards, self.targeted = name, rewards, targeted
+        self._network = function if isinstance(function, nn.Module) else Function(function)
+
+    def network(self) -> nn.Module:
+        """The module, or one around the function."""
+        return self._network
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """A picture, cropped to the images' aspect ratio and resized to them; "" is no target."""
+        if not text:
+            return Target("", torch.zeros(1, 0))
+        if not means_file(text):
+            raise TargetError(
+                f"The function {self.name!r} cannot take the target {text!r}.",
+                remedy="Give a picture or a tensor; bind other things with functools.partial.",
+            )
+        picture = read_rgb(text, size)
+        return Target(text, to_tensor(picture), {"target": picture}, [Path(text)])
+
+    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """The images as they are."""
+        return x
+
+    def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """What the function says; the images as they are where it needs a target to say it."""
+        return x if self.targeted else self._one_each(super().through(network, x), len(x))
+
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
+        """What the function says, minus that if it rewards.
+
+        Raises:
+            OptionError: it does not return one number an image.
+        """
+        if self.targeted:
+            output = self._one_each(self._network(output, target), len(output))
+        return -output if self.rewards else output
+
+    def _one_each(self, value: Any, count: int) -> Tensor:
+        if isinstance(value, Tensor) and value.shape == (count,):
+            return value
+        got = f"a {type(value).__name__}"
+        if isinstance(value, Tensor):
+            got = f"a tensor of shape {list(value.shape)}"
+        raise OptionError(
+            f"{self.name!r} returns {got} for {count} images.",
+            remedy=f"It must return one number an image, a tensor of shape [{count}]: reduce over "
+            "every dimension but the first, as .mean((1, 2, 3)) does.",
+        )
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Float[Tensor, " b"]:
+        """Squared difference of what is said of each image."""
+        return (student - teacher).square().reshape(len(student), -1).mean(dim=1)
+
+    def picture(self, output: Tensor) -> list[Image]:
+        """Nothing: a function says a number."""
+        return []
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        """Its loss, or its value if it rewards."""
+        loss = self.loss(output, target)
+        values: list[float] = (-loss if self.rewards else loss).tolist()
+        return {"value" if self.rewards else "loss": values}
+
+
+class RewardOf(Wrapped):
+    """A guide whose loss is a value to be made large."""
+
+    rewards = True
+
+    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+        """No target."""
+        return Target("", torch.zeros(1, 0))
+
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
+        """Minus what the guide says."""
+        return -self.guide.loss(output, target)
+
+
+def as_guide(what: Any, name: str, targeted: bool = False) -> Guide:
+    """The guide that an object in memory is.
+
+    Args:
+        what: a guide, a module, a function, or a :class:`Reward` of one of them.
+        name: what it is called, if it is no guide.
+        targeted: whether it is given a target.
+
+    Raises:
+        OptionError: it is none of them.
+    """
+    rewards = isinstance(what, Reward)
+    thing = what.what if isinstance(what, Reward) else what
+    if rewards and targeted:
+        raise OptionError(
+            f"{name!r} is a reward, and a reward has no target.", remedy="Leave out its target."
+        )
+    if isinstance(thing, type) and issubclass(thing, Guide):
+        thing = thing()
+    if isinstance(thing, Guide):
+        return RewardOf(thing) if rewards else thing
+    if isinstance(thing, nn.Module) or callable(thing):
+        return FunctionGuide(thing, name, rewards, targeted)
+    raise OptionError(
+        f"A {type(thing).__name__} cannot steer.",
+        remedy="Give the name of a guide, a Guide, a module, or a function of images.",
+    )

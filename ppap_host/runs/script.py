@@ -1,0 +1,342 @@
+"""What scripts and notebooks call: guidance described, images sampled, steps looked at.
+
+All of it is offered by ``import ppap_host as ppap``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppap_host.backbones.backbone import Backbone
+from ppap_host.files.errors import OptionError, RecordError
+from ppap_host.files.settings import read
+from ppap_host.guides.functions import Reward
+from ppap_host.guides.guide import Guide
+from ppap_host.plugins.loading import load_backbone as load_backbone_named
+from ppap_host.plugins.loading import load_guide as load_guide_named
+from ppap_host.plugins.registry import registry
+from ppap_host.runs.config import GuideConfig, RunConfig, called, code_of, refuse_code
+from ppap_host.runs.devices import pick_device, pick_dtype
+from ppap_host.runs.folder import RunFolder
+from ppap_host.runs.record import find_targets, read_record
+from ppap_host.runs.run import Result, Run, Watch, run
+from ppap_host.runs.setup import as_backbone, set_up
+
+
+def guidance(
+    what: Any,
+    target: Any = None,
+    *,
+    name: str | None = None,
+    scale: float | None = None,
+    model: str | None = None,
+    recipe: str | None = None,
+    experts: str | None = None,
+    interval: str | None = None,
+    stage: str | None = None,
+    calibration: str | None = None,
+) -> GuideConfig:
+    """Describes one guide at work; loads nothing, and serves several runs and backbones.
+
+    Args:
+        what: the name of a guide (``ppap.list_guides()``), a guide, a module or a function of
+            images (RGB in [-1, 1], [b, 3, h, w], and the target where there is one, to a loss [b]),
+            ``"FILE.py:NAME"`` of one of these, or a :func:`~ppap_host.guides.functions.reward`.
+        target: what it should see; a list has one target an image.
+        name: what it is called in results; by default the guide's name, the function's or the
+            class's. Equal ones become depth, depth-2.
+        scale, model, recipe, experts, interval, stage, calibration: as in
+            :class:`~ppap_host.runs.config.GuideConfig`.
+
+    Raises:
+        OptionError: a value means nothing.
+    """
+    code = code_of(what)
+    if isinstance(what, str) and code is None:
+        label, steers = what, None
+    elif isinstance(what, GuideConfig):
+        raise OptionError(
+            f"{what.name!r} is a guidance already.", remedy="Give it to ppap.sample as it is."
+        )
+    else:
+        label, steers = (code[1] if code else called(getattr(what, "what", what))), what
+    if isinstance(what, Reward) and isinstance(what.what, str):
+        label = what.what
+    if name is not None and steers is None:
+        steers = what
+    if isinstance(target, list):
+        target = tuple(target)
+    return read(
+        GuideConfig,
+        dict(
+            name=name or label, target=target, scale=scale, model=model, recipe=recipe,
+            experts=experts, interval=interval, stage=stage, calibration=calibration, what=steers,
+        ),
+        f"the guidance {name or label!r}",
+    )  # fmt: skip
+
+
+Guides = GuideConfig | Sequence[GuideConfig]
+"""One guidance or several."""
+
+
+def described(backbone: Any, guides: Guides | None, options: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from what a script gives.
+
+    Args:
+        options: by the names of :class:`~ppap_host.runs.config.RunConfig`, ``class_`` being
+            ``class_index``; lists of prompts, classes, targets or seeds have one an image.
+
+    Raises:
+        OptionError: a name is unknown, or a value means nothing.
+    """
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    chosen = [] if guides is None else [guides] if isinstance(guides, GuideConfig) else list(guides)
+    for guide in chosen:
+        if not isinstance(guide, GuideConfig):
+            raise OptionError(
+                f"A {type(guide).__name__} stands where guidance is wanted.",
+                remedy="Wrap it: ppap.guidance(what, target=...).",
+            )
+    if "class_" in values:
+        values["class_index"] = values.pop("class_")
+    lists = [values.get(key) for key in ("prompt", "class_index", "seed")]
+    lists += [guide.target for guide in chosen]
+    longest = max((len(v) for v in lists if isinstance(v, tuple)), default=0)
+    if "num" not in values and longest > 1:
+        values["num"] = longest
+    known = {field.name for field in fields(RunConfig)} - {"guides", "backbone"}
+    return read(
+        RunConfig, values | {"backbone": backbone, "guides": tuple(chosen)},
+        f"ppap.sample, which takes {', '.join(sorted(known))}" if set(values) - known else
+        "ppap.sample",
+    )  # fmt: skip
+
+
+def trajectory(
+    backbone: Any = "shapes",
+    guides: Guides | None = None,
+    *,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+    keep_gradients: bool = False,
+    **options: Any,
+) -> Run:
+    """The steps of a run, one event each: ``for step in ppap.trajectory(world, guidance): ...``.
+
+    The loop may be left early; :meth:`~ppap_host.runs.run.Run.result` gives what is finished.
+
+    Args:
+        backbone: a name, a backbone, or a pipeline of diffusers.
+        guides: one :func:`guidance` or several; None makes unguided images.
+        out: a folder to write each batch to as it ends.
+        watch: told of progress.
+        keep_gradients: whether events hold the guides' gradients.
+        options: those of a run (:class:`~ppap_host.runs.config.RunConfig`): prompt, num, seed,
+            steps, sampler, cfg, device, dtype, unguided and so on.
+
+    Raises:
+        PpapError: anything that the caller can mend.
+    """
+    setup = set_up(described(backbone, guides, options))
+    folder = None if out is None else RunFolder(Path(out))
+    return Run(setup, folder, watch, keep_gradients=keep_gradients)
+
+
+def sample(
+    backbone: Any = "shapes",
+    guides: Guides | None = None,
+    *,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Result:
+    """Makes images under guidance.
+
+    Args:
+        backbone: a name, a backbone, or a pipeline of diffusers.
+        guides: one :func:`guidance` or several; None makes unguided images.
+        out: a folder to write each batch to as it ends, so that a long run needs no more memory
+            than a short one; None keeps the images in memory.
+        watch: told of progress: (what is being done, done so far, in all).
+        options: those of a run (:class:`~ppap_host.runs.config.RunConfig`): prompt, num, seed,
+            steps, sampler, cfg, device, dtype, unguided and so on.
+
+    Raises:
+        PpapError: anything that the caller can mend.
+        SamplingError: no image could be made.
+    """
+    config = described(backbone, guides, options)
+    if out is not None:
+        return run(config, Path(out), watch)
+    return Run(set_up(config), None, watch).finish()
+
+
+def rerun(
+    record: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+    guides: Guides | None = None,
+    backbone: Any = None,
+    **changes: Any,
+) -> Result:
+    """Makes the images of a record again, with changes.
+
+    What defaults had decided is taken from the record as values.
+
+    Args:
+        record: a ``run.json``, the folder of a run, one of its PNGs, or the record itself.
+        out: a folder to write to; None keeps the images in memory.
+        guides, backbone: instead of the record's. What was an object in memory, code or a hub name
+            is never taken from a record: give it again.
+        changes: options of a run that are to differ, such as ``steps=100``.
+
+    Raises:
+        RecordError: there is no record, a target's file is gone, or something has to be given
+            again.
+        PpapError: as :func:`sample`.
+    """
+    source = record if isinstance(record, Mapping) else read_record(Path(record))
+    place = None if isinstance(record, Mapping) else Path(record)
+    config, sources = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
+    if out is not None:
+        return run(config, Path(out), watch, sources)
+    return Run(set_up(config, sources), None, watch).finish()
+
+
+def from_record(
+    record: Mapping[str, Any],
+    place: Path | None,
+    *,
+    guides: Guides | None = None,
+    backbone: Any = None,
+    changes: Mapping[str, Any] | None = None,
+    code: Sequence[str] = (),
+) -> tuple[RunConfig, dict[int | str, str]]:
+    """The configuration that makes a record's images again, and where its targets are.
+
+    Args:
+        place: the file or the folder that the record was read from.
+        code: ``FILE.py:NAME`` that the user has named again.
+
+    Raises:
+        RecordError, OptionError: as :func:`rerun`.
+    """
+    shown = "the record" if place is None else str(place)
+    values = {**record["config"], **{k: tuple(v) if isinstance(v, list) else v
+                                     for k, v in (changes or {}).items()}}  # fmt: skip
+    sources: dict[int | str, str] = {}
+    if guides is not None:
+        values["guides"] = []
+    else:
+        folder = Path(".") if place is None else place if os.path.isdir(place) else place.parent
+        sources = find_targets(record, folder)
+    if backbone is not None:
+        values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
+    _refuse_objects(values, shown, sources)
+    config = RunConfig.from_dict(values, shown)
+    if guides is not None:
+        chosen = (guides,) if isinstance(guides, GuideConfig) else tuple(guides)
+        config = replace(config, guides=chosen)
+    else:
+        refuse_code(config, shown, code)
+    _refuse_hub_names(config, record, shown)
+    return config, sources
+
+
+def _refuse_objects(values: Mapping[str, Any], shown: str, sources: Mapping[Any, str]) -> None:
+    """Raises RecordError for what was in memory when the record was written."""
+    backbone = values["backbone"]
+    if isinstance(backbone, Mapping):
+        raise RecordError(
+            f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",
+            remedy="Give it again: ppap.rerun(..., backbone=...).",
+        )
+    for i, guide in enumerate(values.get("guides", ())):
+        if isinstance(guide.get("what"), Mapping):
+            raise RecordError(
+                f"The guide {guide.get('name')!r} of {shown} was an object in memory.",
+                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
+            )
+        if isinstance(guide.get("target"), Mapping) and i not in sources:
+            raise RecordError(
+                f"The target of {guide.get('name')!r} in {shown} was an object in memory.",
+                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
+            )
+
+
+def _refuse_hub_names(config: RunConfig, record: Mapping[str, Any], shown: str) -> None:
+    """Raises RecordError for models that would have to be fetched from a hub."""
+    before = record["config"]
+    named = [("checkpoint", config.checkpoint, before.get("checkpoint"))]
+    for guide, row in zip(config.guides, before.get("guides", ()), strict=False):
+        named.append((f"model of {guide.name!r}", guide.model, row.get("model")))
+    published = registry().published_files()
+    for what, now, then in named:
+        if now is None or now != then or now in published or os.path.exists(now):
+            continue
+        if now.count("/") == 1 and not now.startswith((".", "~", "/")) and "=" not in now:
+            raise RecordError(
+                f"The {what} in {shown} is {now!r}, which is no file here and may be fetched from "
+                "a hub.",
+                remedy="Give it again if you want it, such as ppap.rerun(..., checkpoint=...).",
+            )
+
+
+def load_backbone(
+    what: Any = "shapes",
+    checkpoint: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    **options: str,
+) -> Backbone:
+    """A diffusion model, to be given to :func:`sample` as often as wanted.
+
+    Args:
+        what: a name (``ppap.list_backbones()``), or a pipeline of diffusers in memory, which stays
+            as it is.
+        checkpoint: its weights, where it ships none.
+        device, dtype: where a named one is put.
+        options: what else its factory takes, such as ``vae``.
+
+    Raises:
+        PpapError: it cannot be found or read.
+    """
+    if isinstance(what, Backbone):
+        return what
+    if not isinstance(what, str):
+        return as_backbone(what, registry())
+    place = pick_device(str(device))
+    made = load_backbone_named(registry(), what, checkpoint, options)
+    made.to(place, pick_dtype(dtype, place))
+    made.device, made.dtype = place, pick_dtype(dtype, place)
+    return made
+
+
+def load_guide(
+    name: str,
+    model: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+) -> Guide:
+    """A guide, for :func:`guidance` or any loop of torch: ``see`` and ``loss`` are differentiable.
+
+    Args:
+        name: of ``ppap.list_guides()``.
+        model: its network, where it is not the one that the plugin ships.
+        device, dtype: where it is put.
+
+    Raises:
+        PpapError: it cannot be found or read.
+    """
+    place = pick_device(str(device))
+    return load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))

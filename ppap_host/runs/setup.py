@@ -1,0 +1,443 @@
+"""Everything that a run needs, loaded and checked before its first step."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppap_host.backbones.backbone import Backbone, Condition, encode
+from ppap_host.backbones.noise import Walk
+from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
+from ppap_host.files import images
+from ppap_host.files.errors import DeviceError, OptionError
+from ppap_host.files.hashes import file_hashes
+from ppap_host.guides.functions import as_guide
+from ppap_host.guides.guide import Guide, Target
+from ppap_host.plugins.loading import load_backbone, load_guide
+from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.recipes.recipe import Recipe
+from ppap_host.runs.choice import NONE, Choice, choose
+from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
+from ppap_host.runs.devices import pick_device, pick_dtype
+from ppap_host.sampling.evaluator import Guidance, told_apart
+from ppap_host.sampling.solvers import Churn, Solver, make_solver
+
+
+@dataclass
+class ActiveGuide:
+    """A guide at a stage of this run, with what it was asked for.
+
+    Attributes:
+        targets: one for all images, or one an image.
+        files: of code that the guide was read from.
+        ours: whether the run has loaded it, and nobody else holds it.
+    """
+
+    config: GuideConfig
+    guide: Guide
+    targets: tuple[Target, ...]
+    recipe: Recipe
+    scale: float
+    experts: str | None = None
+    expert_files: tuple[Path, ...] = ()
+    calibration_file: Path | None = None
+    files: tuple[Path, ...] = ()
+    ours: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        return self.config.name
+
+    def target(self, indices: Sequence[int]) -> Tensor:
+        """What the loss of these images compares with: one row, or one an image."""
+        if len(self.targets) == 1:
+            return self.targets[0].value
+        return torch.cat([self.targets[k].value for k in indices])
+
+
+@dataclass
+class Stage:
+    """One diffusion model of a run, with the guides that steer it.
+
+    Attributes:
+        name: "base" or "upsampler".
+        steps: as they were decided, a number or a spacing.
+        cfg: classifier-free guidance scale.
+        condition, unconditional: of one image or of all of them, for both branches.
+    """
+
+    name: str
+    backbone: Backbone
+    steps: int | str
+    walk: Walk
+    solver: Solver
+    sampler: str
+    eta: float
+    cfg: float
+    condition: Condition = field(default_factory=dict)
+    unconditional: Condition = field(default_factory=dict)
+    guides: list[ActiveGuide] = field(default_factory=list)
+
+    def guidance(self, indices: Sequence[int]) -> list[Guidance]:
+        """Its guides at work on these images."""
+        return [
+            Guidance(g.guide, g.target(indices), g.recipe, g.scale, g.name) for g in self.guides
+        ]
+
+
+@dataclass
+class Setup:
+    """Everything loaded and checked before the first step.
+
+    Attributes:
+        config: as it was given, with names that tell its guides apart.
+        stages: the base, and the upsampler of a cascade.
+        guides: in the configuration's order, as they see the finished images.
+        plugins: distributions that it uses.
+        inputs: files of the image to fill in and its mask.
+        objects: what is in memory and cannot be loaded again from a record.
+    """
+
+    config: RunConfig
+    stages: list[Stage]
+    guides: list[ActiveGuide]
+    device: torch.device
+    plugins: set[str]
+    inputs: dict[str, Path] = field(default_factory=dict)
+    objects: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(len(stage.walk) for stage in self.stages)
+
+    def decided(self) -> RunConfig:
+        """The configuration with everything that defaults have decided, as values."""
+        base = self.stages[0]
+        guides = []
+        for given, last in zip(self.config.guides, self.guides, strict=True):
+            steered = [g for stage in self.stages for g in stage.guides if g.config is last.config]
+            chosen = {(g.recipe.name, g.experts or NONE, g.scale) for g in steered}
+            if len(chosen) == 1:  # otherwise the stages of a cascade choose for themselves again
+                ((recipe, experts, scale),) = chosen
+                named = given.recipe or self.config.recipe
+                given = replace(given, scale=scale, experts=experts, recipe=named or recipe)
+            guides.append(given)
+        upsampler = self.stages[1].steps if len(self.stages) > 1 else None
+        return replace(
+            self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
+            sampler=base.sampler, eta=base.eta, cfg=base.cfg if self.config.conditional else None,
+        )  # fmt: skip
+
+
+def set_up(
+    config: RunConfig,
+    target_files: Mapping[int | str, str] | None = None,
+    found: Registry | None = None,
+) -> Setup:
+    """Checks a configuration and loads what it names.
+
+    What is in memory already stays as it is: its device, number format, mode and gradients.
+
+    Args:
+        target_files: where to read the targets of these guides, and "image" and "mask", instead of
+            where the configuration says, for repeating a run whose files have moved.
+        found: the plugins to choose from; by default those installed.
+
+    Raises:
+        PpapError: anything the user can mend; see :mod:`ppap_host.files.errors`.
+    """
+    found = registry() if found is None else found
+    check_names(config, found)
+    names = told_apart([g.name for g in config.guides])
+    told = [
+        replace(g, name=name, what=g.steers if name != g.name else g.what)
+        for g, name in zip(config.guides, names, strict=True)
+    ]
+    config = replace(config, guides=tuple(told))
+    objects: list[str] = []
+    backbone, device = _backbone(config, found, objects)
+    dtype = pick_dtype(config.dtype, device)
+    if not config.conditional and config.cfg not in (None, 1.0):
+        raise OptionError(
+            f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
+            remedy="Add --prompt or --class, or leave out --cfg.",
+        )
+    upsampler = backbone.upsampler()
+    if upsampler is None and config.upsampler_steps is not None:
+        raise OptionError(
+            "--upsampler-steps belongs to an upsampler, and there is none.",
+            remedy="Give one with --upsampler, or leave out --upsampler-steps.",
+        )
+    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+    if upsampler is not None:
+        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
+    sources = target_files or {}
+    inputs = {
+        name: Path(sources.get(name, path))
+        for name, path in (("image", config.image), ("mask", config.mask))
+        if path is not None
+    }
+    for stage in stages:
+        if isinstance(config.backbone, str):
+            stage.backbone.to(device, dtype)
+            stage.backbone.device, stage.backbone.dtype = device, dtype
+        _set_conditions(stage, config, inputs, device)
+    guides = [
+        _set_up_guide(i, g, config, stages, device, dtype, sources.get(i), found, objects)
+        for i, g in enumerate(config.guides)
+    ]
+    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
+
+
+def _backbone(
+    config: RunConfig, found: Registry, objects: list[str]
+) -> tuple[Backbone, torch.device]:
+    """The diffusion model, and the device of the run."""
+    given = config.backbone
+    if isinstance(given, str):
+        made = load_backbone(found, given, config.checkpoint, config.backbone_options)
+        return made, _device_of_objects(config) or pick_device(config.device)
+    if config.checkpoint is not None or config.backbone_options:
+        raise OptionError(
+            f"The backbone {called(given)!r} is in memory, and a checkpoint or options are given.",
+            remedy="Leave them out, or name the backbone.",
+        )
+    objects.append(f"the backbone {called(given)!r}")
+    backbone = given if isinstance(given, Backbone) else as_backbone(given, found)
+    if config.device != "auto" and pick_device(config.device) != backbone.device:
+        raise DeviceError(
+            f"The backbone {called(given)!r} is on {backbone.device}, not on {config.device}.",
+            remedy="Move it before, or leave out the device: what is given stays as it is.",
+        )
+    return backbone, backbone.device
+
+
+def as_backbone(thing: Any, found: Registry) -> Backbone:
+    """A backbone around a diffusion model in memory, such as a pipeline of diffusers.
+
+    Raises:
+        PpapError: it is none that is known.
+    """
+    made = found.load("backbone", "diffusers")(checkpoint=thing)
+    assert isinstance(made, Backbone)
+    return made
+
+
+def _device_of_objects(config: RunConfig) -> torch.device | None:
+    """Where the guides in memory are, if the run is free to go there."""
+    if config.device != "auto":
+        return None
+    for guide in config.guides:
+        thing = getattr(guide.steers, "what", guide.steers)
+        network = thing.network() if isinstance(thing, Guide) else thing
+        if isinstance(network, torch.nn.Module):
+            for parameter in network.parameters():
+                return parameter.device
+    return None
+
+
+def _plugins(config: RunConfig, found: Registry) -> set[str]:
+    used: list[tuple[Kind, str]] = []
+    if isinstance(config.backbone, str):
+        used.append(("backbone", config.backbone))
+    used += [
+        ("guide", g.steers)
+        for g in config.guides
+        if isinstance(g.steers, str) and code_of(g.steers) is None
+    ]
+    return {plugin.distribution for kind, name in used for plugin, _ in found.names(kind)[name]}
+
+
+def _set_up_guide(
+    number: int,
+    config: GuideConfig,
+    run: RunConfig,
+    stages: list[Stage],
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str | None,
+    found: Registry,
+    objects: list[str],
+) -> ActiveGuide:
+    """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
+    guide, ours, files = _guide(config, found, objects)
+    steered = _steered(config, stages)
+    choices = [
+        _calibrated(
+            config,
+            choose(config, config.recipe or run.recipe, guide, stage.backbone, stage.walk, found),
+        )
+        for stage in steered
+    ]
+    if ours:
+        guide.to(device, dtype)
+    else:
+        _check_device(guide, config.name, device)
+    given = config.target if source is None else source
+    rows = given if isinstance(given, tuple) else (given,)
+    if any(not (row is None or isinstance(row, str | os.PathLike)) for row in rows):
+        objects.append(f"the target of {config.name!r}")
+    sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
+    targets = {
+        size: tuple(_read_target(guide, row, size, device) for row in rows) for size in sizes
+    }
+    active = []
+    for stage, choice in zip(steered, choices, strict=True):
+        usual = choice.guide.usual_scale(choice.recipe.name)
+        active.append(
+            ActiveGuide(
+                config, choice.guide, targets[stage.backbone.image_size], choice.recipe,
+                usual if config.scale is None else config.scale, choice.experts, choice.files,
+                choice.calibration_file, files, ours,
+            )
+        )  # fmt: skip
+        stage.guides.append(active[-1])
+    return replace(active[-1], guide=guide, targets=targets[stages[-1].backbone.image_size])
+
+
+def _guide(
+    config: GuideConfig, found: Registry, objects: list[str]
+) -> tuple[Guide, bool, tuple[Path, ...]]:
+    """What steers, whether the run owns it, and the file of code that it is in."""
+    what = config.steers
+    code = code_of(what)
+    if isinstance(what, str) and code is None:
+        return load_guide(found, what, config.model), True, ()
+    if config.model is not None:
+        raise OptionError(
+            f"{config.name!r} has its network already, and is given the model {config.model!r}.",
+            remedy="Leave out the model, or name a guide.",
+        )
+    targeted = config.target is not None
+    if code is not None:
+        return as_guide(_load_code(*code), config.name, targeted), True, (code[0],)
+    objects.append(f"the guide {config.name!r}")
+    return as_guide(what, config.name, targeted), False, ()
+
+
+def _load_code(path: Path, name: str) -> Any:
+    """A name from a Python file that the user has named."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise OptionError(
+            f"Cannot read the code {str(path)!r}: {error.strerror}.",
+            remedy="Give FILE.py:NAME, the path of a file and a guide or a function in it.",
+        ) from None
+    module_name = f"_ppap_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"{str(path)!r} is no Python file.", remedy="Give FILE.py:NAME.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise OptionError(
+            f"The code {str(path)!r} fails: {type(error).__name__}: {error}",
+            remedy="Mend it; --debug shows where it fails.",
+        ) from error
+    if not hasattr(module, name):
+        offered = ", ".join(n for n in vars(module) if not n.startswith("_"))
+        raise OptionError(
+            f"There is no {name!r} in {str(path)!r}.", remedy=f"It has: {offered or 'nothing'}."
+        )
+    return getattr(module, name)
+
+
+def _check_device(guide: Guide, name: str, device: torch.device) -> None:
+    for parameter in guide.network().parameters():
+        if parameter.device.type != device.type:
+            raise DeviceError(
+                f"The guide {name!r} is on {parameter.device}, and the run on {device}.",
+                remedy="Move one of them: what is given stays where it is.",
+            )
+        return
+
+
+def _stage(
+    name: str, backbone: Backbone, steps: int | str | None, cfg: float | None, config: RunConfig
+) -> Stage:
+    scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
+    churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+    sampler = config.sampler or backbone.default_sampler
+    eta = config.eta
+    if eta is None:
+        eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
+    solver = make_solver(sampler, eta, backbone, churn)
+    steps = backbone.default_steps if steps is None else steps
+    return Stage(name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale)
+
+
+def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
+    """The stages that a guide steers."""
+    wanted = {None: ("base",), "both": ("base", "upsampler")}.get(guide.stage, (guide.stage,))
+    if len(stages) == 1 and "upsampler" in wanted:
+        raise OptionError(
+            f"The guide {guide.name!r} is to steer an upsampler, and there is none.",
+            remedy="Give one with --upsampler, or leave out --stage.",
+        )
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
+    """The choice with the guide's calibration, if one was asked for."""
+    if config.calibration is None:
+        return choice
+    calibration = load_calibration(Path(config.calibration), choice.guide)
+    calibration.check_view(choice.recipe.sees_noise)
+    guide = Calibrated(choice.guide, calibration)
+    return replace(choice, guide=guide, calibration_file=calibration_file(config.calibration))
+
+
+def _read_target(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
+    target = guide.read_target("" if given is None else os.fspath(given), size)
+    return replace(target, value=target.value.to(device))
+
+
+def _set_conditions(
+    stage: Stage, config: RunConfig, inputs: Mapping[str, Path], device: torch.device
+) -> None:
+    """What the images are conditioned on, and the unconditional branch where one is needed."""
+    backbone = stage.backbone
+    given: Condition = {}
+    if inputs:
+        image, known = images.read_known(inputs["image"], inputs["mask"], backbone.image_size)
+        given = backbone.inpainting(image.to(device), known.to(device))
+    each = isinstance(config.prompt, tuple) or isinstance(config.class_index, tuple)
+    rows = range(config.num) if each else range(1)
+    prompts, classes = config.of_images("prompt", rows), config.of_images("class_index", rows)
+    stage.condition = {**encode(backbone, prompts, classes), **given}
+    stage.unconditional = stage.condition
+    if stage.cfg != 1:
+        stage.unconditional = {**encode(backbone, [""], [None]), **given}
+
+
+def model_files(setup: Setup) -> dict[str, str]:
+    """SHA-256 of every file that a network of the run was read from, by name."""
+    found: dict[str, str] = {}
+    for stage in setup.stages:
+        base = stage is setup.stages[0]
+        known_as = called(setup.config.backbone) if base else stage.name
+        if isinstance(setup.config.backbone, str) and base:
+            known_as = setup.config.backbone
+        found |= file_hashes(stage.backbone.files(), known_as)
+        for g in stage.guides:
+            found |= file_hashes(g.expert_files, f"{g.name}-experts")
+            if g.calibration_file is not None:
+                found |= file_hashes([g.calibration_file], f"{g.name}-calibration")
+    for g in setup.guides:
+        found |= file_hashes((*g.guide.files(), *g.files), g.name)
+    return found
