@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from ppap_host.plugins import builtin
+from ppap_host.runs.batches import generate
 from ppap_host.runs.config import GuideConfig, RunConfig
-from ppap_host.runs.run import generate, run, set_up
+from ppap_host.runs.run import run
+from ppap_host.runs.setup import set_up
 from ppap_host.sampling.evaluator import Health
 
 pytest.importorskip("ppap_plugin_classifier")

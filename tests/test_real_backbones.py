@@ -25,7 +25,7 @@ def test_experts_are_tuned_on_a_pipeline_of_diffusers_and_used_with_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pixels, latents and flow matching; the guide always sees decoded images."""
-    monkeypatch.setattr("ppap_host.runs.run.registry", world)
+    monkeypatch.setattr("ppap_host.runs.setup.registry", world)
     folder = tmp_path / "pipeline"
     tiny(name).save_pretrained(folder)
     text = name != "ddpm"

@@ -74,7 +74,10 @@ def test_a_run_leaves_images_a_sheet_and_a_complete_record(
 ) -> None:
     record = json.loads((done / "run.json").read_text())
     assert record["status"] == "complete"
-    assert RunConfig.from_dict(record["config"], "record") == settings
+    assert RunConfig.from_dict(record["given"], "record") == settings
+    decided = RunConfig.from_dict(record["config"], "record")
+    assert (decided.sampler, decided.eta, decided.steps) == ("ddim", 1.0, STEPS)
+    assert decided.guides[0].recipe and decided.guides[0].experts and decided.guides[0].scale
     assert [entry["index"] for entry in record["images"]] == [0, 1, 2]
     for entry in record["images"]:
         with Image.open(done / entry["file"]) as image:
@@ -229,7 +232,7 @@ def test_contradictory_and_unknown_options_are_refused_with_a_remedy(
 
 @pytest.mark.parametrize("change", [{"num": 0}, {"batch": -1}, {"seed": -5}], ids=str)
 def test_numbers_out_of_range_are_refused(change: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match="out of range"):
+    with pytest.raises(OptionError, match="It must be greater"):
         RunConfig(**change)  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -90,6 +91,7 @@ class Guide(ABC):
             names no number.
         knows_predictions: whether :meth:`see` is told the level at which a clean image was
             predicted, and not only that of a noised one.
+        origin: how it was loaded by name, as settings of a guide, so that a record can say it.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Guide(ABC):
     averages_pixels: bool = False
     tuning_steps: int = 250
     knows_predictions: bool = False
+    origin: Mapping[str, Any] | None = None
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -18,7 +18,8 @@ from ppap_host.files.errors import OutputError
 from ppap_host.files.hashes import sha256_file
 
 VOLATILE = (
-    "seconds", "status", "images", "failed", "skipped_guidance", "limited_guidance", "warnings",
+    "given", "seconds", "status", "images", "failed", "skipped_guidance", "limited_guidance",
+    "warnings",
 )  # fmt: skip
 """Keys of a record that differ when a run is repeated; pictures do not carry them."""
 

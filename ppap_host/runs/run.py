@@ -19,7 +19,7 @@ from torch import Tensor
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, PpapError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_pixels
-from ppap_host.runs.batches import Batch, batch_of
+from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
 from ppap_host.runs.setup import Setup, model_files, set_up
@@ -29,8 +29,6 @@ from ppap_host.sampling.loop import Event
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
-
-_NOT_FINITE = "Use --dtype float32, a smaller --cfg or --scale, or weights that are finite."
 
 SATURATED = 0.5
 """Share of an image's pixels at the bounds from which a run warns of it."""
@@ -213,7 +211,7 @@ class Run:
         if failed and not self.record["images"]:
             first, reason = next(iter(failed.items()))
             raise SamplingError(
-                f"No image could be made: of image {first}, {reason}.", remedy=_NOT_FINITE
+                f"No image could be made: of image {first}, {reason}.", remedy=NOT_FINITE
             )
         return self._result
 
@@ -395,8 +393,10 @@ def _kept(setup: Setup) -> list[Kept]:
     """What decides what is made, to be shown and kept beside the images."""
     found = []
     for i, g in enumerate(setup.guides):
+        given = g.config.to_dict()["target"]
         for j, target in enumerate(g.targets):
-            row: dict[str, Any] = {"guide": i, "given": target.text}
+            named = given[j] if isinstance(given, list) else given
+            row: dict[str, Any] = {"guide": i, "given": named}
             if len(g.targets) > 1:
                 row["row"] = j
             files: list[Path | Image.Image] = list(target.files)
@@ -483,4 +483,4 @@ def _of_saturated(indices: list[int]) -> list[str]:
 
 
 def _of_failed(failed: Mapping[str, str]) -> list[str]:
-    return [f"Image {k} could not be made: {reason}. {_NOT_FINITE}" for k, reason in failed.items()]
+    return [f"Image {k} could not be made: {reason}. {NOT_FINITE}" for k, reason in failed.items()]

@@ -318,6 +318,7 @@ def load_backbone(
     made = load_backbone_named(registry(), what, checkpoint, options)
     made.to(place, pick_dtype(dtype, place))
     made.device, made.dtype = place, pick_dtype(dtype, place)
+    made.origin = {"backbone": what, "checkpoint": checkpoint, "backbone_options": options}
     return made
 
 
@@ -339,4 +340,6 @@ def load_guide(
         PpapError: it cannot be found or read.
     """
     place = pick_device(str(device))
-    return load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))
+    guide = load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))
+    guide.origin = {"what": name, "model": model}
+    return guide

@@ -132,11 +132,12 @@ class Setup:
                 ((recipe, experts, scale),) = chosen
                 named = given.recipe or self.config.recipe
                 given = replace(given, scale=scale, experts=experts, recipe=named or recipe)
-            guides.append(given)
+            guides.append(replace(given, **(getattr(given.steers, "origin", None) or {})))
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
             sampler=base.sampler, eta=base.eta, cfg=base.cfg if self.config.conditional else None,
+            **(getattr(self.config.backbone, "origin", None) or {}),
         )  # fmt: skip
 
 
@@ -213,7 +214,8 @@ def _backbone(
             f"The backbone {called(given)!r} is in memory, and a checkpoint or options are given.",
             remedy="Leave them out, or name the backbone.",
         )
-    objects.append(f"the backbone {called(given)!r}")
+    if getattr(given, "origin", None) is None:
+        objects.append(f"the backbone {called(given)!r}")
     backbone = given if isinstance(given, Backbone) else as_backbone(given, found)
     if config.device != "auto" and pick_device(config.device) != backbone.device:
         raise DeviceError(
@@ -322,7 +324,8 @@ def _guide(
     targeted = config.target is not None
     if code is not None:
         return as_guide(_load_code(*code), config.name, targeted), True, (code[0],)
-    objects.append(f"the guide {config.name!r}")
+    if getattr(what, "origin", None) is None:
+        objects.append(f"the guide {config.name!r}")
     return as_guide(what, config.name, targeted), False, ()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppap_host.files.errors import OptionError, OutputError
+from ppap_host.files.errors import OptionError, OutputError, SamplingError
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit, write_file
 from ppap_host.guides.guide import Target
@@ -24,11 +24,13 @@ from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import Kind, Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
+from ppap_host.runs.batches import generate
 from ppap_host.runs.choice import choose
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
-from ppap_host.runs.run import ActiveGuide, Setup, generate, set_up
+from ppap_host.runs.setup import ActiveGuide, Setup, set_up
 from ppap_host.sampling.evaluator import Health
+from ppap_host.sampling.loop import Event
 from ppap_plugin_bench.benchmarks.arms import tensor_hash
 from ppap_plugin_bench.benchmarks.ppap import VALIDATION_NOISE
 from ppap_plugin_bench.search import validation
@@ -164,8 +166,8 @@ class Trials:
         self.targets = self.validation.targets.to(self.setup.device)
         self.recipe.check(guide, self.targets[:1])
         self._active = ActiveGuide(
-            asked, choice.guide, Target("", self.targets), self.recipe, self.scale, choice.experts,
-            choice.files,
+            asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
+            self.scale, choice.experts, choice.files,
         )  # fmt: skip
         self.model_files = {
             **file_hashes(stage.backbone.files(), stage.backbone.name),
@@ -190,10 +192,10 @@ class Trials:
 
     def _judged(self, recipe: Recipe, scale: float) -> Judged:
         health = Health()
-        x = self._images(recipe, scale, health)
-        bad = int((~x.isfinite()).flatten(1).any(dim=1).sum())
-        if bad:
-            raise ValueError(f"{bad} of {len(x)} images are not finite")
+        try:
+            x = self._images(recipe, scale, health)
+        except SamplingError as error:
+            raise ValueError(error.message) from error
         x = to_unit(to_pixels(x).cpu())
         measures, ties = self.validation.judge(x), self.validation.tie(x)
         found = measures[self.validation.objective]
@@ -210,13 +212,11 @@ class Trials:
         made = []
         for first in range(0, run.num, run.batch):
             rows = range(first, min(first + run.batch, run.num))
-            target = Target("", self.targets[rows.start : rows.stop])
-            active = replace(self._active, target=target, recipe=recipe, scale=scale)
-            stage.guides = [active] if scale else []
+            stage.guides = [replace(self._active, recipe=recipe, scale=scale)] if scale else []
 
-            def step(done: int, rows: range = rows) -> None:
-                steps = self.setup.steps
-                self.watch(rows.start * steps + len(rows) * done, run.num * steps)
+            def step(event: Event, rows: range = rows) -> None:
+                done = rows.start * event.steps + len(rows) * (event.index + 1)
+                self.watch(done, run.num * event.steps)
 
             made.append(generate(self.setup, list(rows), health, step))
         return torch.cat(made)
@@ -229,7 +229,7 @@ class Trials:
         checked = self.validation
         return {
             "run": run,
-            "guide": asdict(self.config.guide),
+            "guide": self.config.guide.to_dict(),
             "recipe_name": self.recipe.name,
             "recipe": repr(self.recipe),
             "experts": self._active.experts,
