@@ -89,7 +89,10 @@ class FunctionGuide(Guide):
 
     def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b 3 h w"]) -> Tensor:
         """What the function says; the images as they are where it needs a target to say it."""
-        return x if self.targeted else self._one_each(super().through(network, x), len(x))
+        if self.targeted:
+            return x
+        own = next((p.dtype for p in self._network.parameters()), x.dtype)
+        return self._one_each(network(x.to(own)), len(x)).to(x.dtype)
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         """What the function says, minus that if it rewards.
