@@ -344,4 +344,4 @@ def finish(result: Result, as_json: bool) -> None:
     console = Console()
     console.print(table)
     total = sum(result.record["seconds"].values())
-    console.print(f"{total:.1f} s; look at {result.folder / 'sheet.png'}")
+    console.print(f"{total:.1f} s; look at {result.folder}/sheet.png")

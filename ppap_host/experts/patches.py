@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -165,7 +166,7 @@ class Patched:
     network that uses one submodule in two places with the other parameters for good. Where they go
     is found out once, here; a parameter with several names is replaced under all of them.
 
-    Not to be called from two threads at once on the same network.
+    Not to be called from two threads at once on the same network; see :func:`twin`.
 
     Args:
         network: any module of one input.
@@ -195,6 +196,16 @@ class Patched:
         finally:
             for (own, key, _), tensor in zip(self._slots, before, strict=True):
                 own[key] = tensor
+
+
+def twin(network: nn.Module) -> nn.Module:
+    """The same network with a structure of its own: modules are copies, tensors are shared.
+
+    Other parameters may be laid over it while somebody else calls the network.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    copied: nn.Module = deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    return copied
 
 
 def _named(network: nn.Module) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ppap_host.experts.patches import (
     _at_least_float32,
     _is_statistic,
     network_hash,
+    twin,
 )
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import write_file
@@ -462,6 +463,7 @@ class WithExperts(Wrapped):
         self.experts = experts
         self.knows_predictions = experts.view == "predicted"
         self._active: tuple[int, Patched] | None = None
+        self._twin: nn.Module | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Through the expert that serves ``level``; through the plain network if it is None."""
@@ -469,13 +471,15 @@ class WithExperts(Wrapped):
             return self.guide.see(x)
         index = self.experts.serving(level)
         if self._active is None or self._active[0] != index:
+            if self._twin is None:  # the guide may serve another run at the same time
+                self._twin = twin(self.network())
             with torch.no_grad():
-                self._active = (index, self.experts.patches[index].over(self.network()))
+                self._active = (index, self.experts.patches[index].over(self._twin))
         return self.through(self._active[1], x)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""
-        self._active = None
+        self._active = self._twin = None
         return super().to(device, dtype)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -221,6 +221,22 @@ class Guide(ABC):
         return ()
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _passed_on(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """The method of a guide that does as the guide inside does."""
+    name = method.__name__
+
+    def passed(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answer: R = getattr(self.guide, name)(*args, **kwargs)
+        return answer
+
+    passed.__name__, passed.__doc__ = name, "As the guide."  # it is not abstract, as `wraps` says
+    return passed
+
+
 class Wrapped(Guide):
     """A guide that is another one with something changed; everything else is passed on.
 
@@ -232,79 +248,32 @@ class Wrapped(Guide):
         self.guide = guide
         self.name, self.default_scale = guide.name, guide.default_scale
         self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
-        self.knows_predictions = guide.knows_predictions
+        self.knows_predictions, self.origin = guide.knows_predictions, guide.origin
 
-    def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        """As the guide."""
-        return self.guide.see(x, level)
-
-    def through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.through(network, x)
+    network = _passed_on(Guide.network)
+    read_target = _passed_on(Guide.read_target)
+    prepare = _passed_on(Guide.prepare)
+    see = _passed_on(Guide.see)
+    through = _passed_on(Guide.through)
+    loss = _passed_on(Guide.loss)
+    distance = _passed_on(Guide.distance)
+    picture = _passed_on(Guide.picture)
+    measure = _passed_on(Guide.measure)
+    as_target = _passed_on(Guide.as_target)
+    from_labels = _passed_on(Guide.from_labels)
+    logits = _passed_on(Guide.logits)
+    operator = _passed_on(Guide.operator)
+    usual_scale = _passed_on(Guide.usual_scale)
+    patch_plan = _passed_on(Guide.patch_plan)
+    files = _passed_on(Guide.files)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the wrapped one."""
         self.guide.to(device, dtype)
         return self
 
-    def network(self) -> nn.Module:
-        """The guide's network."""
-        return self.guide.network()
-
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """As the guide."""
-        return self.guide.read_target(text, size)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.prepare(x)
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.loss(output, target)
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.distance(student, teacher)
-
-    def picture(self, output: Tensor) -> list[Image]:
-        """As the guide."""
-        return self.guide.picture(output)
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        """As the guide."""
-        return self.guide.measure(output, target)
-
-    def as_target(self, output: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.as_target(output)
-
-    def from_labels(self, labels: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.from_labels(labels)
-
-    def logits(self, output: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.logits(output)
-
     def tempered(self, joint: float, marginal: float) -> Guide:
         """The guide at these temperatures, wrapped alike."""
         tempered = copy(self)
         tempered.guide = self.guide.tempered(joint, marginal)
         return tempered
-
-    def operator(self, target: Tensor) -> LinearOperator | None:
-        """As the guide."""
-        return self.guide.operator(target)
-
-    def usual_scale(self, recipe: str) -> float:
-        """As the guide."""
-        return self.guide.usual_scale(recipe)
-
-    def patch_plan(self, network: nn.Module) -> PatchPlan:
-        """As the guide."""
-        return self.guide.patch_plan(network)
-
-    def files(self) -> Sequence[Path]:
-        """As the guide."""
-        return self.guide.files()

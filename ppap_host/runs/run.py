@@ -253,7 +253,8 @@ class Run:
             try:
                 event = next(making)
             except StopIteration as end:
-                return end.value
+                batch: Batch = end.value
+                return batch
             self._done += len(indices)
             self._watch("sampling" if guided else "sampling without guides", self._done, total)
             yield event
