@@ -23,6 +23,7 @@ TEST = [
     "timm>=1.0",
 ]
 TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built
+TEST += ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # the notebook runs
 TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked with both
 
 

@@ -12,7 +12,8 @@ from processes import Outcome
 
 from ppap_host.files.errors import PluginError, UnknownNameError
 from ppap_host.plugins import registry as registry_module
-from ppap_host.plugins.registry import Plugin, Registry
+from ppap_host.plugins.plugin import Plugin
+from ppap_host.plugins.registry import Registry
 
 
 def guide(name: str, factory: str, before: str = "", interface: str = "ppap_interface = 1") -> str:

@@ -13,7 +13,7 @@ from examples import EXAMPLES
 from test_docs import DOCS, ROOT, script
 
 from ppap_host.plugins import hookspecs
-from ppap_host.plugins.registry import ANSWERS
+from ppap_host.plugins.plugin import ANSWERS
 from ppap_host.plugins.scaffold import KINDS, Scaffold
 
 HOST = "ppap_host"

@@ -16,7 +16,8 @@ from ppap_host.files.errors import OptionError, PluginError, nearest
 from ppap_host.files.weights import default_folder, stored
 from ppap_host.guides.guide import Guide, Target, Wrapped
 from ppap_host.plugins.containment import Watch
-from ppap_host.plugins.registry import Kind, Registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 

@@ -23,7 +23,8 @@ from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide, Target
 from ppap_host.plugins.loading import load_backbone, load_guide
-from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of

@@ -9,6 +9,7 @@ Scene ``k`` of seed ``s`` is a function of ``(s, k)`` only, so data sets can be 
 order, in any batch size and by any number of workers.
 """
 
+# Long because what a scene may be, and how it is told in words, is one table and its draws.
 from __future__ import annotations
 
 import colorsys

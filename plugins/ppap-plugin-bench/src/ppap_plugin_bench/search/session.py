@@ -21,7 +21,8 @@ from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit, write_file
 from ppap_host.guides.guide import Target
 from ppap_host.plugins.loading import load_guide
-from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.batches import generate
