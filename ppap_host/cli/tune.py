@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -340,7 +341,10 @@ def _tune(
     }
     record = {
         "experts": str(target),
-        "ranges": [[part.low, part.high] for part in progress[0].ranges],
+        "ranges": [
+            [bound if math.isfinite(bound) else None for bound in (part.low, part.high)]
+            for part in progress[0].ranges
+        ],
         **experts.metadata,
         "history": progress[0].history,
     }

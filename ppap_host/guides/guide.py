@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.guides.operators import LinearOperator
@@ -207,6 +208,17 @@ class Guide(ABC):
         """The strength for a recipe where the user names none (:attr:`default_scale`)."""
         return self.default_scale.get(recipe, self.default_scale.get("", 1.0))
 
+    def usual_recipe(self, backbone: Backbone) -> str | None:
+        """The recipe for a backbone, with settings, where the user names none and no experts.
+
+        None, the default, leaves it to the host: ``x0``.
+
+        Args:
+            backbone: tells pixels from latents and what it was trained on
+                (:attr:`~ppap_host.backbones.backbone.Backbone.latent`).
+        """
+        return None
+
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """What experts on this guide may change; by default everything that is cheap."""
         return default_patch_plan(network)
@@ -264,6 +276,7 @@ class Wrapped(Guide):
     logits = _passed_on(Guide.logits)
     operator = _passed_on(Guide.operator)
     usual_scale = _passed_on(Guide.usual_scale)
+    usual_recipe = _passed_on(Guide.usual_recipe)
     patch_plan = _passed_on(Guide.patch_plan)
     files = _passed_on(Guide.files)
 

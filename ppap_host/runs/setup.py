@@ -47,6 +47,7 @@ class ActiveGuide:
     guide: Guide
     targets: tuple[Target, ...]
     recipe: Recipe
+    recipe_text: str
     scale: float
     experts: str | None = None
     expert_files: tuple[Path, ...] = ()
@@ -128,11 +129,10 @@ class Setup:
         guides = []
         for given, last in zip(self.config.guides, self.guides, strict=True):
             steered = [g for stage in self.stages for g in stage.guides if g.config is last.config]
-            chosen = {(g.recipe.name, g.experts or NONE, g.scale) for g in steered}
+            chosen = {(g.recipe_text, g.experts or NONE, g.scale) for g in steered}
             if len(chosen) == 1:  # otherwise the stages of a cascade choose for themselves again
                 ((recipe, experts, scale),) = chosen
-                named = given.recipe or self.config.recipe
-                given = replace(given, scale=scale, experts=experts, recipe=named or recipe)
+                given = replace(given, scale=scale, experts=experts, recipe=recipe)
             guides.append(replace(given, **(getattr(given.steers, "origin", None) or {})))
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
@@ -301,8 +301,8 @@ def _set_up_guide(
         active.append(
             ActiveGuide(
                 config, choice.guide, targets[stage.backbone.image_size], choice.recipe,
-                usual if config.scale is None else config.scale, choice.experts, choice.files,
-                choice.calibration_file, files, ours,
+                choice.recipe_text, usual if config.scale is None else config.scale,
+                choice.experts, choice.files, choice.calibration_file, files, ours,
             )
         )  # fmt: skip
         stage.guides.append(active[-1])

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.errors import OptionError
 from ppap_host.files.images import read_rgb
 from ppap_host.guides.guide import Guide, PatchPlan, Target
@@ -126,6 +127,15 @@ class RestorationGuide(Guide):
     ) -> Float[Tensor, " b"]:
         """As :meth:`loss`."""
         return self.loss(student, teacher)
+
+    def usual_recipe(self, backbone: Backbone) -> str | None:
+        """PiGDM on pixels: a linear measurement is its case. Latents have no pseudo-inverse.
+
+        Pictures that are read from files have the noise of their 8 bits, and more.
+        """
+        if backbone.latent:
+            return None
+        return "pigdm" if self.problem.measures else "pigdm:noise=0.01"
 
     def operator(self, target: Float[Tensor, "b c h w"]) -> LinearOperator:
         """A of the images that have such a measurement."""

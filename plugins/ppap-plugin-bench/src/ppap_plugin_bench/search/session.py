@@ -168,7 +168,7 @@ class Trials:
         self.recipe.check(guide, self.targets[:1])
         self._active = ActiveGuide(
             asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
-            self.scale, choice.experts, choice.files,
+            choice.recipe_text, self.scale, choice.experts, choice.files,
         )  # fmt: skip
         self.model_files = {
             **file_hashes(stage.backbone.files(), stage.backbone.name),
