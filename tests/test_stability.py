@@ -108,7 +108,8 @@ TOOLS = ("train.py", "memory.py")
         path
         for folder in (EXAMPLES, ROOT / "plugins")
         for path in sorted(folder.glob("*/src/**/*.py"))
-        if path.name not in TOOLS and "ppap_plugin_bench" not in path.parts  # released with the host
+        if path.name not in TOOLS
+        and "ppap_plugin_bench" not in path.parts  # released with the host
     ],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
