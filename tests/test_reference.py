@@ -207,7 +207,8 @@ def test_the_page_of_recipes_has_every_public_name() -> None:
         for name, thing in vars(import_module(found.name)).items()
         if getattr(thing, "__module__", None) == found.name and not name.startswith("_")
     }
-    assert described <= defined
+    for module, name in re.findall(r"^::: (ppap_host\.recipes\.\w+)\.(\w+)$", page, re.MULTILINE):
+        assert hasattr(import_module(module), name)
     assert defined - described <= {"split_recipe"}  # of the command line
     named = {n for n, thing in vars(presets).items() if isinstance(thing, Recipe)}
     assert named == set(re.findall(r"`(\w+)`", page)) & named
