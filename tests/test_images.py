@@ -26,12 +26,10 @@ from ppap_host.files.images import (
     is_map,
     means_file,
     read_map,
-    read_png_record,
     read_rgb,
     to_tensor,
-    write_file,
-    write_png,
 )
+from ppap_host.files.writing import read_png_record, write_file, write_png
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 190, 60), (30, 60, 210), (255, 255, 255)
 QUARTERS = (RED, GREEN, BLUE, WHITE)

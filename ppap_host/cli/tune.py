@@ -267,7 +267,7 @@ def _tune(
     from ppap_host.experts.tuning import STATE, Predictor
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
-    from ppap_host.files.images import write_file
+    from ppap_host.files.writing import write_file
     from ppap_host.plugins.loading import load_backbone, load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.devices import pick_device, pick_dtype

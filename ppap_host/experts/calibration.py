@@ -18,7 +18,7 @@ from ppap_host.backbones.noise import NoiseLevel, NoiseRange
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import VIEWS, ExpertSet, View, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide, Wrapped
 
 FORMAT = 1

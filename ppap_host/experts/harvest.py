@@ -28,9 +28,10 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.experts.patches import network_hash
-from ppap_host.files import images
+from ppap_host.files import images, writing
 from ppap_host.files.errors import CheckpointError, OutputError
 from ppap_host.guides.guide import Guide
+from ppap_host.sampling.streams import of_image
 
 FORMAT = 1
 _CLASSES = 1  # tells the stream of random classes from that of noise
@@ -79,7 +80,7 @@ def conditions(
 def _random_class(count: int | None, seed: int, k: int) -> int | None:
     if count is None:
         return None
-    return int(np.random.default_rng([seed, k, _CLASSES]).integers(count))
+    return int(np.random.default_rng(of_image(seed, k, _CLASSES)).integers(count))
 
 
 class Harvest:
@@ -197,7 +198,7 @@ class Harvest:
             small = output.half()
             fits = bool(small.isfinite().all()) and output.dtype == torch.float32
             kept = (small if fits else output).contiguous()
-            images.write_file(files[i], save({"output": kept}))
+            writing.write_file(files[i], save({"output": kept}))
         if wait is not None:
             wait()
         teacher = torch.cat([_read(path, "output") for path in files])

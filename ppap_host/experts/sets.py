@@ -24,7 +24,7 @@ from ppap_host.experts.patches import (
     network_hash,
 )
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide, Wrapped
 
 FORMAT = 1

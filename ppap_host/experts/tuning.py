@@ -38,8 +38,9 @@ from ppap_host.experts.harvest import Harvest, Lesson, conditions
 from ppap_host.experts.patches import Patch, estimate_statistics, network_hash
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide
+from ppap_host.sampling.streams import derived, generator, word
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -239,7 +240,9 @@ class Predictor:
 class _Noised:
     """What the student of one range is shown: noised images; the same draw for the same key."""
 
-    def __init__(self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int) -> None:
+    def __init__(
+        self, levels: Sequence[NoiseLevel], part: NoiseRange, seeds: tuple[int, int]
+    ) -> None:
         own = [level for level in levels if level.log_snr in part]
         if not own:
             raise OptionError(
@@ -249,11 +252,10 @@ class _Noised:
         self._levels = own
         self._alpha = torch.tensor([level.alpha / level.scale for level in own])
         self._sigma = torch.tensor([level.sigma / level.scale for level in own])
-        self._seed = seed
+        self._seeds = seeds
 
     def _generator(self, key: tuple[int, ...]) -> torch.Generator:
-        word = np.random.SeedSequence([self._seed, *key]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return generator(derived("tuning", *self._seeds, *key))
 
     def __call__(
         self, x0: Tensor, rows: Tensor, key: tuple[int, ...], share: slice = slice(None)
@@ -266,9 +268,9 @@ class _Noised:
             rows: which images of the lesson these are.
             share: of the batch that is wanted.
         """
-        generator = self._generator(key)
-        picks = torch.randint(len(self._alpha), (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        drawn = self._generator(key)
+        picks = torch.randint(len(self._alpha), (len(x0),), generator=drawn)
+        noise = torch.randn(x0.shape, generator=drawn)
         alpha, sigma = (v[picks].view(-1, 1, 1, 1).to(x0) for v in (self._alpha, self._sigma))
         return (alpha * x0 + sigma * noise.to(x0))[share]
 
@@ -281,10 +283,14 @@ class _Predicted(_Noised):
     """
 
     def __init__(
-        self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int, predictor: Predictor
+        self,
+        levels: Sequence[NoiseLevel],
+        part: NoiseRange,
+        seeds: tuple[int, int],
+        predictor: Predictor,
     ) -> None:
         # Nothing can be predicted where no image is left, as at the end of some schedules.
-        super().__init__([level for level in levels if level.alpha], part, seed)
+        super().__init__([level for level in levels if level.alpha], part, seeds)
         self._predictor = predictor
         self._kept: dict[tuple[int, ...], Tensor] = {}
 
@@ -294,11 +300,11 @@ class _Predicted(_Noised):
         """Predicted x_0, images of neighbouring places in the batch at the same level."""
         if key in self._kept:
             return self._kept[key][share].to(x0)
-        generator, count = self._generator(key), len(x0)
+        drawn, count = self._generator(key), len(x0)
         parts = min(_LEVELS_AT_ONCE, count)
-        at = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
-        drawn = (at * len(self._levels)).long().clamp_max(len(self._levels) - 1)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        at = (torch.arange(parts) + torch.rand(parts, generator=drawn)) / parts
+        picks = (at * len(self._levels)).long().clamp_max(len(self._levels) - 1)
+        noise = torch.randn(x0.shape, generator=drawn).to(x0)
         mine = torch.arange(count)[share]
         group = mine * parts // count
         condition = self._predictor.conditions(rows[mine].tolist())
@@ -306,7 +312,7 @@ class _Predicted(_Noised):
         for k in group.unique().tolist():
             here = (group == k).nonzero().flatten()
             own = {n: r if len(r) == 1 else r[here.to(r.device)] for n, r in condition.items()}
-            level = self._levels[int(drawn[k])]
+            level = self._levels[int(picks[k])]
             batch = mine[here]
             shown[here] = self._predictor(x0[batch], noise[batch], level, own)
         if key[0] == _CHECK and len(mine) == count:
@@ -350,15 +356,15 @@ class Tuning:
             raise OptionError(
                 f"{len(lesson)} images leave nothing to train on.", remedy="Harvest more images."
             )
-        order = np.random.default_rng([config.seed, 7]).permutation(len(lesson))
+        order = np.random.default_rng(derived("held out", config.seed)).permutation(len(lesson))
         self.held = torch.from_numpy(np.sort(order[:held]))[:_CHECK_IMAGES]
         self.train = torch.from_numpy(np.sort(order[held:]))
-        seeds = [1000 * config.seed + i for i in range(config.experts)]
+        seeds = [(config.seed, i) for i in range(config.experts)]
         self.shown = [
-            _Noised(levels, part, seed)
+            _Noised(levels, part, own)
             if predictor is None
-            else _Predicted(levels, part, seed, predictor)
-            for part, seed in zip(self.ranges, seeds, strict=True)
+            else _Predicted(levels, part, own, predictor)
+            for part, own in zip(self.ranges, seeds, strict=True)
         ]
         self.patches = [self._fresh(network, i) for i in range(config.experts)]
         trained = [patch.trainable() for patch in self.patches]
@@ -392,7 +398,7 @@ class Tuning:
 
     def _fresh(self, network: nn.Module, i: int) -> Patch:
         config = self.config
-        patch = fresh_patch(self.guide, config, 1000 * config.seed + i)
+        patch = fresh_patch(self.guide, config, word(derived("factors", config.seed, i)))
         if self.predictor is not None:
             # Predictions are nearly the images that the network's own statistics are of: with these
             # an expert begins as the plain network, and can only gain on the held-out part.
@@ -413,7 +419,8 @@ class Tuning:
         """The images of a step: every one once before any comes again."""
         per_pass = max(1, len(self.train) // self.config.batch)
         epoch, place = divmod(step, per_pass)
-        order = np.random.default_rng([self.config.seed, 3, epoch]).permutation(len(self.train))
+        drawn = np.random.default_rng(derived("batches", self.config.seed, epoch))
+        order = drawn.permutation(len(self.train))
         start = place * self.config.batch
         return self.train[torch.from_numpy(order[start : start + self.config.batch])]
 

@@ -1,13 +1,10 @@
-"""Reading targets and writing results: the only place where image files are opened."""
+"""Reading targets, and sheets for people: the only place where image files are opened."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ppap_host.files.errors import OutputError, TargetError
-
-RECORD_KEY = "ppap"
-"""Key of the text chunk that holds a run's record in a PNG."""
+from ppap_host.files.errors import TargetError
 
 MAX_PIXELS = 150_000_000
 """Largest picture that is decoded: 150 megapixels, half a gigabyte of memory as RGB."""
@@ -264,62 +258,6 @@ def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Pictures from RGB in [-1, 1]: clipped, rounded to 8 bits."""
     rows = to_pixels(x).cpu().permute(0, 2, 3, 1)
     return [Image.fromarray(row.contiguous().numpy()) for row in rows]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        OutputError: no permission, no space, or the folder is gone.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {str(path)!r}: {error.strerror or error}.",
-            remedy="Free some space or choose another folder with --out.",
-        ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
-def write_png(path: Path, image: Image.Image, record: Mapping[str, Any] | None = None) -> None:
-    """Writes a PNG that carries ``record`` as JSON in its metadata.
-
-    Raises:
-        OutputError: as :func:`write_file`.
-    """
-    info = PngImagePlugin.PngInfo()
-    if record is not None:
-        info.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info, optimize=False)
-    write_file(path, buffer.getvalue())
-
-
-def read_png_record(path: Path) -> Any:
-    """The record in a PNG's metadata, None if it carries none.
-
-    Raises:
-        TargetError: the file is no readable image.
-    """
-    with _open(path) as image:
-        image.load()
-        text = getattr(image, "text", {}).get(RECORD_KEY)
-    return None if text is None else json.loads(text)
 
 
 def contact_sheet(

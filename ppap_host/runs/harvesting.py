@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode
 from ppap_host.experts.harvest import FORMAT, Harvest, Watch, _make_folder, _read, conditions
-from ppap_host.files import images
+from ppap_host.files import images, writing
 from ppap_host.files.errors import OptionError
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.plugins.loading import load_backbone
@@ -126,7 +126,7 @@ def harvest(
             left.unlink(missing_ok=True)
         if not (out / "harvest.json").exists():
             text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-            images.write_file(out / "harvest.json", text.encode())
+            writing.write_file(out / "harvest.json", text.encode())
     wait()
     result = Harvest(out, described)
     mine = list(range(process, result.shards, processes))
@@ -139,7 +139,7 @@ def harvest(
                 watch("harvesting images", int(before + made), total)
 
             pixels = maker.make(rows, on_batch)
-            images.write_file(result.images_file(i), save({"rgb": pixels}))
+            writing.write_file(result.images_file(i), save({"rgb": pixels}))
         done += len(rows)
         watch("harvesting images", done, total)
     wait()
@@ -217,4 +217,4 @@ def _write_sheet(result: Harvest) -> None:
     pixels = _read(result.images_file(0), "rgb")[:48]
     pictures = images.from_tensor(images.to_unit(pixels))
     rows = [("", [("", p) for p in pictures[i : i + 8]]) for i in range(0, len(pictures), 8)]
-    images.write_png(result.folder / "sheet.png", images.contact_sheet(rows, cell=128))
+    writing.write_png(result.folder / "sheet.png", images.contact_sheet(rows, cell=128))

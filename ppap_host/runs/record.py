@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppap_host.files.errors import RecordError, TargetError
-from ppap_host.files.images import read_png_record
+from ppap_host.files.writing import read_png_record
 from ppap_host.runs.config import RECORD_FORMAT
 
 _LAYOUT = {"config": dict, "images": list, "targets": list, "versions": dict, "model_files": dict}

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ppap_host.files.errors import OptionError, OutputError, SamplingError
 from ppap_host.files.hashes import file_hashes, package_versions
-from ppap_host.files.images import to_pixels, to_unit, write_file
+from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Target
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import Kind, Registry, registry
