@@ -137,18 +137,22 @@ def tune(
             "only --estimate needs neither.",
         )
     target = out / "experts.safetensors"
-    if target.exists():
-        record = _finished(target, guide, model, harvest, config, view)
-        if record is None:
-            raise OutputError(
-                f"{str(out)!r} already holds an expert set, of another tuning.",
-                remedy="Give another folder with --out; nothing is overwritten.",
-            )
-    else:
-        record = _tune(
-            guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
-            view,
-        )  # fmt: skip
+    from ppap_host.files.folders import Job
+
+    # Looking for a set, making one and writing it are one thing.
+    with Job(out) if alone_or_first() else nullcontext():
+        if target.exists():
+            record = _finished(target, guide, model, harvest, config, view)
+            if record is None:
+                raise OutputError(
+                    f"{str(out)!r} already holds an expert set, of another tuning.",
+                    remedy="Give another folder with --out; nothing is overwritten.",
+                )
+        else:
+            record = _tune(
+                guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
+                view,
+            )  # fmt: skip
     if record is None or not alone_or_first():
         return
     if for_people(False):
@@ -267,7 +271,7 @@ def _tune(
     from ppap_host.experts.tuning import STATE, Predictor
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
-    from ppap_host.files.writing import write_file
+    from ppap_host.files.writing import write_json
     from ppap_host.plugins.loading import load_backbone, load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.devices import pick_device, pick_dtype
@@ -344,8 +348,7 @@ def _tune(
         **experts.metadata,
         "history": progress[0].history,
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(target.parent / "tuning.json", text.encode())
+    write_json(target.parent / "tuning.json", record)
     experts.save(target)
     (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record

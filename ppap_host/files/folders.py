@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Final
@@ -26,20 +27,18 @@ class Job:
 
     Args:
         folder: where results are written.
-        created: whether the folder was made for this job already (:func:`numbered`).
-
     Raises:
         OutputError: another job is at work in it, or it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, created: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         from filelock import FileLock, Timeout
 
         self.folder, self._key = folder, os.path.realpath(folder)
         self._lock = None
         if _held.get(self._key) == get_ident():
             return
-        self._created = make_folder(folder) or created
+        self._created = make_folder(folder)
         # Not a thread's: whoever ends a job may be another one than who began it.
         lock = FileLock(folder / LOCK, thread_local=False)
         try:
@@ -59,8 +58,7 @@ class Job:
         """Lets go of the folder; a second call does nothing."""
         if self._lock is None:
             return
-        if self._created:
-            _remove_empty(self.folder)
+        _remove_empty(self.folder, self._created)
         _held.pop(self._key, None)
         self._lock.release()
         self._lock = None
@@ -84,17 +82,20 @@ def _sweep(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Removes a folder in which there is nothing but the lock; whoever has just opened that finds
-    the folder gone."""
+def _remove_empty(folder: Path, created: bool) -> None:
+    """Removes the lock where there is nothing else, and the folder if it was made for the job."""
     with suppress(OSError):
         if set(os.listdir(folder)) <= {LOCK}:
             (folder / LOCK).unlink(missing_ok=True)
-            os.rmdir(folder)
+            if created:
+                os.rmdir(folder)
 
 
-def numbered(base: Path) -> Path:
+@contextmanager
+def numbered(base: Path) -> Iterator[Path]:
     """A new folder ``base/000``, ``base/001`` ...: its number is taken by making it.
+
+    It is removed again if what it was made for fails and leaves nothing in it.
 
     Raises:
         OutputError: it cannot be made.
@@ -105,11 +106,17 @@ def numbered(base: Path) -> Path:
         folder = base / f"{number:03d}"
         try:
             os.mkdir(folder)
-            return folder
+            break
         except FileExistsError:
             number += 1
         except OSError as error:
             raise cannot_write(folder, error) from None
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            os.rmdir(folder)
+        raise
 
 
 def inside(folder: Path, name: str, error: type[PpapError], remedy: str = "") -> Path:

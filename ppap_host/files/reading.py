@@ -173,7 +173,8 @@ class Document:
         if problem:
             raise self.fail(source, problem)
         try:
-            return _adapter(model).validate_python(values)
+            found: T = _adapter(model).validate_python(values)
+            return found
         except ValidationError as error:
             raise self.fail(source, first_problem(error)) from None
 
@@ -214,7 +215,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 @cache
-def _adapter(model: type[T]) -> TypeAdapter[T]:
+def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 

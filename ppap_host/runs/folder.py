@@ -27,18 +27,17 @@ class RunFolder:
 
     Args:
         path: a new folder, or one without a record.
-        created: whether it was made for this run already.
 
     Raises:
         OutputError: it cannot be written, another job is at work in it, or it holds another run.
     """
 
-    def __init__(self, path: Path, *, created: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         # os.path, because Path.exists raises for names that are too long.
         if os.path.exists(path) and not os.path.isdir(path):
             raise OutputError(f"{str(path)!r} is a file.", remedy="Give a folder with --out.")
-        self._job = Job(path, created=created)
+        self._job = Job(path)
         if os.path.exists(path / "run.json"):
             self._job.end()
             raise OutputError(
