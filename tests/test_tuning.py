@@ -22,13 +22,13 @@ from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel
-from ppap_host.experts.harvest import Harvest, Lesson
+from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.experts.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
 from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.files.images import to_unit
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 from ppap_host.sampling.evaluator import Evaluator, Health
 from ppap_host.sampling.solvers import DDIM
 

@@ -60,7 +60,7 @@ def harvest(
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
     from ppap_host.cli.run import progress_bar
-    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.experts.harvest import HarvestConfig
     from ppap_host.runs.harvesting import harvest as make
     from ppap_host.runs.processes import join, own_device
 

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from ppap_host.files.errors import PpapError
+from ppap_host.files.errors import OptionError, PpapError
 
 T = TypeVar("T")
 
@@ -161,22 +161,17 @@ class Document:
             found = from_json(data, allow_inf_nan=False)
         except ValueError as problem:
             raise self.fail(source, str(problem)) from None
-        return self.check(found, model, source)
-
-    def check(self, values: Any, model: type[T], source: str) -> T:
-        """The document from its plain values, as JSON or TOML has them.
-
-        Raises:
-            PpapError: of the class :attr:`error`; names the first value that is wrong.
-        """
-        problem = _beyond(values)
+        problem = _beyond(found)
         if problem:
             raise self.fail(source, problem)
         try:
-            found: T = _adapter(model).validate_python(values)
-            return found
+            # JSON's own rules: a list is a tuple where one is wanted, and nothing else is guessed.
+            read: T = _adapter(model).validate_json(data, strict=True)  # type: ignore[arg-type]
         except ValidationError as error:
             raise self.fail(source, first_problem(error)) from None
+        except OptionError as error:  # of settings within it
+            raise self.fail(source, error.message.rstrip(".")) from None
+        return read
 
     def fail(self, source: str, why: str) -> PpapError:
         """What is to be raised when it is something else."""
@@ -200,7 +195,10 @@ def read_toml(path: str | os.PathLike[str], error: type[PpapError], remedy: str)
         values = tomllib.loads(text)
     except ValueError as invalid:  # numbers that are too long are none of its own errors
         raise document.fail(str(path), str(invalid)) from None
-    return document.check(values, dict[str, Any], str(path))
+    problem = _beyond(values)
+    if problem:
+        raise document.fail(str(path), problem)
+    return values
 
 
 def first_problem(error: ValidationError) -> str:

@@ -252,7 +252,7 @@ def _harvest(
     watch: Any,
 ) -> Harvest:
     """Images of the backbone's own, in the folder ``harvest`` of ``out``."""
-    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.experts.harvest import HarvestConfig
     from ppap_host.runs.harvesting import harvest as make
 
     config = HarvestConfig(
