@@ -169,7 +169,7 @@ class _Description(BaseModel):
 
 
 _DOCUMENT = Document(
-    "a harvest", CheckpointError, "Make one with `ppap harvest --backbone NAME --out FOLDER`."
+    "harvest", CheckpointError, "Make one with `ppap harvest --backbone NAME --out FOLDER`."
 )
 
 

@@ -120,7 +120,7 @@ class Document:
     """A kind of document.
 
     Attributes:
-        what: it is, for people, such as "a harvest".
+        what: it is, for people, without an article, such as "harvest".
         error: the class of the error when it is something else.
         remedy: what to do then.
         size: most bytes.
@@ -161,9 +161,9 @@ class Document:
             found = from_json(data, allow_inf_nan=False)
         except ValueError as problem:
             raise self.fail(source, str(problem)) from None
-        problem = _beyond(found)
-        if problem:
-            raise self.fail(source, problem)
+        beyond = _beyond(found)
+        if beyond:
+            raise self.fail(source, beyond)
         try:
             # JSON's own rules: a list is a tuple where one is wanted, and nothing else is guessed.
             read: T = _adapter(model).validate_json(data, strict=True)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ class Document:
     def fail(self, source: str, why: str) -> PpapError:
         """What is to be raised when it is something else."""
         return self.error(
-            f"{_name(source)} is not {self.what} ({_cut(why, 300)}).", remedy=self.remedy
+            f"{_name(source)} is no {self.what} ({_cut(why, 300)}).", remedy=self.remedy
         )
 
 
@@ -206,7 +206,8 @@ def first_problem(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in found["loc"])
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    shown = f", not {_shown(found['input'])}" if found["type"] != "missing" else ""
+    told = found["type"] in ("missing", "value_error") or not place
+    shown = "" if told else f", not {_shown(found['input'])}"
     message = found["msg"].removeprefix("Value error, ")
     text = message[:1].lower() + message[1:]
     return f"{_cut(place, _SHOWN)!r}: {text}{shown}{more}" if place else f"{text}{shown}{more}"

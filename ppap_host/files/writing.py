@@ -35,7 +35,7 @@ UNFINISHED: Final = ".unfinished"
 _ELSEWHERE = "Free some space or choose another folder with --out."
 _PNG_BYTES: Final = 1 << 30
 _CARRIER = Document(
-    "a PNG with a record", TargetError, "Give an image that `ppap run` wrote, or its run.json."
+    "PNG with a record", TargetError, "Give an image that `ppap run` wrote, or its run.json."
 )
 
 
