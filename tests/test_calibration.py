@@ -383,10 +383,10 @@ def test_damaged_calibrations_are_refused(
         ("inverse_temperature", 0.0, "'ranges.1.inverse_temperature'"),
         ("inverse_temperature", "1", "valid number, not '1'"),
         ("ece", None, "'ranges.1.ece'"),
-        ("low", math.inf, "line 1"),
+        ("low", math.inf, "no number of JSON"),
         ("low", 100.0, "a range from 100.0 to"),
         ("high", None, "overlap"),
-        ("bins", [[1.0]], "'ranges.1.bins.0.1'"),
+        ("bins", [[1.0]], "'ranges.1.bins.0'"),
         ("bins", 10**4000, "300 digits"),
     ],
 )

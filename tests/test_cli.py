@@ -258,7 +258,7 @@ def record(**changes: object) -> dict[str, object]:
     return {
         "format": 1,
         "config": {"num": 1},
-        "images": [{"index": 0, "pixels_sha256": "0"}],
+        "images": [{"index": 0, "file": "00000.png", "pixels_sha256": "0" * 64}],
         "targets": [],
         "versions": {},
         "model_files": {},
@@ -268,15 +268,15 @@ def record(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "Cannot read a record"),
-        ("[]", "carries no record"),
-        ("{}", "carries no record"),
-        ("[1, 2", "Cannot read a record"),
+        ("", "no sound record"),
+        ("[]", "no sound record"),
+        ("{}", "holds no record"),
+        ("[1, 2", "no sound record"),
         (json.dumps(record(format=99)), "has format 99, this version reads 1"),
         (json.dumps(record(images=[])), "names no finished image"),
         (json.dumps(record(images=None)), "names no finished image"),
-        (json.dumps(record(targets=None)), "no valid 'targets'"),
-        (json.dumps(record(config=[])), "no valid 'config'"),
+        (json.dumps(record(targets=None)), "'targets'"),
+        (json.dumps(record(config=[])), "'config'"),
         (json.dumps(record(config={"nmu": 1})), "Unknown option 'nmu'"),
     ],
 )

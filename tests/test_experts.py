@@ -526,12 +526,12 @@ def rewritten(path: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("said", "change"),
     [
-        ("should be an object", lambda d, t: [1]),
+        ("valid dictionary", lambda d, t: [1]),
         ("'format': input should be 1, not 7", lambda d, t: d.update(format=7)),
         ("'ranges': field required", lambda d, t: d.pop("ranges") and None),
         ("'ranges'", lambda d, t: d.update(ranges=3)),
         ("no valid ranges", lambda d, t: d.update(ranges=[["low", "high"]] * 2)),
-        ("'ranges.0.1': field required", lambda d, t: d.update(ranges=[[1], [2]])),
+        ("'ranges.0': list should have at least 2 items", lambda d, t: d.update(ranges=[[1], [2]])),
         ("'scalings.0'", lambda d, t: d.update(scalings=[None, 1])),
         ("'scalings.0'", lambda d, t: d.update(scalings=["nan", 1])),
         ("3 ranges, and 2 scalings", lambda d, t: d["ranges"].append(["100", "inf"])),

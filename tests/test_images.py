@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import struct
 import zlib
@@ -485,8 +486,8 @@ def test_values_out_of_range_are_clipped() -> None:
 records = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("aé漢", max_size=3), inner),
     max_leaves=8,
@@ -517,9 +518,16 @@ def test_pictures_without_a_record(tmp_path: Path) -> None:
     write_png(tmp_path / "x.png", quarters())
     quarters().save(tmp_path / "x.jpg")
     assert read_png_record(tmp_path / "x.png") is None
-    assert read_png_record(tmp_path / "x.jpg") is None
     (tmp_path / "words.png").write_text("words")
-    refused(tmp_path / "words.png", read_png_record)
+    for name in ("x.jpg", "words.png"):
+        refused(tmp_path / name, read_png_record)
+
+
+def test_a_record_is_json_whatever_it_holds(tmp_path: Path) -> None:
+    record = {"loss": math.nan, "size": [math.inf, 1.5], "name": "x\udcff.png"}
+    write_png(tmp_path / "x.png", quarters(), record)
+    expected = {"loss": None, "size": [None, 1.5], "name": "x\udcff.png"}
+    assert read_png_record(tmp_path / "x.png") == expected
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,13 +171,16 @@ def _finished(
 
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.sets import ExpertSet, view_of
+    from ppap_host.experts.tuning import read_record
 
     try:
-        text = (target.parent / "tuning.json").read_text(encoding="utf-8")
-        record: dict[str, Any] = json.loads(text)
-        known = ExpertSet.read_metadata(target)
-    except (OSError, ValueError, PpapError):
-        return None
+        record = read_record(target.parent)
+        known = ExpertSet.load(target).metadata
+    except PpapError as error:
+        raise OutputError(
+            f"{str(target)!r} is there, and cannot be told to be this tuning's: {error.message}",
+            remedy="Move it away and give the same command again.",
+        ) from None
     # What was left to the tuning, such as the number of steps, is whatever it chose.
     asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
     same = (
@@ -268,7 +270,7 @@ def _tune(
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.cli.run import progress_bar
     from ppap_host.experts.harvest import Harvest
-    from ppap_host.experts.tuning import STATE, Predictor
+    from ppap_host.experts.tuning import RECORD, STATE, Predictor
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
     from ppap_host.files.writing import write_json
@@ -348,7 +350,7 @@ def _tune(
         **experts.metadata,
         "history": progress[0].history,
     }
-    write_json(target.parent / "tuning.json", record)
+    write_json(target.parent / RECORD, record)
     experts.save(target)
     (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from ppap_host.backbones.noise import NoiseLevel, NoiseRange
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import MOST, ExpertSet, View, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.files.reading import Document, read_bytes
+from ppap_host.files.reading import Document
 from ppap_host.files.writing import write_json
 from ppap_host.guides.guide import Guide, Wrapped
 
@@ -212,11 +211,7 @@ class Calibration:
         Raises:
             CheckpointError: it is something else.
         """
-        return cls._parsed(json.dumps(values), name)
-
-    @classmethod
-    def _parsed(cls, text: str | bytes, name: str) -> Calibration:
-        read = _DOCUMENT.parse(text, _File, name)
+        read = _DOCUMENT.check(values, _File, name)
         ranges = tuple(RangeCalibration(**part.values()) for part in read.ranges)
         return cls(
             guide=read.guide,
@@ -237,6 +232,9 @@ class Calibration:
         write_json(path, self.to_dict())
 
 
+_Bin = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+
+
 class _Row(BaseModel):
     """One range in a file; the fields of :class:`RangeCalibration`, open ends being null."""
 
@@ -255,8 +253,8 @@ class _Row(BaseModel):
     smooth_ece_after: FiniteFloat
     ece_error: FiniteFloat
     ece_error_after: FiniteFloat
-    bins: tuple[tuple[FiniteFloat, FiniteFloat, FiniteFloat], ...]
-    bins_after: tuple[tuple[FiniteFloat, FiniteFloat, FiniteFloat], ...]
+    bins: list[_Bin]
+    bins_after: list[_Bin]
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -267,7 +265,8 @@ class _Row(BaseModel):
 
     def values(self) -> dict[str, Any]:
         low, high = self.bounds
-        return self.model_dump() | {"low": low, "high": high}
+        tables = {k: tuple(map(tuple, getattr(self, k))) for k in ("bins", "bins_after")}
+        return self.model_dump() | tables | {"low": low, "high": high}
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -318,9 +317,7 @@ def load_calibration(path: Path, guide: Guide | None = None) -> Calibration:
         CheckpointError: it cannot be read, or was measured for another guide, network or experts.
     """
     file = calibration_file(path)
-    calibration = Calibration._parsed(
-        read_bytes(file, CheckpointError, _DOCUMENT.remedy), str(file)
-    )
+    calibration = Calibration.from_dict(_DOCUMENT.read(file, dict[str, Any]), str(file))
     if guide is not None:
         calibration.check(guide)
     return calibration

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.files import images
 from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError
 from ppap_host.files.hashes import sha256_file
-from ppap_host.files.reading import Document, read_bytes, require_regular
+from ppap_host.files.reading import Document, require_regular
 from ppap_host.files.settings import (
     Batch,
     Finite,
@@ -163,7 +162,7 @@ class _Description(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     format: Literal[1]
-    config: HarvestConfig
+    config: dict[str, Any]
     model_files: dict[str, str]
     versions: dict[str, str]
 
@@ -219,9 +218,12 @@ class Harvest:
             CheckpointError: there is none, or its description is damaged.
         """
         path = folder / DESCRIPTION
-        data = read_bytes(path, CheckpointError, _DOCUMENT.remedy)
-        _DOCUMENT.parse(data, _Description, str(path))
-        return cls(folder, json.loads(data))
+        described = _DOCUMENT.read(path, dict[str, Any])
+        _DOCUMENT.check(described, _Description, str(path))
+        try:
+            return cls(folder, described)
+        except OptionError as error:
+            raise _DOCUMENT.fail(str(path), f"{error.message} {error.remedy}") from None
 
     def missing(self) -> int:
         """How many shards have no file."""

@@ -111,11 +111,14 @@ class Metadata(BaseModel):
     merged_from: list[dict[str, Any]] = []
 
 
+_Bounds = Annotated[list[str | FiniteFloat], Field(min_length=2, max_length=2)]
+
+
 class _Header(Metadata):
     """The metadata of a set's file."""
 
     format: Literal[1]
-    ranges: Annotated[list[tuple[str | FiniteFloat, str | FiniteFloat]], Field(max_length=MOST)]
+    ranges: Annotated[list[_Bounds], Field(max_length=MOST)]
     scalings: Annotated[list[FiniteFloat], Field(max_length=MOST)]
     sha256: str | None = None
 
@@ -277,7 +280,7 @@ class ExpertSet:
             "format": FORMAT,
             "ranges": [[str(p.low), str(p.high)] for p in self.ranges],
             "scalings": [p.scaling for p in self.patches],
-            "sha256": _digest(tensors),
+            "sha256": digest_of(tensors),
         }
         write_file(path, save(tensors, {"ppap": json_text(described, None, sort_keys=True)}))
 
@@ -407,14 +410,14 @@ def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> tuple[dict[st
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _FILE.fail(str(path), str(error)) from None
-    header = _FILE.parse(text, _Header, str(path))
-    if tensors is not None and header.sha256 not in (None, _digest(tensors)):
+    described: dict[str, Any] = _FILE.values(text, str(path))
+    header = _FILE.check(described, _Header, str(path))
+    if tensors is not None and header.sha256 not in (None, digest_of(tensors)):
         raise _unsound("is damaged: its tensors are others than were written", path)
-    described: dict[str, Any] = json.loads(text)
     return described, header
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors' names, formats, shapes and bytes, hexadecimal."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):

@@ -9,6 +9,8 @@ pydantic model.
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
 import re
@@ -20,9 +22,8 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
-from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.files.errors import PpapError
 
 T = TypeVar("T")
 
@@ -151,26 +152,40 @@ class Document:
         Raises:
             PpapError: of the class :attr:`error`.
         """
+        return self.check(self.values(text, source), model, source)
+
+    def values(self, text: str | bytes, source: str) -> Any:
+        """The plain values of JSON, within the budgets; of whatever structure.
+
+        Raises:
+            PpapError: of the class :attr:`error`.
+        """
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         if len(data) > self.size:
             raise self.fail(source, f"it has more than {self.size:,} bytes")
-        values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
-        if values > VALUES:
+        if sum(data.count(sign) for sign in (b",", b"[", b"{")) > VALUES:
             raise self.fail(source, f"it has more than {VALUES:,} values")
         try:
-            found = from_json(data, allow_inf_nan=False)
-        except ValueError as problem:
-            raise self.fail(source, str(problem)) from None
-        beyond = _beyond(found)
+            values = json.loads(text, parse_constant=_refused)
+        except RecursionError:
+            raise self.fail(source, f"it is nested more than {DEPTH} deep") from None
+        except ValueError as problem:  # also numbers of thousands of digits, and no UTF-8
+            raise self.fail(source, str(problem).partition(";")[0]) from None
+        beyond = _beyond(values)
         if beyond:
             raise self.fail(source, beyond)
+        return values
+
+    def check(self, values: Any, model: type[T], source: str) -> T:
+        """The document from plain values.
+
+        Raises:
+            PpapError: of the class :attr:`error`; names the first value that is wrong.
+        """
         try:
-            # JSON's own rules: a list is a tuple where one is wanted, and nothing else is guessed.
-            read: T = _adapter(model).validate_json(data, strict=True)  # type: ignore[arg-type]
+            read: T = _adapter(model).validate_python(values)  # type: ignore[arg-type]
         except ValidationError as error:
             raise self.fail(source, first_problem(error)) from None
-        except OptionError as error:  # of settings within it
-            raise self.fail(source, error.message.rstrip(".")) from None
         return read
 
     def fail(self, source: str, why: str) -> PpapError:
@@ -213,6 +228,10 @@ def first_problem(error: ValidationError) -> str:
     return f"{_cut(place, _SHOWN)!r}: {text}{shown}{more}" if place else f"{text}{shown}{more}"
 
 
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
 @cache
 def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
@@ -223,7 +242,8 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _missing(path: str | os.PathLike[str], problem: Exception) -> str:
-    if isinstance(problem, FileNotFoundError | NotADirectoryError):
+    code = getattr(problem, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return f"There is no file {_name(path)}."
     reason = problem.strerror if isinstance(problem, OSError) else str(problem)
     return f"{_name(path)} cannot be read ({reason})."

@@ -33,10 +33,10 @@ UNFINISHED: Final = ".unfinished"
 """How the names of files end that are being written."""
 
 _ELSEWHERE = "Free some space or choose another folder with --out."
-_PNG_BYTES: Final = 1 << 30
-_CARRIER = Document(
-    "PNG with a record", TargetError, "Give an image that `ppap run` wrote, or its run.json."
-)
+PNG: Final = b"\x89PNG\r\n\x1a\n"
+"""How every PNG begins."""
+
+_CARRIED = Document("record", TargetError, "Give an image that `ppap run` wrote, or its run.json.")
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -194,16 +194,28 @@ def write_png(path: Path, image: Image.Image, record: Mapping[str, Any] | None =
     write_file(path, buffer.getvalue())
 
 
+def record_text(data: bytes, error: type[PpapError], source: str) -> str | None:
+    """The text of the record in a PNG's metadata, None if it carries none. No pixel is decoded.
+
+    Raises:
+        PpapError: of the class ``error``; it is no PNG, or damaged.
+    """
+    try:
+        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+            text = image.info.get(RECORD_KEY)
+    except Exception as problem:  # damaged files make it raise anything, struct.error included
+        raise error(
+            f"{source!r} is no readable PNG ({problem}).",
+            remedy="Give an image that `ppap run` wrote, or its run.json.",
+        ) from None
+    return None if text is None else str(text)
+
+
 def read_png_record(path: Path) -> dict[str, Any] | None:
-    """The record in a PNG's metadata, None if it carries none. No pixel is decoded.
+    """The record in a PNG's metadata, None if it carries none.
 
     Raises:
         TargetError: the file is no PNG, or damaged.
     """
-    data = read_bytes(path, TargetError, _CARRIER.remedy, _PNG_BYTES)
-    try:
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            text = image.info.get(RECORD_KEY)
-    except Exception as error:  # damaged files make it raise anything, struct.error included
-        raise _CARRIER.fail(str(path), str(error)) from None
-    return None if text is None else _CARRIER.parse(str(text), dict[str, Any], str(path))
+    text = record_text(read_bytes(path, TargetError, size=1 << 30), TargetError, str(path))
+    return None if text is None else _CARRIED.parse(text, dict[str, Any], str(path))
