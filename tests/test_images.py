@@ -599,6 +599,18 @@ def test_odd_sheets_are_still_pictures(rows: list) -> None:
     assert min(contact_sheet(rows, cell=32).size) > 0
 
 
+def test_a_sheet_is_bounded_and_says_what_it_leaves_out() -> None:
+    picture = Image.new("RGB", (8, 8), RED)
+    few = contact_sheet([("row", [("", picture)] * 4)] * 3, cell=64)
+    many = contact_sheet([("row", [("", picture)] * 4)] * 3000, cell=64)
+    wide = contact_sheet([("row", [("", picture)] * 3000)], cell=64)
+    assert max(*many.size, *wide.size) <= 12_000
+    # The same rows, and a line of text below the last one.
+    assert many.crop((0, 0, few.width, few.height)).tobytes() == few.tobytes()
+    below = np.asarray(many.crop((0, many.height - 34, many.width, many.height)))
+    assert (below < 100).any()
+
+
 def test_labels_of_any_language() -> None:
     picture = Image.new("RGBA", (4, 4), (*RED, 255))
     assert contact_sheet([("図 Würfel", [("🎲 куб", picture)])]).mode == "RGB"

@@ -260,10 +260,16 @@ def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     return [Image.fromarray(row.contiguous().numpy()) for row in rows]
 
 
+SHEET_SIDE = 12_000
+"""Most pixels of a sheet's side: what programs still open, in half a gigabyte of memory."""
+
+
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]], cell: int = 192
 ) -> Image.Image:
-    """A labelled sheet for people.
+    """A labelled sheet for people, at most :data:`SHEET_SIDE` pixels high and wide.
+
+    What does not fit is left out, and the last line says how much.
 
     Args:
         rows: (title of the row, [(label, picture), ...]) from top to bottom.
@@ -271,9 +277,14 @@ def contact_sheet(
     """
     margin, caption, title = 14, 24, 34
     font, bold = ImageFont.load_default(13), ImageFont.load_default(16)
+    across = max(1, (SHEET_SIDE - margin) // (cell + margin))
+    down = max(1, (SHEET_SIDE - margin - title) // (title + cell + caption + margin))
+    left = sum(len(pictures) for _, pictures in rows[down:])
+    left += sum(max(0, len(pictures) - across) for _, pictures in rows[:down])
+    rows = [(name, pictures[:across]) for name, pictures in rows[:down]]
     columns = max((len(pictures) for _, pictures in rows), default=1)
     width = margin + columns * (cell + margin)
-    height = margin + len(rows) * (title + cell + caption + margin)
+    height = margin + len(rows) * (title + cell + caption + margin) + (title if left else 0)
     sheet = Image.new("RGB", (width, height), (250, 249, 246))
     draw = ImageDraw.Draw(sheet)
     y = margin
@@ -287,6 +298,9 @@ def contact_sheet(
             shown = _shortened(label, cell, font)
             draw.text((x, y + cell + 4), shown, fill=(90, 86, 82), font=font)
         y += cell + caption + margin
+    if left:
+        text = f"and {left} more pictures, which are not shown"
+        draw.text((margin, y), text, fill=(40, 38, 36), font=bold)
     return sheet
 
 

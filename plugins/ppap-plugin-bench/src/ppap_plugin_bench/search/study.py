@@ -72,7 +72,13 @@ class Trial:
             KeyError, TypeError, ValueError: it is no trial in this space.
         """
         values = {d.name: d.read(record["values"][d.name]) for d in space}
-        judged = None if record["judged"] is None else Judged(**record["judged"])
+        judged = None
+        if record["judged"] is not None:
+            details = {
+                name: math.nan if value is None else value  # as JSON has it
+                for name, value in record["judged"].get("details", {}).items()
+            }
+            judged = Judged(**record["judged"] | {"details": details})
         return cls(record["number"], values, judged, record["problem"], record["seconds"])
 
 
