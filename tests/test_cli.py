@@ -192,7 +192,7 @@ def test_a_guide_that_is_not_installed_is_answered_with_its_command(
         ("-g depth -g depth -t a.png", "2 --guide but 1 --target"),
         ("-g depth -t a.png -t b.png", "1 --guide but 2 --target"),
         ("-g depth -t a.png -s 1 -s 2", "1 --guide but 2 --scale"),
-        ("--config none.toml", "Cannot read the configuration 'none.toml'"),
+        ("--config none.toml", "There is no file 'none.toml'"),
     ],
 )
 def test_mistaken_options(ppap_here: Call, tmp_path: Path, arguments: str, said: str) -> None:

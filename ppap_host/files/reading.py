@@ -293,10 +293,14 @@ def _beyond(values: Any) -> str:
     return ""
 
 
+# Linear in the length of any text: nothing is tried twice, and a text that has no end goes to the
+# end of the line or the file.
 _TEXTS = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*', re.DOTALL
+    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)'
+    r'|"(?:[^"\\\n]|\\.)*+"?|\'[^\'\n]*+\'?|#[^\n]*+',
+    re.DOTALL,
 )
-_PARTS = re.compile(rf"[\w-]+(?:[ \t]*\.[ \t]*[\w-]+){{{_KEY_PARTS},}}")
+_PARTS = re.compile(rf"(?<![\w-])[\w-]++(?:[ \t]*+\.[ \t]*+[\w-]++){{{_KEY_PARTS},}}")
 
 
 def _too_much(text: str) -> str:
@@ -307,7 +311,7 @@ def _too_much(text: str) -> str:
     signs = _TEXTS.sub("x", text)
     if _PARTS.search(signs):
         return f"a key has more than {_KEY_PARTS} parts"
-    if re.search(rf"[\w+.:-]{{{_WORD}}}", signs):
+    if max(map(len, re.findall(r"[\w+.:-]++", signs)), default=0) > _WORD:
         return f"a key or a number has more than {_WORD} characters"
     depth = 0
     for sign in re.findall(r"[\[\]{}]", signs):
