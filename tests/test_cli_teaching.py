@@ -59,7 +59,7 @@ def strictly(path: Path) -> Any:
 
 def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
-    assert names == {"experts.safetensors", "tuning.json", "tuning.png"}
+    assert names == {".lock", "experts.safetensors", "tuning.json", "tuning.png"}
     with Image.open(tuned / "tuning.png") as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from ppap_host.cli import app
 from ppap_host.cli.options import backbone_options
+from ppap_host.experts.harvest import HarvestConfig
 from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.files.images import to_unit
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.runs.batches import generate
 from ppap_host.runs.config import RunConfig
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 from ppap_host.runs.run import run
 from ppap_host.runs.setup import set_up
 from ppap_host.sampling.evaluator import Health

@@ -188,21 +188,23 @@ def test_guide_and_guides_are_not_both_taken() -> None:
 
 
 def test_a_missing_toml_file(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="No such file") as caught:
+    with pytest.raises(OptionError, match="There is no file") as caught:
         read_toml(tmp_path / "none.toml")
     assert "--print-config" in caught.value.remedy
 
 
-@pytest.mark.parametrize("content", [b"num = ", b"\xff\xfe", b"a = 1\na = 2\n"])
+@pytest.mark.parametrize(
+    "content", [b"num = ", b"\xff\xfe", b"a = 1\na = 2\n", b"a = " + b"9" * 5000]
+)
 def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    with pytest.raises(OptionError, match=r"bad\.toml.*is not valid TOML"):
+    with pytest.raises(OptionError, match=r"bad\.toml.*is no (valid TOML|text in UTF-8)"):
         read_toml(path)
 
 
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="Cannot read"):
+    with pytest.raises(OptionError, match="is a folder"):
         read_toml(tmp_path)
 
 

@@ -502,6 +502,13 @@ def test_a_set_for_another_guide_or_size_is_refused_naming_both() -> None:
         WithExperts(guide, experts)
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def rewritten(path: Path, change: Any) -> Path:
     """The set of ``two_experts``, its metadata and tensors changed, as a file."""
     from safetensors import safe_open
@@ -510,6 +517,7 @@ def rewritten(path: Path, change: Any) -> Path:
     with safe_open(path, framework="pt") as file:
         described = json.loads(file.metadata()["ppap"])
     tensors = load_file(path)
+    described.pop("sha256")  # as in a set that was made by hand
     described = change(described, tensors) or described
     save_file(tensors, path, {"ppap": json.dumps(described)})
     return path
@@ -518,27 +526,33 @@ def rewritten(path: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("said", "change"),
     [
-        ("no metadata", lambda d, t: [1]),
-        ("format 7", lambda d, t: d.update(format=7)),
-        ("no valid ranges", lambda d, t: d.pop("ranges") and None),
-        ("no valid ranges", lambda d, t: d.update(ranges=3)),
+        ("valid dictionary", lambda d, t: [1]),
+        ("'format': input should be 1, not 7", lambda d, t: d.update(format=7)),
+        ("'ranges': field required", lambda d, t: d.pop("ranges") and None),
+        ("'ranges'", lambda d, t: d.update(ranges=3)),
         ("no valid ranges", lambda d, t: d.update(ranges=[["low", "high"]] * 2)),
-        ("no valid ranges", lambda d, t: d.update(ranges=[[1], [2]])),
-        ("no valid ranges", lambda d, t: d.update(scalings=[None, 1])),
-        ("no valid ranges", lambda d, t: d.update(scalings=["nan", 1])),
-        ("3 ranges for 2 experts", lambda d, t: d["ranges"].append(["100", "inf"])),
+        ("'ranges.0': list should have at least 2 items", lambda d, t: d.update(ranges=[[1], [2]])),
+        ("'scalings.0'", lambda d, t: d.update(scalings=[None, 1])),
+        ("'scalings.0'", lambda d, t: d.update(scalings=["nan", 1])),
+        ("3 ranges, and 2 scalings", lambda d, t: d["ranges"].append(["100", "inf"])),
         ("overlapping", lambda d, t: d.update(ranges=[["0", "2"], ["1", "3"]])),
-        ("belongs to none", lambda d, t: d.update(scalings=[1.0])),
+        ("2 ranges, and 1 scalings", lambda d, t: d.update(scalings=[1.0])),
         ("belongs to none", lambda d, t: t.update({"stray": torch.zeros(1)})),
         ("belongs to none", lambda d, t: t.update({"expert.x.bias": torch.zeros(1)})),
         ("belongs to none", lambda d, t: t.update({"expert.-1.bias": torch.zeros(1)})),
+        ("belongs to none", lambda d, t: t.update({f"expert.{'9' * 5000}.b": torch.zeros(1)})),
+        ("others than were written", lambda d, t: d.update(sha256="0" * 64)),
+        ("'quality.0.standard_error'", lambda d, t: d.update(quality=[{"standard_error": "x"}] * 2)),  # noqa: E501
+        ("'backbone.files'", lambda d, t: d.update(backbone={"files": [1]})),
+        ("nested", lambda d, t: d.update(tuning={"a": nested(100)})),
+        ("300 digits", lambda d, t: d.update(rank=10**400)),
         ("lacks the factor 'expert.0.b.lora_B'", lambda d, t: t.update({"expert.0.b.lora_A": torch.zeros(1)})),  # noqa: E501
         ("lacks the factor 'expert.1.b.lora_A'", lambda d, t: t.update({"expert.1.b.lora_B": torch.zeros(1)})),  # noqa: E501
         ("'guide'", lambda d, t: d.update(guide=3)),
         ("'network_sha256'", lambda d, t: d.update(network_sha256=None)),
         ("'image_size'", lambda d, t: d.update(image_size=64)),
-        ("'image_size'", lambda d, t: d.update(image_size=[64, "64"])),
-        ("'quality'", lambda d, t: d.update(quality=[{}])),
+        ("'image_size.1'", lambda d, t: d.update(image_size=[64, "64"])),
+        ("2 ranges, and 1 of 'quality'", lambda d, t: d.update(quality=[{}])),
         ("'rank'", lambda d, t: d.update(rank=True)),
         ("'view'", lambda d, t: d.update(view="blurred")),
         ("'view'", lambda d, t: d.update(view=None)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import struct
 import zlib
@@ -26,12 +27,10 @@ from ppap_host.files.images import (
     is_map,
     means_file,
     read_map,
-    read_png_record,
     read_rgb,
     to_tensor,
-    write_file,
-    write_png,
 )
+from ppap_host.files.writing import read_png_record, write_file, write_png
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 190, 60), (30, 60, 210), (255, 255, 255)
 QUARTERS = (RED, GREEN, BLUE, WHITE)
@@ -487,8 +486,8 @@ def test_values_out_of_range_are_clipped() -> None:
 records = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("aé漢", max_size=3), inner),
     max_leaves=8,
@@ -519,9 +518,16 @@ def test_pictures_without_a_record(tmp_path: Path) -> None:
     write_png(tmp_path / "x.png", quarters())
     quarters().save(tmp_path / "x.jpg")
     assert read_png_record(tmp_path / "x.png") is None
-    assert read_png_record(tmp_path / "x.jpg") is None
     (tmp_path / "words.png").write_text("words")
-    refused(tmp_path / "words.png", read_png_record)
+    for name in ("x.jpg", "words.png"):
+        refused(tmp_path / name, read_png_record)
+
+
+def test_a_record_is_json_whatever_it_holds(tmp_path: Path) -> None:
+    record = {"loss": math.nan, "size": [math.inf, 1.5], "name": "x\udcff.png"}
+    write_png(tmp_path / "x.png", quarters(), record)
+    expected = {"loss": None, "size": [None, 1.5], "name": "x\udcff.png"}
+    assert read_png_record(tmp_path / "x.png") == expected
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
@@ -591,6 +597,18 @@ def test_a_sheet_shows_every_picture_whole() -> None:
 )
 def test_odd_sheets_are_still_pictures(rows: list) -> None:
     assert min(contact_sheet(rows, cell=32).size) > 0
+
+
+def test_a_sheet_is_bounded_and_says_what_it_leaves_out() -> None:
+    picture = Image.new("RGB", (8, 8), RED)
+    few = contact_sheet([("row", [("", picture)] * 4)] * 3, cell=64)
+    many = contact_sheet([("row", [("", picture)] * 4)] * 3000, cell=64)
+    wide = contact_sheet([("row", [("", picture)] * 3000)], cell=64)
+    assert max(*many.size, *wide.size) <= 12_000
+    # The same rows, and a line of text below the last one.
+    assert many.crop((0, 0, few.width, few.height)).tobytes() == few.tobytes()
+    below = np.asarray(many.crop((0, many.height - 34, many.width, many.height)))
+    assert (below < 100).any()
 
 
 def test_labels_of_any_language() -> None:

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from ppap_host.cli import app
 from ppap_host.files.errors import OptionError, OutputError, PpapError, TargetError
 from ppap_host.files.hashes import sha256_file, sha256_pixels
-from ppap_host.files.images import read_png_record, to_tensor, write_png
+from ppap_host.files.images import to_tensor
+from ppap_host.files.writing import read_png_record, write_png
 from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.record import differences, read_record
 from ppap_host.runs.run import run

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
 from ppap_host.guides.guide import PatchPlan
+from ppap_host.sampling.streams import derived, generator
 
 _LOW_RANK = (".lora_A", ".lora_B")
 
@@ -77,7 +78,7 @@ class Patch:
         Raises:
             CheckpointError: the plan names a parameter that the network lacks.
         """
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(derived("patch", seed))
         values, first = _named(network), _first_names(network)
         low_rank: dict[str, tuple[Tensor, Tensor]] = {}
         direct: dict[str, Tensor] = {}
@@ -94,7 +95,7 @@ class Patch:
                 direct[name] = _at_least_float32(weight).clone()
                 continue
             bound = shape_a[1] ** -0.5
-            a = (2 * torch.rand(shape_a, generator=generator) - 1) * bound
+            a = (2 * torch.rand(shape_a, generator=drawn) - 1) * bound
             like = _at_least_float32(weight[:0])
             low_rank[name] = (a.to(like), torch.zeros(shape_b).to(like))
         for name in dict.fromkeys(first[n] for n in plan.direct):

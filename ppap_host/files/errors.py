@@ -66,6 +66,10 @@ class SamplingError(PpapError):
     """An image could not be finished: something between the network and the file is not finite."""
 
 
+class DamageWarning(UserWarning):
+    """Something on disk was damaged, and what was made of it is made again."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 

@@ -1,13 +1,10 @@
-"""Reading targets and writing results: the only place where image files are opened."""
+"""Reading targets, and sheets for people: the only place where image files are opened."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ppap_host.files.errors import OutputError, TargetError
-
-RECORD_KEY = "ppap"
-"""Key of the text chunk that holds a run's record in a PNG."""
+from ppap_host.files.errors import TargetError
 
 MAX_PIXELS = 150_000_000
 """Largest picture that is decoded: 150 megapixels, half a gigabyte of memory as RGB."""
@@ -266,66 +260,16 @@ def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     return [Image.fromarray(row.contiguous().numpy()) for row in rows]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        OutputError: no permission, no space, or the folder is gone.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {str(path)!r}: {error.strerror or error}.",
-            remedy="Free some space or choose another folder with --out.",
-        ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
-def write_png(path: Path, image: Image.Image, record: Mapping[str, Any] | None = None) -> None:
-    """Writes a PNG that carries ``record`` as JSON in its metadata.
-
-    Raises:
-        OutputError: as :func:`write_file`.
-    """
-    info = PngImagePlugin.PngInfo()
-    if record is not None:
-        info.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info, optimize=False)
-    write_file(path, buffer.getvalue())
-
-
-def read_png_record(path: Path) -> Any:
-    """The record in a PNG's metadata, None if it carries none.
-
-    Raises:
-        TargetError: the file is no readable image.
-    """
-    with _open(path) as image:
-        image.load()
-        text = getattr(image, "text", {}).get(RECORD_KEY)
-    return None if text is None else json.loads(text)
+SHEET_SIDE = 12_000
+"""Most pixels of a sheet's side: what programs still open, in half a gigabyte of memory."""
 
 
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]], cell: int = 192
 ) -> Image.Image:
-    """A labelled sheet for people.
+    """A labelled sheet for people, at most :data:`SHEET_SIDE` pixels high and wide.
+
+    What does not fit is left out, and the last line says how much.
 
     Args:
         rows: (title of the row, [(label, picture), ...]) from top to bottom.
@@ -333,9 +277,14 @@ def contact_sheet(
     """
     margin, caption, title = 14, 24, 34
     font, bold = ImageFont.load_default(13), ImageFont.load_default(16)
+    across = max(1, (SHEET_SIDE - margin) // (cell + margin))
+    down = max(1, (SHEET_SIDE - margin - title) // (title + cell + caption + margin))
+    left = sum(len(pictures) for _, pictures in rows[down:])
+    left += sum(max(0, len(pictures) - across) for _, pictures in rows[:down])
+    rows = [(name, pictures[:across]) for name, pictures in rows[:down]]
     columns = max((len(pictures) for _, pictures in rows), default=1)
     width = margin + columns * (cell + margin)
-    height = margin + len(rows) * (title + cell + caption + margin)
+    height = margin + len(rows) * (title + cell + caption + margin) + (title if left else 0)
     sheet = Image.new("RGB", (width, height), (250, 249, 246))
     draw = ImageDraw.Draw(sheet)
     y = margin
@@ -349,6 +298,9 @@ def contact_sheet(
             shown = _shortened(label, cell, font)
             draw.text((x, y + cell + 4), shown, fill=(90, 86, 82), font=font)
         y += cell + caption + margin
+    if left:
+        text = f"and {left} more pictures, which are not shown"
+        draw.text((margin, y), text, fill=(40, 38, 36), font=bold)
     return sheet
 
 

@@ -89,7 +89,7 @@ def fitting_set(
         fits = (
             metadata.get("network_sha256") == network
             and tuple(metadata.get("image_size", ())) == backbone.image_size
-            and metadata.get("harvest", {}).get("backbone") == backbone.name
+            and (metadata.get("harvest") or {}).get("backbone") == backbone.name
             and _same_files(metadata.get("backbone", {}).get("files"), backbone)
         )
         if fits:

@@ -125,6 +125,7 @@ class Result:
         folder.write_images(self.record, self.record["images"], self._pictures)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
+        folder.close()
         self.folder = folder.path
         return self
 
@@ -238,10 +239,12 @@ class Run:
             raise
         finally:
             record["seconds"] = dict(self.clock.seconds)
-            if self._folder is not None and (self._folder.path / "run.json").exists():
-                # A second failure here (a disk that is full) must not hide the first.
-                with suppress(OutputError):
-                    self._write_record()
+            if self._folder is not None:
+                if (self._folder.path / "run.json").exists():
+                    # A second failure here (a disk that is full) must not hide the first.
+                    with suppress(OutputError):
+                        self._write_record()
+                self._folder.close()
 
     def _batch(self, indices: list[int], guided: bool) -> Generator[Event, None, Batch]:
         """The events of a batch; its images are the generator's value."""
@@ -347,12 +350,14 @@ def run(
         going = Run(setup, folder, watch, clock=clock)
     except KeyboardInterrupt:
         folder.write_record(record | {"status": "interrupted"})
+        folder.close()
         raise
     except PpapError:
         folder.forget()
         raise
     except BaseException:
         folder.write_record(record | {"status": "failed"})
+        folder.close()
         raise
     try:
         return going.finish()

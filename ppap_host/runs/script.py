@@ -24,7 +24,7 @@ from ppap_host.plugins.registry import registry
 from ppap_host.runs.config import GuideConfig, RunConfig, called, code_of, refuse_code
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.folder import RunFolder
-from ppap_host.runs.record import find_targets, read_record
+from ppap_host.runs.record import checked_record, find_targets, read_record
 from ppap_host.runs.run import Result, Run, Watch, run
 from ppap_host.runs.setup import as_backbone, set_up
 
@@ -203,7 +203,10 @@ def rerun(
             again.
         PpapError: as :func:`sample`.
     """
-    source = record if isinstance(record, Mapping) else read_record(Path(record))
+    if isinstance(record, Mapping):
+        source = checked_record(record, "the record")
+    else:
+        source = read_record(Path(record))
     place = None if isinstance(record, Mapping) else Path(record)
     config, sources = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
     if out is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
