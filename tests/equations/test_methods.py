@@ -84,6 +84,12 @@ def test_a_preset_is_its_papers_method(name: str, pair: Pair) -> None:
     compared([name], pair, [pair.scale])
 
 
+@pytest.mark.parametrize("name", ["x0", "dps", "elucd-edm", "adam-dps"])
+def test_a_mean_over_pixels_counts_as_much_as_a_label(name: str) -> None:
+    """Its gradient is longer by the root of the number of entries."""
+    compared([name], PAIRS["ddim"], [0.1], averages=True)
+
+
 @pytest.mark.parametrize(
     "names",
     [
