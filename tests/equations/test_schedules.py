@@ -75,6 +75,8 @@ def test_cosine_betas_multiply_to_a_squared_cosine() -> None:
         (10, "1,5", [0, 5, 6, 7, 8, 9]),
         (10, "ddim4", [0, 3, 6, 9]),
         (10, "ddim5", [0, 2, 4, 6, 8]),
+        (10, "ddim1", [0]),
+        (10, "ddim10", list(range(10))),
         (10, "", list(range(10))),
         (1000, "ddim25", list(range(0, 1000, 40))),
     ],
