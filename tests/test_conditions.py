@@ -20,7 +20,7 @@ from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.files.images import to_unit
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.runs.batches import generate
-from ppap_host.runs.config import RunConfig
+from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.harvesting import harvest
 from ppap_host.runs.run import run
 from ppap_host.runs.setup import set_up
@@ -169,3 +169,16 @@ def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     with pytest.raises(TargetError, match="nothing white"):
         set_up(replace(filling, mask=str(tmp_path / "black.png")), found=world())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"churn_range": "0.1:10", "sampler": "heun"}, "--churn"),
+        ({"churn_noise": 1.01, "sampler": "heun"}, "--churn"),
+        ({"guides": (GuideConfig("quadratic", "0.5", interval="90:91"),)}, "never be asked"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        set_up(replace(CONFIG, **change), found=world())

@@ -199,6 +199,7 @@ def set_up(
         _set_up_guide(i, g, config, stages, device, dtype, sources.get(i), found, objects)
         for i, g in enumerate(config.guides)
     ]
+    _refuse_what_does_nothing(config, stages)
     return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
 
 
@@ -235,6 +236,25 @@ def as_backbone(thing: Any, found: Registry) -> Backbone:
     made = found.load("backbone", "diffusers")(checkpoint=thing)
     assert isinstance(made, Backbone)
     return made
+
+
+def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> None:
+    """Raises OptionError for options that would change nothing."""
+    if not config.churn and (config.churn_range is not None or config.churn_noise != 1):
+        raise OptionError(
+            "--churn-range and --churn-noise say how --churn puts noise back, and there is none.",
+            remedy="Add --churn, or leave them out.",
+        )
+    for stage in stages:
+        levels = [level.log_snr for level in stage.walk.levels[:-1]]
+        for g in stage.guides:
+            asked = levels[:: g.recipe.every]
+            if not any(level in g.recipe.interval for level in asked):
+                raise OptionError(
+                    f"The guide {g.name!r} would never be asked: none of its {len(asked)} steps "
+                    "is in its interval of noise levels.",
+                    remedy=f"The steps go from log-SNR {levels[0]:.1f} to {levels[-1]:.1f}.",
+                )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
