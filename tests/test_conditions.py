@@ -176,7 +176,7 @@ def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
     [
         ({"churn_range": "0.1:10", "sampler": "heun"}, "--churn"),
         ({"churn_noise": 1.01, "sampler": "heun"}, "--churn"),
-        ({"guides": (GuideConfig("quadratic", "0.5", interval="90:91"),)}, "never be asked"),
+        ({"guides": (GuideConfig("colour", "0.5", interval="90:91"),)}, "never be asked"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(change: dict[str, object], said: str) -> None:
