@@ -23,6 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "guides.guide": (),
     "guides.operators": (),
     "guides.preprocessing": (),
+    "guides.targets": (),
     "guides.temperatures": (),
     "backbones.backbone": (),
     "backbones.noise": (),
@@ -36,7 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "recipes.strengths": (),
     "recipes.views": (),
     "files.images": (
-        "contact_sheet", "from_tensor", "is_map", "means_file", "read_known", "read_map",
+        "contact_sheet", "fitted", "from_tensor", "means_file",
         "read_rgb", "to_tensor", "write_file", "write_png",
     ),
     "files.checkpoints": (),
