@@ -37,9 +37,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "recipes.strengths": (),
     "recipes.views": (),
     "files.images": (
-        "contact_sheet", "fitted", "from_tensor", "means_file",
-        "read_rgb", "to_tensor", "write_file", "write_png",
+        "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "to_tensor",
     ),
+    "files.writing": ("write_file", "write_png"),
     "files.checkpoints": (),
     "pipelines.autoencoder": (),
     "files.weights": ("PublishedFile",),
