@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 
 VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 
@@ -147,7 +147,7 @@ class Likelihood(Guide):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return -self.log_likelihood(output, self._level)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         raise NotImplementedError
 
     def prepare(self, x: Tensor) -> Tensor:

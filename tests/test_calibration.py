@@ -34,7 +34,7 @@ from ppap_host.experts.patches import Patch, network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, TargetError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 from ppap_host.plugins.hookspecs import Entry, hookimpl
 from ppap_host.plugins.registry import Registry
 
@@ -60,11 +60,11 @@ class ShadeGuide(ColourGuide):
             layer.bias.copy_(-self.factor * means[:, 0] ** 2 / (2 * SPREAD**2))
         self._network.requires_grad_(False)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         names = ("dark", "grey", "light")
-        if text not in names:
-            raise TargetError(f"No shade is called {text!r}.")
-        return Target(text, F.one_hot(torch.tensor([names.index(text)]), 3).float())
+        if given.words not in names:
+            raise TargetError(f"No shade is called {given.words!r}.")
+        return Target(given.words, F.one_hot(torch.tensor([names.index(given.words)]), 3).float())
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return -(target * output.log_softmax(dim=1)).sum(dim=1)

@@ -42,13 +42,13 @@ def test_the_interface_is_the_one_that_is_written_down(interface: ModuleType) ->
 
 def test_a_changed_signature_would_be_seen(interface: ModuleType) -> None:
     host = interface.package()
-    before = interface.line(host["guides.guide.Guide.read_target"])
-    assert before == "abstract def read_target(text: str, size: tuple[int, int]) -> Target"
-    host["guides.guide.Guide.read_target"].parameters["size"].annotation = "int"
-    changed = interface.line(host["guides.guide.Guide.read_target"])
+    before = interface.line(host["guides.guide.Guide.understand"])
+    assert before == "abstract def understand(given: Given, size: tuple[int, int]) -> Target"
+    host["guides.guide.Guide.understand"].parameters["size"].annotation = "int"
+    changed = interface.line(host["guides.guide.Guide.understand"])
     assert changed != before
-    host["guides.guide.Guide.read_target"].labels.discard("abstractmethod")
-    assert interface.line(host["guides.guide.Guide.read_target"]) != changed
+    host["guides.guide.Guide.understand"].labels.discard("abstractmethod")
+    assert interface.line(host["guides.guide.Guide.understand"]) != changed
 
 
 def test_every_public_name_is_documented_and_typed(

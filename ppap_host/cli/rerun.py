@@ -27,10 +27,10 @@ def rerun(
     from ppap_host.runs.script import from_record
 
     before = read_record(file)
-    settings, sources = from_record(before, file)
+    settings, moved = from_record(before, file)
     with tempfile.TemporaryDirectory(prefix="ppap-rerun-") as scratch:
         folder = out if out is not None else Path(scratch) / "run"
-        result = execute(settings, folder, sources)
+        result = execute(settings, folder, moved)
     made = {e["index"]: e["pixels_sha256"] for e in result.record["images"]}
     expected = {e["index"]: e["pixels_sha256"] for e in before["images"]}
     changed = sorted(k for k, digest in expected.items() if made.get(k) != digest)

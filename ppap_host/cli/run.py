@@ -260,9 +260,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
     ]
 
 
-def execute(
-    settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
-) -> Result:
+def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None) -> Result:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import check_names, new_record
@@ -273,7 +271,7 @@ def execute(
         try:
             from ppap_host.runs.run import run as run_settings
 
-            result = run_settings(settings, out, watch, target_files)
+            result = run_settings(settings, out, watch, moved)
         except KeyboardInterrupt:
             if not (out / "run.json").exists():
                 # Interrupted while libraries were imported: leave a record all the same.

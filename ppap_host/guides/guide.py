@@ -1,11 +1,11 @@
-"""Guide: the interface of a guidance model, and the target it steers towards."""
+"""Guide: the interface of a guidance model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -18,23 +18,9 @@ from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.guides.operators import LinearOperator
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a guide should see in the result.
-
-    Attributes:
-        text: the target as the user gave it.
-        value: what the guide's loss compares with, batch of one (e.g. depth [1, h, w]).
-        pictures: what people are shown of it: label -> image.
-        files: the files it was read from, for the run's record.
-    """
-
-    text: str
-    value: Tensor
-    pictures: Mapping[str, Image] = field(default_factory=dict)
-    files: Sequence[Path] = ()
+from ppap_host.guides.targets import Given as Given
+from ppap_host.guides.targets import Target as Target
+from ppap_host.guides.targets import Value
 
 
 @dataclass(frozen=True)
@@ -93,6 +79,9 @@ class Guide(ABC):
         knows_predictions: whether :meth:`see` is told the level at which a clean image was
             predicted, and not only that of a noised one.
         origin: how it was loaded by name, as settings of a guide, so that a record can say it.
+        target_kinds: what the head of a target may name, the first being the usual one
+            (:data:`ppap_host.guides.targets.KINDS` and the guide's own); empty for guides whose
+            targets are words, which have no heads.
     """
 
     name: str
@@ -101,21 +90,42 @@ class Guide(ABC):
     tuning_steps: int = 250
     knows_predictions: bool = False
     origin: Mapping[str, Any] | None = None
+    target_kinds: Sequence[str] = ()
 
     @abstractmethod
     def network(self) -> nn.Module:
         """The frozen off-the-shelf model, in evaluation mode; the same object at every call."""
 
-    @abstractmethod
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """Understands a target: a label, or the path of an image or a map.
+    def read_target(self, value: Value | Given, size: tuple[int, int]) -> Target:
+        """Understands a target, whatever it is given as; see :meth:`understand`.
 
         Args:
-            text: as the user gave it.
-            size: (height, width) in pixels of the images to be made; a picture is cropped to their
-                aspect ratio (:func:`ppap_host.files.images.read_rgb` does it). Images of another
-                size
-                may be compared with the target, too: those of the stages of a cascade.
+            value: a text, which may be words or a path and may begin with a head such as
+                ``depth,unit=mm:``; a path; a PIL image, a numpy array or a torch tensor; or one of
+                these with what is known of it (:func:`ppap_host.guides.targets.target`).
+            size: (height, width) in pixels of the images to be made.
+
+        Raises:
+            TargetError: it cannot be read or means nothing to this guide; says what would.
+        """
+        given = Given.of(value, self.target_kinds)
+        found = self.understand(given, size)
+        if not isinstance(found, Target):  # a fault of the guide, which the host tells of
+            return found
+        return replace(found, understood=found.understood or given.text, given=given)
+
+    @abstractmethod
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        """Reads a target as what this guide compares images with.
+
+        A picture is read by ``given.photo(size)``, whose ``image`` and ``pixels`` are cropped to
+        the aspect ratio of the images, and whose ``target(value, pictures)`` is what to return. For
+        words there is ``given.words``, and ``given.means_file`` tells which of them is meant.
+
+        Args:
+            given: what the user gave.
+            size: (height, width) in pixels of the images to be made. Images of another size may be
+                compared with the target, too: those of the stages of a cascade.
 
         Raises:
             TargetError: it cannot be read or means nothing to this guide; says what would.
@@ -261,9 +271,11 @@ class Wrapped(Guide):
         self.name, self.default_scale = guide.name, guide.default_scale
         self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
         self.knows_predictions, self.origin = guide.knows_predictions, guide.origin
+        self.target_kinds = guide.target_kinds
 
     network = _passed_on(Guide.network)
     read_target = _passed_on(Guide.read_target)
+    understand = _passed_on(Guide.understand)
     prepare = _passed_on(Guide.prepare)
     see = _passed_on(Guide.see)
     through = _passed_on(Guide.through)

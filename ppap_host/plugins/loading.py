@@ -70,8 +70,9 @@ def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
 
 
 _ANSWERS: dict[str, type] = {
-    "network": nn.Module, "read_target": Target, "prepare": Tensor, "see": Tensor, "loss": Tensor,
-    "distance": Tensor, "picture": list, "measure": dict, "predict": Prediction, "walk": Walk,
+    "network": nn.Module, "read_target": Target, "understand": Target, "prepare": Tensor,
+    "see": Tensor, "loss": Tensor, "distance": Tensor, "picture": list, "measure": dict,
+    "predict": Prediction, "walk": Walk,
 }  # fmt: skip
 """What methods of guides and backbones return, as far as a slip there is likely."""
 

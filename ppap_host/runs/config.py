@@ -237,6 +237,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if getattr(value, "in_memory", None) is False:  # a target with what is known of it
+        return value.text
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):

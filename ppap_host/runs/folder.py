@@ -13,7 +13,8 @@ from PIL import Image
 from ppap_host.files.errors import OutputError, TargetError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import sha256_file
-from ppap_host.files.writing import copy_file, write_json, write_png
+from ppap_host.files.writing import copy_file, write_file, write_json, write_png
+from ppap_host.guides.targets import Given
 
 VOLATILE = (
     "given", "seconds", "status", "images", "failed", "skipped_guidance", "limited_guidance",
@@ -63,14 +64,14 @@ class RunFolder:
         """Writes ``sheet.png``."""
         write_png(self.path / "sheet.png", sheet, carried(record, record["images"]))
 
-    def copy_target(self, source: Path | Image.Image, name: str) -> dict[str, str]:
+    def copy_target(self, source: Path | Given, name: str) -> dict[str, str]:
         """Keeps what decides what is made beside the images; what the record says of it."""
-        suffix = source.suffix.lower() if isinstance(source, Path) else ".png"
-        copy = self.path / "targets" / f"{name}{suffix}"
+        suffix, content = source.encoded() if isinstance(source, Given) else (source.suffix, b"")
+        copy = self.path / "targets" / f"{name}{suffix.lower()}"
         if isinstance(source, Path):
             digest = copy_file(source, copy, TargetError)
         else:
-            write_png(copy, source)
+            write_file(copy, content)
             digest = sha256_file(copy)
         return {"copy": copy.relative_to(self.path).as_posix(), "sha256": digest}
 

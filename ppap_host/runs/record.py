@@ -42,14 +42,26 @@ class ImageEntry(_Part):
 
 
 class TargetEntry(_Part):
-    """A file, or a picture in memory, that decided what was made: where it was, and its copy."""
+    """What decided what was made: words, or a file or a thing in memory and its copy.
+
+    Attributes:
+        guide, input: for which it was.
+        row: of several targets of a guide.
+        given: as it was given.
+        understood: what it was read as.
+        file: its path, of a file; without it a copy is of what was in memory.
+        head: what has to stand before the path of such a copy.
+    """
 
     guide: NonNegativeInt | None = None
     input: Literal["image", "mask"] | None = None
     row: NonNegativeInt | None = None
-    given: str | dict[str, Any]
-    copy_: Annotated[str, Field(alias="copy")]
-    sha256: Sha256
+    given: str
+    understood: str = ""
+    file: str | None = None
+    head: str = ""
+    copy_: Annotated[str | None, Field(alias="copy")] = None
+    sha256: Sha256 | None = None
 
 
 class _Format(_Part):
@@ -138,7 +150,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                 shown = [_short(v) for v in (old.get(name), new.get(name))]
                 found.append(f"{what} {name}: was {shown[0]}, is {shown[1]}")
     for old, new in zip(before.get("targets", []), now.get("targets", []), strict=False):
-        if old["sha256"] != new["sha256"]:
+        if old.get("sha256") != new.get("sha256"):
             found.append(f"target {old['given']}: the file's content changed")
     for key in ("device", "machine", "threads"):
         if before.get(key) != now.get(key):
@@ -152,30 +164,43 @@ def _short(value: str | None) -> str:
     return value[:12] + "..." if len(value) > 40 else value
 
 
-def find_targets(record: Mapping[str, Any], folder: Path) -> dict[int | str, str]:
+def find_targets(
+    record: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, str], dict[tuple[int, int], str]]:
     """Where each target file of the record is now: the copy beside it, or the path as given.
 
     A record may come from anybody. Its copies are looked for in its own folder only, and what lies
     elsewhere is read only if it is the very file that the record was made with.
 
+    Returns:
+        Path as given -> path, of all files that may be read; and (guide, row) -> what to give for a
+        target that was in memory.
+
     Raises:
         RecordError: a file is gone, or a copy is said to lie outside the record's folder.
     """
-    found: dict[int | str, str] = {}
+    moved: dict[str, str] = {}
+    again: dict[tuple[int, int], str] = {}
     for target in record["targets"]:
+        if target.get("copy") is None:  # words, which are in the configuration
+            continue
         copy = inside(folder, target["copy"], RecordError, "Do not trust that record.")
+        file, sha256 = target.get("file"), target.get("sha256") or ""
         if os.path.isfile(copy):
-            path = copy
-        elif isinstance(target["given"], str) and _is(Path(target["given"]), target["sha256"]):
-            path = Path(target["given"])
+            moved[file or str(copy)] = str(copy)
+            if file is None:
+                again[target.get("guide", 0), target.get("row", 0)] = (
+                    f"{target.get('head', '')}{copy}"
+                )
+        elif file is not None and _is(Path(file), sha256):
+            moved[file] = file
         else:
             raise RecordError(
                 f"The target {target['given']!r} is gone or another one, and so is its copy "
                 f"{str(copy)!r}.",
-                remedy=f"Put the file with SHA-256 {target['sha256'][:12]}... back in one place.",
+                remedy=f"Put the file with SHA-256 {sha256[:12]}... back in one place.",
             )
-        found[target.get("guide", target.get("input"))] = str(path)
-    return found
+    return moved, again
 
 
 def _is(path: Path, sha256: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, PpapError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_pixels
+from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
@@ -305,8 +306,9 @@ class Run:
             saturated = _saturated(pictures)
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
             record["warnings"] = [
-                *self.health.warnings(), *_too_strong(setup, self.health), *_of_latents(setup),
-                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
+                *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
+                *_of_latents(setup), *_of_saturated(self._shown.saturated),
+                *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -322,7 +324,7 @@ def run(
     config: RunConfig,
     out: Path,
     watch: Watch | None = None,
-    target_files: Mapping[int | str, str] | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -332,7 +334,7 @@ def run(
     Args:
         out: a new folder, or one without a record.
         watch: told of progress.
-        target_files: as for :func:`~ppap_host.runs.setup.set_up`.
+        moved: as for :func:`~ppap_host.runs.setup.set_up`.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
@@ -346,7 +348,7 @@ def run(
         with clock.part("load"):
             if watch is not None:
                 watch("loading models", 0, 1)
-            setup = set_up(config, target_files)
+            setup = set_up(config, moved)
         going = Run(setup, folder, watch, clock=clock)
     except KeyboardInterrupt:
         folder.write_record(record | {"status": "interrupted"})
@@ -399,27 +401,41 @@ def _kept(setup: Setup) -> list[Kept]:
     """What decides what is made, to be shown and kept beside the images."""
     found = []
     for i, g in enumerate(setup.guides):
-        given = g.config.to_dict()["target"]
         for j, target in enumerate(g.targets):
-            named = given[j] if isinstance(given, list) else given
-            row: dict[str, Any] = {"guide": i, "given": named}
+            row: dict[str, Any] = {"guide": i, "given": target.text}
             if len(g.targets) > 1:
                 row["row"] = j
-            files: list[Path | Image.Image] = list(target.files)
-            found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}"))
-    for name, path in setup.inputs.items():
-        row = {"input": name, "given": getattr(setup.config, name)}
-        found.append(Kept("", row, {}, [path], name))
+            row["understood"] = target.understood
+            files: list[Path | Given] = list(target.files)
+            if target.given is not None and target.given.in_memory:
+                row["head"] = target.given.head
+                files.append(target.given)
+            moved = (target.given.moved if target.given is not None else None) or {}
+            found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}", moved))
+    for name, reading in setup.inputs.items():
+        row = {"input": name, "given": reading.given.text, "understood": reading.understood}
+        found.append(Kept("", row, {}, reading.files, name, reading.given.moved or {}))
     return found
 
 
 def _keep_targets(record: dict[str, Any], shown: Shown, folder: RunFolder) -> None:
-    """Copies the files of targets into the folder, and notes them in the record."""
-    record["targets"] = [
-        kept.row | folder.copy_target(file, kept.file if n == 0 else f"{kept.file}-{n}")
-        for kept in shown.targets
-        for n, file in enumerate(kept.files)
-    ]
+    """Copies the files of targets into the folder, and notes all targets in the record."""
+    record["targets"] = []
+    for kept in shown.targets:
+        names = [kept.file if n == 0 else f"{kept.file}-{n}" for n in range(len(kept.files))]
+        rows = [
+            kept.row | _path_as_given(kept, file) | folder.copy_target(file, name)
+            for name, file in zip(names, kept.files, strict=True)
+        ]
+        record["targets"] += rows or [kept.row]
+
+
+def _path_as_given(kept: Kept, file: Path | Given) -> dict[str, str]:
+    """The path under which a file is asked for again, wherever it was read now."""
+    if isinstance(file, Given):
+        return {}
+    was = {now: before for before, now in kept.moved.items()}
+    return {"file": was.get(str(file), str(file))}
 
 
 def _measured(
@@ -441,6 +457,13 @@ def _measured(
         if seen:
             views[g.name] = seen
     return rows, views
+
+
+def _doubts(setup: Setup) -> list[str]:
+    """What was not sure of the targets, each once."""
+    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
+    return list(dict.fromkeys(found))
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:

@@ -208,10 +208,10 @@ def rerun(
     else:
         source = read_record(Path(record))
     place = None if isinstance(record, Mapping) else Path(record)
-    config, sources = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
+    config, moved = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
     if out is not None:
-        return run(config, Path(out), watch, sources)
-    return Run(set_up(config, sources), None, watch).finish()
+        return run(config, Path(out), watch, moved)
+    return Run(set_up(config, moved), None, watch).finish()
 
 
 def from_record(
@@ -222,8 +222,8 @@ def from_record(
     backbone: Any = None,
     changes: Mapping[str, Any] | None = None,
     code: Sequence[str] = (),
-) -> tuple[RunConfig, dict[int | str, str]]:
-    """The configuration that makes a record's images again, and where its targets are.
+) -> tuple[RunConfig, dict[str, str] | None]:
+    """The configuration that makes a record's images again, and where its files are now.
 
     Args:
         place: the file or the folder that the record was read from.
@@ -232,18 +232,20 @@ def from_record(
     Raises:
         RecordError, OptionError: as :func:`rerun`.
     """
-    shown = "the record" if place is None else str(place)
+    shown, named = "the record" if place is None else str(place), changes or {}
     values = {**record["config"], **{k: tuple(v) if isinstance(v, list) else v
                                      for k, v in (changes or {}).items()}}  # fmt: skip
-    sources: dict[int | str, str] = {}
+    moved: dict[str, str] | None = None
     if guides is not None:
         values["guides"] = []
     else:
         folder = Path(".") if place is None else place if os.path.isdir(place) else place.parent
-        sources = find_targets(record, folder)
+        moved, again = find_targets(record, folder)
+        moved |= {str(path): str(path) for key in ("image", "mask") if (path := named.get(key))}
+        values["guides"] = _given_again(values["guides"], again)
     if backbone is not None:
         values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
-    _refuse_objects(values, shown, sources)
+    _refuse_objects(values, shown)
     config = RunConfig.from_dict(values, shown)
     if guides is not None:
         chosen = (guides,) if isinstance(guides, GuideConfig) else tuple(guides)
@@ -251,10 +253,25 @@ def from_record(
     else:
         refuse_code(config, shown, code)
     _refuse_hub_names(config, record, shown)
-    return config, sources
+    return config, moved
 
 
-def _refuse_objects(values: Mapping[str, Any], shown: str, sources: Mapping[Any, str]) -> None:
+def _given_again(
+    guides: Sequence[Mapping[str, Any]], again: Mapping[tuple[int, int], str]
+) -> list[dict[str, Any]]:
+    """The guides of a record with the copies of targets that were in memory."""
+    found = []
+    for i, guide in enumerate(guides):
+        target = guide.get("target")
+        if isinstance(target, list):
+            target = [again.get((i, j), row) for j, row in enumerate(target)]
+        else:
+            target = again.get((i, 0), target)
+        found.append({**guide, "target": target})
+    return found
+
+
+def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
     """Raises RecordError for what was in memory when the record was written."""
     backbone = values["backbone"]
     if isinstance(backbone, Mapping):
@@ -262,13 +279,15 @@ def _refuse_objects(values: Mapping[str, Any], shown: str, sources: Mapping[Any,
             f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",
             remedy="Give it again: ppap.rerun(..., backbone=...).",
         )
-    for i, guide in enumerate(values.get("guides", ())):
+    for guide in values.get("guides", ()):
         if isinstance(guide.get("what"), Mapping):
             raise RecordError(
                 f"The guide {guide.get('name')!r} of {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",
             )
-        if isinstance(guide.get("target"), Mapping) and i not in sources:
+        target = guide.get("target")
+        rows = target if isinstance(target, list) else [target]
+        if any(isinstance(row, Mapping) for row in rows):
             raise RecordError(
                 f"The target of {guide.get('name')!r} in {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +16,11 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files import images
 from ppap_host.files.errors import DeviceError, OptionError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
@@ -106,7 +105,7 @@ class Setup:
         stages: the base, and the upsampler of a cascade.
         guides: in the configuration's order, as they see the finished images.
         plugins: distributions that it uses.
-        inputs: files of the image to fill in and its mask.
+        inputs: the image to fill in and its mask.
         objects: what is in memory and cannot be loaded again from a record.
     """
 
@@ -115,7 +114,7 @@ class Setup:
     guides: list[ActiveGuide]
     device: torch.device
     plugins: set[str]
-    inputs: dict[str, Path] = field(default_factory=dict)
+    inputs: dict[str, Reading] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
 
     @property
@@ -144,7 +143,7 @@ class Setup:
 
 def set_up(
     config: RunConfig,
-    target_files: Mapping[int | str, str] | None = None,
+    moved: Mapping[str, str] | None = None,
     found: Registry | None = None,
 ) -> Setup:
     """Checks a configuration and loads what it names.
@@ -152,8 +151,7 @@ def set_up(
     What is in memory already stays as it is: its device, number format, mode and gradients.
 
     Args:
-        target_files: where to read the targets of these guides, and "image" and "mask", instead of
-            where the configuration says, for repeating a run whose files have moved.
+        moved: for repeating a run whose files are elsewhere now: path as given -> path.
         found: the plugins to choose from; by default those installed.
 
     Raises:
@@ -184,20 +182,15 @@ def set_up(
     stages = [_stage("base", backbone, config.steps, config.cfg, config)]
     if upsampler is not None:
         stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
-    sources = target_files or {}
-    inputs = {
-        name: Path(sources.get(name, path))
-        for name, path in (("image", config.image), ("mask", config.mask))
-        if path is not None
-    }
+    inputs: dict[str, Reading] = {}
     for stage in stages:
         if isinstance(config.backbone, str):
             stage.backbone.to(device, dtype)
             stage.backbone.device, stage.backbone.dtype = device, dtype
-        _set_conditions(stage, config, inputs, device)
+        inputs |= _set_conditions(stage, config, moved, device)
     guides = [
-        _set_up_guide(i, g, config, stages, device, dtype, sources.get(i), found, objects)
-        for i, g in enumerate(config.guides)
+        _set_up_guide(g, config, stages, device, dtype, moved, found, objects)
+        for g in config.guides
     ]
     _refuse_what_does_nothing(config, stages)
     return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
@@ -283,13 +276,12 @@ def _plugins(config: RunConfig, found: Registry) -> set[str]:
 
 
 def _set_up_guide(
-    number: int,
     config: GuideConfig,
     run: RunConfig,
     stages: list[Stage],
     device: torch.device,
     dtype: torch.dtype,
-    source: str | None,
+    moved: Mapping[str, str] | None,
     found: Registry,
     objects: list[str],
 ) -> ActiveGuide:
@@ -307,13 +299,13 @@ def _set_up_guide(
         guide.to(device, dtype)
     else:
         _check_device(guide, config.name, device)
-    given = config.target if source is None else source
-    rows = given if isinstance(given, tuple) else (given,)
-    if any(not (row is None or isinstance(row, str | os.PathLike)) for row in rows):
+    rows = config.target if isinstance(config.target, tuple) else (config.target,)
+    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
+    if any(row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {
-        size: tuple(_read_target(guide, row, size, device) for row in rows) for size in sizes
+        size: tuple(_read_target(guide, row, size, device) for row in given) for size in sizes
     }
     active = []
     for stage, choice in zip(steered, choices, strict=True):
@@ -426,20 +418,29 @@ def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
     return replace(choice, guide=guide, calibration_file=calibration_file(config.calibration))
 
 
-def _read_target(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
-    target = guide.read_target("" if given is None else os.fspath(given), size)
+def _read_target(guide: Guide, given: Given, size: tuple[int, int], device: torch.device) -> Target:
+    target = guide.read_target(given, size)
     return replace(target, value=target.value.to(device))
 
 
 def _set_conditions(
-    stage: Stage, config: RunConfig, inputs: Mapping[str, Path], device: torch.device
-) -> None:
-    """What the images are conditioned on, and the unconditional branch where one is needed."""
+    stage: Stage, config: RunConfig, moved: Mapping[str, str] | None, device: torch.device
+) -> dict[str, Reading]:
+    """What the images are conditioned on, and the unconditional branch where one is needed.
+
+    Returns:
+        The image to fill in and its mask, where there are any.
+    """
     backbone = stage.backbone
     given: Condition = {}
-    if inputs:
-        image, known = images.read_known(inputs["image"], inputs["mask"], backbone.image_size)
-        given = backbone.inpainting(image.to(device), known.to(device))
+    inputs: dict[str, Reading] = {}
+    if config.image is not None and config.mask is not None:
+        photo, mask, known = read_known(
+            Given.of(config.image, ("photo",), moved), Given.of(config.mask, ("mask",), moved),
+            backbone.image_size,
+        )  # fmt: skip
+        given = backbone.inpainting(photo.pixels.to(device), known.to(device))
+        inputs = {"image": photo, "mask": mask}
     each = isinstance(config.prompt, tuple) or isinstance(config.class_index, tuple)
     rows = range(config.num) if each else range(1)
     prompts, classes = config.of_images("prompt", rows), config.of_images("class_index", rows)
@@ -447,6 +448,7 @@ def _set_conditions(
     stage.unconditional = stage.condition
     if stage.cfg != 1:
         stage.unconditional = {**encode(backbone, [""], [None]), **given}
+    return inputs
 
 
 def model_files(setup: Setup) -> dict[str, str]:

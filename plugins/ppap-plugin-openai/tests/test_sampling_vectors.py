@@ -31,7 +31,7 @@ from ppap_host.backbones.noise import (
     respace,
 )
 from ppap_host.files.images import from_tensor
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import Event, sample
@@ -97,7 +97,7 @@ class GradientGuide(Guide):
     def network(self) -> nn.Module:
         return nn.Identity()
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         raise NotImplementedError
 
     def prepare(self, x: Tensor) -> Tensor:

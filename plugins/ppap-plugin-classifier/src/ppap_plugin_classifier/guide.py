@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.files.errors import TargetError
-from ppap_host.files.images import means_file, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.guides.targets import Given, Target
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_classifier.bars import chart
 from ppap_plugin_classifier.checkpoint import load_checkpoint
@@ -74,7 +73,7 @@ class ClassifierGuide(Guide):
         """The whole picture, resized and normalised as the checkpoint wants it."""
         return self._preparation(x)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the path of an image, the name of a class, or its number.
 
         The value is a row of probabilities, [1, c]: what the network says of the image, or one for
@@ -84,26 +83,31 @@ class ClassifierGuide(Guide):
         Raises:
             TargetError: the image cannot be read, or no class, or more than one, is called that.
         """
-        if os.path.isfile(text):
-            return self._read_image(text, size)
+        if given.is_file:
+            return self._read_image(given, size)
         try:
-            index = self.labels.find(text)
+            index = self.labels.find(given.words)
         except TargetError:
-            if means_file(text):
-                read_rgb(text, size)  # says what is wrong with it
+            if given.means_file:
+                given.photo(size)  # says what is wrong with it
             raise
         parameter = next(self._network.parameters())
         label = torch.tensor([index], device=parameter.device)
         value = F.one_hot(label, len(self.labels)).to(parameter.dtype)
-        return Target(text, value, {"target": chart([(self.labels.short(index), 1.0)])})
+        called = self.labels.short(index)
+        understood = f"class {index} of {len(self.labels)}, {called!r}"
+        pictures = {"target": chart([(called, 1.0)])}
+        return Target(given.words, value, pictures, understood=understood)
 
-    def _read_image(self, text: str, size: tuple[int, int]) -> Target:
-        image = read_rgb(text, size)
+    def _read_image(self, given: Given, size: tuple[int, int]) -> Target:
+        photo = given.photo(size)
         parameter = next(self._network.parameters())
         with torch.no_grad():
-            logits = self.see(to_tensor(image).to(parameter.device, parameter.dtype))
-        pictures = {"target": image, "seen as": self.picture(logits)[0]}
-        return Target(text, logits.softmax(dim=1), pictures, (Path(text),))
+            logits = self.see(photo.pixels.to(parameter.device, parameter.dtype))
+        pictures = {"target": photo.image, "seen as": self.picture(logits)[0]}
+        likeliest = self.labels.short(int(logits.argmax()))
+        then = f"its classes are what the network sees, {likeliest!r} first"
+        return photo.target(logits.softmax(dim=1), pictures, then)
 
     def loss(
         self, output: Float[Tensor, "b c"], target: Float[Tensor, "one c"]

@@ -68,6 +68,15 @@ def load_transformers(name: str, source: str, local: bool) -> Checkpoint:
         read_processor(name, processor),
         tuple(str(named[i]) for i in range(len(named))),
         tuple(sorted(file for file in files if file.exists())),
+        bool(getattr(processor, "do_reduce_labels", False)),
+        tuple(
+            int(number)
+            for number in (
+                getattr(processor, "ignore_index", None),
+                getattr(config, "semantic_loss_ignore_index", None),
+            )
+            if number is not None
+        ),
     )
 
 
