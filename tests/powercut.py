@@ -126,13 +126,10 @@ def cuts(folder: Path, work: Callable[[], Any], into: Path) -> Iterator[tuple[st
             trial = into / f"{count:05d}-{state}"
             with mock.patch.multiple(os, **real):
                 disk.leave(state, trial)
-                found = tuple(
-                    (
-                        path.relative_to(trial).as_posix(),
-                        path.read_bytes() if path.is_file() else b"/",
-                    )
-                    for path in sorted(trial.rglob("*"))
-                )
+                there = sorted(trial.rglob("*"))
+                bytes_of = [path.read_bytes() if path.is_file() else b"/" for path in there]
+                names = [path.relative_to(trial).as_posix() for path in there]
+                found = tuple(zip(names, bytes_of, strict=True))
                 if found in left:
                     shutil.rmtree(trial)
                 else:

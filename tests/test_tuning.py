@@ -250,7 +250,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(lesson: Lesson) -> None
         {"seed": -1},
         {"batch": 2.5},
         {"held_out": math.nan},
-    ],  # fmt: skip
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"{next(iter(changes))!r}") as caught:

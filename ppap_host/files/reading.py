@@ -183,7 +183,7 @@ class Document:
             PpapError: of the class :attr:`error`; names the first value that is wrong.
         """
         try:
-            read: T = _adapter(model).validate_python(values)  # type: ignore[arg-type]
+            read: T = _adapter(model).validate_python(values, strict=True)  # type: ignore[arg-type]
         except ValidationError as error:
             raise self.fail(source, first_problem(error)) from None
         return read

@@ -15,6 +15,7 @@ import torch
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.errors import OptionError, RecordError
+from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.settings import read
 from ppap_host.guides.functions import Reward
 from ppap_host.guides.guide import Guide
@@ -209,9 +210,12 @@ def rerun(
         source = read_record(Path(record))
     place = None if isinstance(record, Mapping) else Path(record)
     config, moved = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
-    if out is not None:
-        return run(config, Path(out), watch, moved)
-    return Run(set_up(config, moved), None, watch).finish()
+    # What is given again may be fetched; what only the record names may not.
+    given = guides is not None or backbone is not None or "checkpoint" in changes
+    with nothing_fetched("" if given else "the record" if place is None else str(place)):
+        if out is not None:
+            return run(config, Path(out), watch, moved)
+        return Run(set_up(config, moved), None, watch).finish()
 
 
 def from_record(
@@ -273,7 +277,7 @@ def _given_again(
 
 def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
     """Raises RecordError for what was in memory when the record was written."""
-    backbone = values["backbone"]
+    backbone = values.get("backbone")
     if isinstance(backbone, Mapping):
         raise RecordError(
             f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from equations import paper
 from PIL import Image
 from torch import Tensor, nn
 
-from equations import paper
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, linear_betas
 from ppap_host.guides.guide import Guide, Target

@@ -149,7 +149,9 @@ def run(faults: Sequence[Fault], jobs: int) -> list[str]:
         pid, one = start(None, tests, trees[0], log)
         _, code = finished({pid: one})
         if code != _PASSED:
-            return [f"Where nothing is planted, the tests end with {code}:\n{log.read_text()[-6000:]}"]
+            return [
+                f"Where nothing is planted, the tests end with {code}:\n{log.read_text()[-6000:]}"
+            ]
         print(f"{len(tests)} tests pass where nothing is planted.", flush=True)
         wrong: list[str] = []
         running: dict[int, Running] = {}
@@ -162,7 +164,9 @@ def run(faults: Sequence[Fault], jobs: int) -> list[str]:
             free.append(done.tree)
             verdict = {_PASSED: "NOT NOTICED", _FAILED: "caught"}.get(code, f"ERROR {code}")
             seconds = time.monotonic() - done.began
-            print(f"{verdict:12} {seconds:5.1f} s  {done.fault.file}: {done.fault.what}", flush=True)
+            print(
+                f"{verdict:12} {seconds:5.1f} s  {done.fault.file}: {done.fault.what}", flush=True
+            )
             if code != _FAILED:
                 tail = done.log.read_text()[-1500:]
                 wrong.append(f"{verdict}: {done.fault.file}: {done.fault.what}\n{tail}")

@@ -564,7 +564,9 @@ FAULTS: tuple[Fault, ...] = (
         f"{_EXPERTS}/tuning.py",
         "return (alpha * x0 + sigma * noise.to(x0))[share]",
         "return x0[share]",
-        ("tests/test_tuning.py::test_tuning_on_noised_images_is_what_it_was_before_there_were_views",),
+        (
+            "tests/test_tuning.py::test_tuning_on_noised_images_is_what_it_was_before_there_were_views",
+        ),
     ),
     Fault(
         "an expert ends in its last state, not in its best",
