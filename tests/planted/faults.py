@@ -218,8 +218,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the smoothing noise does not fade",
         f"{_RECIPES}/energies.py",
-        "fade = question.level.sigma / question.level.scale if self.fading else 1.0",
-        "fade = 1.0",
+        "return self.width * (level.sigma / level.scale if self.fading else 1.0)",
+        "return self.width",
         _method("lgd-mc", "ddim"),
     ),
     Fault(
