@@ -18,7 +18,8 @@ from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver
 
 PRESETS: dict[str, Recipe] = {entry.name: entry.load() for entry in builtin.ppap_recipes()}
-EXACT = Denoiser(paper.World(), np.zeros((3, 2))).level_at
+PLAIN = paper.World()
+EXACT = Denoiser(PLAIN, np.zeros((3, 2))).level_at
 CHURN = Churn(0.9, 0.5, 20.0, 1.01)
 
 
@@ -28,7 +29,7 @@ class Pair:
 
     solver: Solver
     reference: Any
-    world: paper.World = paper.World()
+    world: paper.World = PLAIN
     scale: float = 0.7
 
 

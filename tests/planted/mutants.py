@@ -151,10 +151,10 @@ def live(module: types.ModuleType) -> dict[str, list[types.FunctionType]]:
     def look(holder: Any, seen: set[int]) -> None:
         for value in list(vars(holder).values()):
             add(value)
-            if isinstance(value, type) and value.__module__ == module.__name__:
-                if id(value) not in seen:
-                    seen.add(id(value))
-                    look(value, seen)
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and id(value) not in seen:
+                seen.add(id(value))
+                look(value, seen)
 
     look(module, set())
     return found
