@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 from ppap_host.cli import app
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, UnknownNameError
 
-pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
-
 
 def call(*arguments: str | Path) -> Any:
     """What a command prints, as JSON; its error is raised."""

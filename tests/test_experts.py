@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def test_a_plan_for_another_network_is_refused() -> None:
 
 
 def test_a_patch_is_small_and_counts_itself() -> None:
-    network = pytest.importorskip("timm").create_model("resnet18", num_classes=5)
+    network = timm.create_model("resnet18", num_classes=5)
     patch = Patch.fresh(network, default_patch_plan(network, rank=4))
     counted = report(network, ExpertSet([NoiseRange(-math.inf, math.inf)], [patch]))
     assert counted["share_of_largest"] < 0.10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -88,7 +87,6 @@ def test_a_killed_harvest_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Pat
 
 
 def test_two_processes_make_the_same_bytes_as_one(made: Harvest, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     launched = run_process(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
@@ -216,7 +214,7 @@ def test_a_folder_that_is_no_harvest_is_refused(tmp_path: Path) -> None:
             Harvest.open(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.usefixtures("as_user")
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError):

@@ -13,9 +13,6 @@ from ppap_host.runs.run import run
 from ppap_host.runs.setup import set_up
 from ppap_host.sampling.evaluator import Health
 
-pytest.importorskip("ppap_plugin_classifier")
-pytest.importorskip("ppap_plugin_restore")
-
 TARGET = str(Path(__file__).parents[1] / "docs" / "images" / "target.png")
 
 

@@ -32,8 +32,6 @@ from ppap_host.runs.run import run
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import sample_scenes
 
-pytest.importorskip("ppap_plugin_depth", reason="needs ./plugins/ppap-plugin-depth")
-
 STEPS = 4
 
 

@@ -139,7 +139,6 @@ def test_a_killed_tuning_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Path
 
 
 def test_two_processes_tune_as_one_does(made: Harvest, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     alone = tune(ColourGuide(), made.lesson(ColourGuide()), LEVELS, CONFIG)
     launched = run_process(
         [
