@@ -372,6 +372,24 @@ def bench_report() -> str:
 
 COMMANDS = {command.name: command for whole in commands() for command in (whole, *whole.commands)}
 
+
+def target_table() -> str:
+    """What the guides understood of files as people have them (``docs/target_files.py``)."""
+    rows = json.loads((DOCS / "results" / "targets.json").read_text(encoding="utf-8"))
+    lines = ["| file | what it is | network | target | what was understood |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        said = re.sub(r"([|<*_])", r"\\\1", row["said"]) + " *Doubted.*" * row["doubted"]
+        lines.append(
+            f"| `{row['file']}` | {row['about']} | {row['reader']} | `{row['target']}` | {said} |"
+        )
+    refused = sum(row["said"].startswith("Error:") for row in rows)
+    doubted, wrong = (sum(bool(row[key]) for row in rows) for key in ("doubted", "wrong"))
+    lines += ["", f"{len(rows)} files: {len(rows) - refused} read, {doubted} of them with a doubt; "
+              f"{refused} refused; {wrong} understood wrongly."]  # fmt: skip
+    return "\n".join(lines)
+
+
 TABLES = {
     "checks": check_tables,
     "commands": command_table,
@@ -379,6 +397,7 @@ TABLES = {
     "recipes": recipe_tables,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
+    "targets": target_table,
 }
 
 

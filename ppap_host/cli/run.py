@@ -281,6 +281,8 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
             kept = len(list(out.glob("[0-9]*.png")))
             console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
             raise typer.Exit(130) from None
+    for said in dict.fromkeys(row["understood"] for row in result.record["targets"]):
+        console.print(f"Target: {said}", style="dim", markup=False)
     for used in result.record["used"]["guides"]:
         if used["experts"]:
             console.print(f"{used['name']}: guided by the experts {used['experts']}", style="dim")

@@ -168,6 +168,8 @@ class Run:
         with self.clock.part("hash"):
             record |= _described(setup)
             self._shown.targets = _kept(setup)
+            record["targets"] = [kept.row for kept in self._shown.targets]
+            record["warnings"] = _doubts(setup)
             if out is not None:
                 _keep_targets(record, self._shown, out)
                 self._result.folder = out.path
