@@ -63,6 +63,17 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def robustness(session: nox.Session) -> None:
+    """Hostile inputs and faults, one by one; renews the table of docs/robustness.md with --write.
+
+    Takes about ten minutes on two cores.
+    """
+    session.install(".", *PLUGINS, *TEST)
+    session.run("python", "-m", "robustness", *session.posargs,
+                env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Times of the first command, of a guided step against its parts, and of the start-up."""
     session.install(".", *PLUGINS)
