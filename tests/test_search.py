@@ -482,7 +482,7 @@ def test_the_built_in_world_has_targets_and_judges(
 ) -> None:
     plugin = "restore" if guide in RESTORATIONS else guide
     pytest.importorskip(f"ppap_plugin_{plugin}")
-    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", *SMALL)
+    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", "--json", *SMALL)
     first = ppap_here("search", *arguments)
     assert first.code == 0, first.err
     record = json.loads(first.out)
