@@ -20,6 +20,8 @@ TEST = [
     "hypothesis>=6.100",
     "beartype>=0.18",
     "installer>=0.7",
+    "pexpect>=4.9",  # a terminal for the command line, and what is seen on it
+    "pyte>=0.8",
     "timm>=1.0",
 ]
 TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built

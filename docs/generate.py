@@ -129,7 +129,7 @@ def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
         meaning, told = _without_default(info.help or "")
         if isinstance(info.show_default, str):
             told = _default(info.show_default)
-        elif not any(parameter.default is nothing for nothing in (None, False, parameter.empty)):
+        elif not any(parameter.default is none for none in (None, False, parameter.empty, "")):
             value = parameter.default
             told = f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
         yield Parameter(

@@ -10,7 +10,7 @@ from typer import completion
 from ppap_host.cli.output import clean
 
 if TYPE_CHECKING:
-    from ppap_host.plugins.registry import Kind
+    from ppap_host.plugins.plugin import Kind
 
 Completion = Callable[[str], list[tuple[str, str]]]
 """Gives the names that begin like what was typed, each with what it is."""

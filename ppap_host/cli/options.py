@@ -28,7 +28,7 @@ def option(*names: str, panel: str, metavar: str | None, help: str, **settings: 
 
 Checkpoint = Annotated[
     str | None,
-    option("--checkpoint", panel=MODEL, metavar="FILE|FOLDER|HUB-NAME", help="Its weights."),
+    option("--checkpoint", panel=MODEL, metavar="FILE|FOLDER|HUB-NAME", help="Weights of the backbone."),
 ]
 Vae = Annotated[
     str | None,
