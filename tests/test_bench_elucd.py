@@ -569,7 +569,7 @@ def test_the_command_prints_results_for_programs(
     monkeypatch.setattr(benchmark, "ClassifierWorld", ColourWorld)
     monkeypatch.setattr(registry(), "entry", lambda kind, name: None)
     app(
-        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--models", "a/b", "--json"],
+        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--model", "a/b", "--json"],
         standalone_mode=False,
     )
     printed = json.loads(capsys.readouterr().out)

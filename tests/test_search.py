@@ -478,7 +478,7 @@ SMALL = ("--budget", 2, "--num", 2, "--steps", 2, "--device", "cpu")
 def test_the_built_in_world_has_targets_and_judges(
     ppap_here: Call, tmp_path: Path, guide: str, objective: str
 ) -> None:
-    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", *SMALL)
+    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", "--json", *SMALL)
     first = ppap_here("search", *arguments)
     assert first.code == 0, first.err
     record = json.loads(first.out)

@@ -3,62 +3,110 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ppap_host.cli import complete, options
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import (
+    GUIDES,
+    MODEL,
+    SAMPLERS,
+    SAMPLING,
+    AsJson,
+    OpenIt,
+    option,
+    spacing,
+)
+from ppap_host.cli.output import open_file, print_json, tell_path
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.tables import Column, show_table
+from ppap_host.files.errors import OptionError, unknown_name
+
+_KNOWN = ("prompts", "frechet", "classes", "depth")
+
 
 def evaluate(
-    what: Annotated[str, typer.Argument(help="prompts, frechet, classes or depth.")],
-    num: Annotated[
-        int,
-        typer.Option(
-            "--num", "-n", min=1, help="Images; for prompts and classes: images of each class."
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="MEASURE", autocompletion=complete.among(_KNOWN),
+            help="prompts, frechet, classes or depth.",
         ),
+    ],
+    num: Annotated[
+        int, options.num("Images; for prompts and classes: images of each class.", min=1)
     ] = 32,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="For classes and depth.")] = "x0",
-    scale: Annotated[
-        float | None, typer.Option("--scale", "-s", help="For classes and depth.")
-    ] = None,
-    steps: Annotated[str, typer.Option("--steps", help="Steps or a spacing.")] = "50",
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
-    cfg: Annotated[float, typer.Option("--cfg", help="For prompts and frechet.")] = 2.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the generated images.")] = 0,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Another training of the backbone.")
-    ] = None,
-    experts: Annotated[
-        str | None, typer.Option("--experts", "-e", help="Of the guide; default: one that fits.")
-    ] = None,
+    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "50",
+    seed: Annotated[int, options.seed("Of the generated images.", min=0)] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="For classes and depth: a sheet of the results."),
+        options.out("For classes and depth: a sheet of the results.", metavar="FILE"),
     ] = None,
-) -> None:
+    scale: Annotated[
+        float | None,
+        option(
+            "--scale", "-s", panel=GUIDES, metavar="NUMBER",
+            help="For classes and depth; default: the guide's own.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        option(
+            "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
+            autocompletion=complete.of("recipe"), help="For classes and depth.",
+        ),
+    ] = "x0",
+    experts: Annotated[
+        str | None,
+        option(
+            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+            autocompletion=complete.of("expert set"),
+            help="Of the guide; default: one that fits.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        option(
+            "--checkpoint", panel=MODEL, metavar="FILE|FOLDER",
+            help="Another training of the backbone.",
+        ),
+    ] = None,
+    cfg: Annotated[
+        float, option("--cfg", panel=MODEL, metavar="NUMBER", help="For prompts and frechet.")
+    ] = 2.0,
+    sampler: Annotated[
+        str,
+        option(
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            help=SAMPLERS,
+        ),
+    ] = "ddim",
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Measure with judges: prompts (class accuracy), frechet (distance to renders), and guidance by
     the classifier (classes) or by depth.
-
-    The outcome is printed as JSON.
     """
-    from ppap_host.cli.output import print_json
-    from ppap_host.cli.run import progress_bar
-    from ppap_host.files.errors import unknown_name
-    from ppap_host.files.images import contact_sheet, from_tensor
-    from ppap_host.files.writing import write_png
-    from ppap_host.plugins.registry import registry
-    from ppap_host.runs.choice import choose
-    from ppap_host.runs.config import GuideConfig
-    from ppap_host.sampling.solvers import make_solver
-    from ppap_host.shapes.backbone import ShapesBackbone
-    from ppap_plugin_bench import shapes as measures
-
-    known = ("prompts", "frechet", "classes", "depth")
-    if what not in known:
-        raise unknown_name("measure", what, known)
-    backbone = ShapesBackbone(checkpoint)
-    solver = make_solver(sampler, 0.0, backbone)
-    settings = measures.Settings(steps=steps, cfg=cfg, seed=seed)
+    if what not in _KNOWN:
+        raise unknown_name("measure", what, _KNOWN)
+    if open_it and out is None:
+        raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
     with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        from ppap_host.files.images import contact_sheet, from_tensor
+        from ppap_host.files.writing import write_png
+        from ppap_host.plugins.registry import registry
+        from ppap_host.runs.choice import choose
+        from ppap_host.runs.config import GuideConfig
+        from ppap_host.sampling.solvers import make_solver
+        from ppap_host.shapes.backbone import ShapesBackbone
+        from ppap_plugin_bench import shapes as measures
+
+        backbone = ShapesBackbone(checkpoint)
+        solver = make_solver(sampler, 0.0, backbone)
+        settings = measures.Settings(steps=spacing(steps), cfg=cfg, seed=seed)
         if what == "prompts":
             outcome = measures.prompt_accuracy(backbone, solver, settings, num, watch)
         elif what == "frechet":
@@ -84,8 +132,25 @@ def evaluate(
                     for title, x in shown:
                         rows.append((title, [("", p) for p in from_tensor(x[i : i + 8])]))
                 write_png(out, contact_sheet(rows, cell=128))
-    print_json(outcome | {"steps": steps, "sampler": sampler, "seed": seed})
+    outcome |= {"steps": steps, "sampler": sampler, "seed": seed}
+    if as_json:
+        print_json(outcome)
+    else:
+        cells = [(key.replace("_", " "), _shown(value)) for key, value in outcome.items()]
+        show_table([Column(""), Column("", prose=True)], cells, f"{what}, judged")
+        if out is not None and out.exists():
+            tell_path("Sheet", out)
+    if open_it and out is not None and out.exists():
+        open_file(out)
 
 
-app = typer.Typer()
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+app = Application()
 app.command()(evaluate)
