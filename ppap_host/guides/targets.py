@@ -53,6 +53,7 @@ class Target:
         understood: one line that says what it was read as, from which file, in which colour space,
             and how it was fitted.
         doubts: what had to be guessed or looks wrong, one sentence each, with what to do.
+        photo: the photograph that it is, fitted to the images; None if it is none.
         given: what it was read from; filled in by :meth:`ppap_host.guides.guide.Guide.read_target`.
     """
 
@@ -62,6 +63,7 @@ class Target:
     files: Sequence[Path] = ()
     understood: str = ""
     doubts: Sequence[str] = ()
+    photo: Image.Image | None = None
     given: Given | None = None
 
 
@@ -569,6 +571,15 @@ class Photo(Reading):
     def pixels(self) -> Float[Tensor, "1 3 h w"]:
         """RGB in [-1, 1]."""
         return to_tensor(self.image)
+
+    def target(
+        self,
+        value: Tensor,
+        pictures: Mapping[str, Image.Image] | None = None,
+        then: str = "",
+    ) -> Target:
+        """As :meth:`Reading.target`, with the photograph."""
+        return replace(super().target(value, pictures, then), photo=self.image)
 
 
 @dataclass(frozen=True, eq=False)

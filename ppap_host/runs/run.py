@@ -168,6 +168,9 @@ class Run:
         with self.clock.part("hash"):
             record |= _described(setup)
             self._shown.targets = _kept(setup)
+        with self.clock.part("measure"):
+            record["target_measures"] = _of_targets(setup)
+        with self.clock.part("hash"):
             record["targets"] = [kept.row for kept in self._shown.targets]
             record["warnings"] = _doubts(setup)
             if out is not None:
@@ -438,6 +441,27 @@ def _path_as_given(kept: Kept, file: Path | Given) -> dict[str, str]:
         return {}
     was = {now: before for before, now in kept.moved.items()}
     return {"file": was.get(str(file), str(file))}
+
+
+def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
+    """What each guide measures of its own targets, one row a target: None if it is no photograph.
+
+    It says what the measures of a result can be compared with.
+    """
+    found: dict[str, list[dict[str, float] | None]] = {}
+    for g in setup.guides:
+        rows: list[dict[str, float] | None] = []
+        for target in g.targets:
+            if target.photo is None:
+                rows.append(None)
+                continue
+            with torch.no_grad():
+                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                measured = g.guide.measure(output, target.value)
+            rows.append({name: round(values[0], 6) for name, values in measured.items()})
+        if any(rows):
+            found[g.name] = rows
+    return found
 
 
 def _measured(
