@@ -39,6 +39,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "files.images": (
         "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "to_tensor",
     ),
+    "files.decoding": ("Decoded", "has_alpha", "to_srgb"),
+    "files.reading": ("read_text",),
     "files.writing": ("write_file", "write_png"),
     "files.checkpoints": (),
     "pipelines.autoencoder": (),

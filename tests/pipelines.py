@@ -34,7 +34,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 WORDS = ("<pad>", "<unk>", "a", "dog", "red", "cube", "in", "the", "snow", "<end>")
 LENGTH = 8

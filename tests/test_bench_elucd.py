@@ -49,7 +49,8 @@ from worlds import GaussianBackbone
 
 from ppap_host.files.errors import OptionError, UnknownNameError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Given, Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import ELUCD, NAIVE
 from ppap_host.sampling.evaluator import Guidance

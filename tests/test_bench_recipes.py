@@ -47,8 +47,9 @@ from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import FREEDOM, X0, X0_THROUGH
 from ppap_host.sampling.evaluator import Guidance

@@ -31,7 +31,8 @@ from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 
 TINY = Settings(

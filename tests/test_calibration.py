@@ -34,7 +34,8 @@ from ppap_host.experts.patches import Patch, network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, TargetError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.hookspecs import Entry, hookimpl
 from ppap_host.plugins.registry import Registry
 

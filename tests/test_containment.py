@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ppap_host.cli.surroundings import for_results_alone
 from ppap_host.files.errors import PluginWarning
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.containment import SETTINGS, contained
 from ppap_host.plugins.loading import Guarded
 from ppap_host.plugins.registry import Registry
@@ -43,7 +44,8 @@ def ppap_guides():
 GUIDE = """\
 import torch
 from PIL import Image
-from ppap_host.guides.guide import Guide as Base, Target
+from ppap_host.guides.guide import Guide as Base
+from ppap_host.guides.targets import Target
 from ppap_host.files.images import from_tensor
 
 class Guide(Base):
@@ -700,7 +702,8 @@ import json, torch
 from PIL import Image
 from torch import nn
 from ppap_host.files.errors import PluginError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.loading import Guarded
 
 class Sound(Guide):

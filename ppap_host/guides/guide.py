@@ -18,9 +18,7 @@ from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.guides.operators import LinearOperator
-from ppap_host.guides.targets import Given as Given
-from ppap_host.guides.targets import Target as Target
-from ppap_host.guides.targets import Value
+from ppap_host.guides.targets import Given, Target, Value
 
 
 @dataclass(frozen=True)

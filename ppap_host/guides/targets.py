@@ -270,7 +270,7 @@ class Given:
         """How to give it with this head, for remedies."""
         if isinstance(self.value, str) and self.value.isprintable():
             return f"{head}:{self.value}"
-        return f"it as {head}"
+        return f"{head}:..."
 
     def bad_setting(self, name: str, remedy: str) -> TargetError:
         """For a setting whose value makes no sense."""

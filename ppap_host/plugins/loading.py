@@ -14,7 +14,8 @@ from ppap_host.backbones.backbone import Backbone, Prediction
 from ppap_host.backbones.noise import Walk
 from ppap_host.files.errors import OptionError, PluginError, nearest
 from ppap_host.files.weights import default_folder, stored
-from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.containment import Watch
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, linear_betas
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.recipes.estimate import Step
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import take_step
@@ -110,7 +111,7 @@ class NetGuide(Guide):
         chosen = self.joint * (target * output).sum(dim=1)
         return torch.logsumexp(self.marginal * output, dim=1) - chosen
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         raise NotImplementedError
 
     def prepare(self, x: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone, ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, linear_betas
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.gradients import Normalised

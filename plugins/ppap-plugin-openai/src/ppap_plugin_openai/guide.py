@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guides.guide import Given, Guide, PatchPlan, Target
+from ppap_host.guides.guide import Guide, PatchPlan
+from ppap_host.guides.targets import Given, Target
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,

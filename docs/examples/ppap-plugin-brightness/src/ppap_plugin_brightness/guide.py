@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.files.images import from_tensor, to_tensor
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 
 class MeanColour(nn.Module):
