@@ -391,6 +391,13 @@ FAULTS: tuple[Fault, ...] = (
         "        return gradient\n",
         _part("what_is_done_to_a_gradient"),
     ),
+    Fault(
+        "`x0-through` depends on the scale that a schedule gives its states",
+        f"{_RECIPES}/presets.py",
+        "gradient=(UnitScale(), RootSize()),",
+        "gradient=(RootSize(),),",
+        (f"{_EQ}/test_methods.py::test_how_a_schedule_scales_its_states_changes_nothing",),
+    ),
     # The evaluator
     Fault(
         "a mean over pixels is not made up for",
