@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -39,6 +43,26 @@ def tests(session: nox.Session) -> None:
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     session.run("pytest", *shared, *session.posargs, env=threads)
+    vectors = os.environ.get("PPAP_VECTORS", Path(__file__).parent.parent / "shared" / "vectors")
+    if not any(Path(vectors).rglob("case.json")):
+        # After all other sessions: it is no failure, and is not to be missed.
+        atexit.register(
+            print, f"Not compared with the reference vectors, which are not in {vectors}."
+        )
+
+
+@nox.session
+def planted(session: nox.Session) -> None:
+    """Plants faults and asks whether the tests notice; ``-- --write`` writes docs/planted.md."""
+    session.install(".", *PLUGINS, *TEST)
+    session.run("python", "tests/planted", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutation testing of the numerical core; arguments as tests/planted/mutants.py has them."""
+    session.install(".", *PLUGINS, *TEST, "cosmic-ray>=8.4")
+    session.run("python", "tests/planted/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
