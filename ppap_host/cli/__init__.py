@@ -13,7 +13,13 @@ import typer
 from ppap_host.cli import doctor, experts, harvest, plugin, rerun, run, shapes, tune, weights
 from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail, for_results_alone, show_warning
-from ppap_host.files.errors import PluginError, PluginWarning, PpapError, UnknownNameError
+from ppap_host.files.errors import (
+    CheckpointWarning,
+    PluginError,
+    PluginWarning,
+    PpapError,
+    UnknownNameError,
+)
 from ppap_host.plugins.containment import contained, in_a_line, warn_of
 from ppap_host.plugins.entry_points import (
     KNOWN_COMMANDS,
@@ -164,8 +170,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Warnings about plugins on one line; all others as ever."""
-    if issubclass(category, PluginWarning):
+    """Warnings about plugins and model files on one line; all others as ever."""
+    if issubclass(category, PluginWarning | CheckpointWarning):
         show_warning(str(message))
     else:
         _python_shows(message, category, filename, lineno, file, line)

@@ -66,6 +66,10 @@ class SamplingError(PpapError):
     """An image could not be finished: something between the network and the file is not finite."""
 
 
+class CheckpointWarning(UserWarning):
+    """A model file was read, and something in it had to be chosen, guessed or left out."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 

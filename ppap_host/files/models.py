@@ -1,7 +1,8 @@
 """Models as users name them: folders, and repositories of the hub.
 
-A model's folder is not ours. What is read of it is asked for by name through a :class:`ModelFolder`,
-which keeps the list for the record; nothing in it decides what else is read, fetched or run.
+A model's folder is not ours. What is read of it is asked for by name through a
+:class:`ModelFolder`, which keeps the list for the record; nothing in it decides what else is read,
+fetched or run.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class ModelFolder:
         remedy: how users may write one.
 
     Attributes:
+        name: what it is called in messages.
         folder: where it is; None for a repository.
         remarks: what had to be chosen among its files, a sentence each.
 
@@ -117,6 +119,7 @@ class ModelFolder:
     def __init__(self, name: str, kind: str = "model", remedy: str = "") -> None:
         self.name, self.kind, self.remedy = name, kind, remedy
         self.folder = local_folder(name, remedy)
+        self._repository, _, self._revision = name.partition("@")
         self.remarks: list[str] = []
         self._read: dict[str, Path] = {}
 
@@ -229,9 +232,9 @@ class ModelFolder:
             RepositoryNotFoundError,
         )
 
-        repository, _, revision = self.name.partition("@")
+        repository, revision = self._repository, self._revision or None
         try:
-            return Path(hf_hub_download(repository, file, revision=revision or None))
+            return Path(hf_hub_download(repository, file, revision=revision))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             if self._read:  # of what is in the cache, this was not fetched when it was
                 return None

@@ -532,7 +532,7 @@ def read_saved(path: Path) -> tuple[Any, Tensors]:
     """
     size = path.stat().st_size
     mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-    whole = torch.empty(0, dtype=torch.uint8).set_(mapped)
+    whole = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, mapped))
     with path.open("rb") as file:
         if file.read(4) == _ZIP:
             return _archive(file, size, whole)

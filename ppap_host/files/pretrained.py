@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_host.files.checkpoints import chosen_prefix, library_of, unprefixed, without_wrappers
 from ppap_host.files.errors import CheckpointError

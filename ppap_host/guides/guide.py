@@ -217,6 +217,10 @@ class Guide(ABC):
         """The model files it was read from, for the run's record."""
         return ()
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen, guessed or left out when they were read, a sentence each."""
+        return ()
+
 
 class Wrapped(Guide):
     """A guide that is another one with something changed; everything else is passed on.
@@ -305,3 +309,7 @@ class Wrapped(Guide):
     def files(self) -> Sequence[Path]:
         """As the guide."""
         return self.guide.files()
+
+    def remarks(self) -> Sequence[str]:
+        """As the guide."""
+        return self.guide.remarks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Prediction
 from ppap_host.backbones.noise import Walk
-from ppap_host.files.errors import OptionError, PluginError, nearest
+from ppap_host.files.errors import CheckpointWarning, OptionError, PluginError, nearest
 from ppap_host.files.weights import default_folder, stored
 from ppap_host.guides.guide import Guide, Target, Wrapped
 from ppap_host.plugins.containment import Watch
@@ -51,6 +52,7 @@ def load_backbone(
     weights = _fetched(found, name, checkpoint)
     # mypy takes an abstract class for no type.
     made = found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+    _say(made)
     plugin = found.owner("backbone", name)
     if plugin is found.plugins[0]:
         return made
@@ -179,7 +181,14 @@ def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
     _check_name(guide, "guide", name, plugin)
     guarded = Guarded(guide, plugin)
     guarded.network().requires_grad_(False)
+    _say(guarded)
     return guarded
+
+
+def _say(thing: Guide | Backbone) -> None:
+    """Warns of what had to be chosen or guessed when a model was read."""
+    for remark in thing.remarks():
+        warnings.warn(remark, CheckpointWarning, stacklevel=3)
 
 
 def load_recipe(found: Registry, text: str) -> Recipe:

@@ -385,10 +385,17 @@ def _described(setup: Setup) -> dict[str, Any]:
         },
         "versions": package_versions(setup.plugins),
         "model_files": model_files(setup),
+        "remarks": _remarks(setup),
         "device": named,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _remarks(setup: Setup) -> list[str]:
+    """What had to be chosen or guessed when the models were read."""
+    things = [*(stage.backbone for stage in setup.stages), *(g.guide for g in setup.guides)]
+    return list(dict.fromkeys(remark for thing in things for remark in thing.remarks()))
 
 
 def _kept(setup: Setup) -> list[Kept]:

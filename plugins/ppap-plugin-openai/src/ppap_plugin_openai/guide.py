@@ -16,6 +16,7 @@ from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
 from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.guides.labels import Labels
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,
@@ -25,7 +26,6 @@ from ppap_plugin_openai.adm import (
     load_adm_classifier,
 )
 from ppap_plugin_openai.backbone import BETAS
-from ppap_plugin_openai.labels import Labels
 from ppap_plugin_openai.loading import recognise
 from ppap_plugin_openai.named import flags_file, read_flags
 
@@ -64,7 +64,8 @@ class ADMClassifierGuide(Guide):
         path = Path(model)
         config, schedule = _identified(path)
         self._set_up(load_adm_classifier(path, config), schedule)
-        self.labels, names = Labels.beside(path, config.out_channels)
+        named, names = _labels_beside(path, config.out_channels)
+        self.labels = named
         flags = flags_file(path)
         self._files = (path, *([flags] if flags.exists() else []), *names)
 
@@ -77,7 +78,7 @@ class ADMClassifierGuide(Guide):
 
     def _set_up(self, classifier: ADMClassifier, noise_schedule: str) -> None:
         self._network, self.config = classifier, classifier.config
-        self.labels = Labels((), self.config.out_channels)
+        self.labels = Labels.numbered(self.config.out_channels)
         levels = DiscreteSchedule.from_betas(BETAS[noise_schedule](_CLASSIFIER_STEPS)).levels()
         # Ascending, as np.interp wants it.
         self._noise = np.array([-level.log_snr for level in levels])
@@ -194,6 +195,27 @@ class ADMClassifierGuide(Guide):
     def files(self) -> Sequence[Path]:
         """The weights, and what lies beside them: flags and class names, if there are any."""
         return self._files
+
+
+def _labels_beside(model: Path, count: int) -> tuple[Labels, tuple[Path, ...]]:
+    """Names from ``<model>.txt``, one class a line, if there is such a file, and the file.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not have one line for each class.
+    """
+    path = model.with_name(f"{model.name}.txt")
+    if not path.is_file():
+        return Labels.numbered(count), ()
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: the class names cannot be read.") from error
+    if len(names) != count:
+        raise CheckpointError(
+            f"{path}: {len(names)} class names for {count} classes.",
+            remedy="Write one line for each class, in the order of their numbers.",
+        )
+    return Labels(names), (path,)
 
 
 def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
