@@ -346,7 +346,7 @@ def _check_whole(
             remedy="Set id2label and the sizes in config.json to those of the weights.",
         )
     if lost and len(extra) >= len(state):
-        who = library_of(extra)
+        who = library_of(extra).replace("transformers", "another network of transformers", 1)
         shown = ", ".join(extra[:3])
         raise CheckpointError(
             f"None of the {len(extra)} weights of {name!r} belongs to its {kind}: their names are "
@@ -391,5 +391,7 @@ def _explained(folder: ModelFolder, place: Path, described: Mapping[str, Any]) -
         reason = first_line(error).replace(str(place), folder.name)
         raise CheckpointError(
             f"The {folder.kind} {folder.name!r} cannot be loaded by transformers: {reason}",
-            remedy=folder.remedy,
+            remedy="Install the library that is missing where ppap is installed (pip install)."
+            if isinstance(error, ImportError)
+            else folder.remedy,
         ) from error

@@ -28,6 +28,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of the same."""
 
+LARGEST = 8192
+"""Side in pixels up to which a preprocessing is believed."""
+
 # Pillow's numbers and torchvision's words. Torch has no antialiased Lanczos; bicubic is its
 # nearest. Nearest neighbours would leave most pixels of a large picture without a gradient.
 _MODES = {
@@ -79,6 +82,9 @@ class Preparation:
         offset: added after ``scale``.
         mean, std: a number a channel, in the network's order.
         swapped: whether the network wants blue first.
+
+    Raises:
+        CheckpointError: a number cannot be meant.
     """
 
     size: tuple[int, int] | None = None
@@ -95,6 +101,20 @@ class Preparation:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     swapped: bool = False
+
+    def __post_init__(self) -> None:
+        sides = [*(self.size or ()), self.shortest_edge, self.longest_edge, self.least]
+        numbers = [self.scale, self.offset, *self.mean, *self.std, self.multiple_of]
+        if (
+            not all(side is None or 0 < side <= LARGEST for side in sides)
+            or not all(math.isfinite(number) for number in numbers)
+            or not (min(self.std) > 0 and 0 < self.multiple_of <= LARGEST)
+        ):
+            raise CheckpointError(
+                f"A preprocessing cannot be meant: sizes {sides}, mean {self.mean}, deviation "
+                f"{self.std}.",
+                remedy="Mend the model's preprocessor_config.json or config.json.",
+            )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the network is given for an image of this size."""
@@ -236,42 +256,32 @@ def on_grid(preparation: Preparation, config: Any) -> Preparation:
 # These pad what is over a whole number of patches themselves.
 _PADS = ("swin", "maskformer-swin", "segformer", "mobilevit", "donut", "hiera")
 
-LARGEST_TRIED = 1024
-"""Side in pixels up to which :func:`accepted` looks for what a network takes."""
+LEAST_TRIED, LARGEST_TRIED = 32, 1024
+"""Sides in pixels between which :func:`accepted` looks for what a network takes."""
 
 
 def accepted(
     network: nn.Module, preparation: Preparation, name: str, remarks: list[str] | None = None
 ) -> Preparation:
-    """The preparation, changed so that the network takes the images that it gives.
+    """The preparation, changed so that the network takes images of any size.
 
     Some networks need a least size, or take one size alone, and say so by an error deep inside when
-    they are shown another. They are tried without computing anything, on the meta device. Where
-    that tells nothing, the preparation stays as it is.
+    they are shown another. A preparation that asks for a size stays as it is. Where none is asked
+    for, the network is shown the smallest image; if that fails, others are tried on the meta
+    device, where nothing is computed.
 
     Args:
         name: of the model, for messages.
         remarks: what is changed is added here, a sentence.
-
-    Raises:
-        CheckpointError: sizes are asked for that the network does not take.
     """
-    takes = _trial(network)
     if preparation.size is not None or preparation.shortest_edge is not None:
-        square = preparation.output_size(64, 64)
-        wrong = takes(square)
-        if wrong not in (None, _UNKNOWN):
-            raise CheckpointError(
-                f"The network of {name!r} takes no images of {square[0]} x {square[1]} pixels, to "
-                f"which its preprocessing resizes them ({wrong}).",
-                remedy="Mend the sizes in its configuration.",
-            )
-        if takes(preparation.output_size(64, 128)) in (None, _UNKNOWN):
-            return preparation
-        _note(remarks, name, f"squares of {square[0]} pixels alone")
-        return replace(preparation, size=square, shortest_edge=None, keep_aspect_ratio=False)
+        return preparation
+    smallest = preparation.output_size(LEAST_TRIED, LEAST_TRIED)
+    if _tried(lambda: network(torch.zeros(1, 3, *smallest))) is None:
+        return preparation
+    takes = _trial(network)
     step = preparation.output_size(1, 1)[0]
-    for side in range(step, LARGEST_TRIED + 1, step):
+    for side in range(smallest[0], LARGEST_TRIED + 1, step):
         wrong = takes((side, side))
         if wrong == _UNKNOWN:
             return preparation
@@ -301,8 +311,7 @@ def _from_least(
         return takes((other, other)) is None and takes((side, other)) is None
 
     if both(side + step):
-        if side > step:
-            _note(remarks, name, f"images of at least {side} pixels a side")
+        _note(remarks, name, f"images of at least {side} pixels a side")
         return replace(preparation, least=side)
     if both(2 * side):
         _note(remarks, name, f"multiples of {side} pixels alone")
@@ -315,7 +324,7 @@ _UNKNOWN = "?"
 
 
 def _trial(network: nn.Module) -> Callable[[tuple[int, int]], str | None]:
-    """Whether a network takes an image of a size: None, or what it says; "?" if that is unknown."""
+    """Whether a network takes an image of a size, as :func:`_tried`, on the meta device."""
     meta = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*network.named_parameters(), *network.named_buffers())
@@ -323,17 +332,22 @@ def _trial(network: nn.Module) -> Callable[[tuple[int, int]], str | None]:
 
     def takes(size: tuple[int, int]) -> str | None:
         pixels = torch.empty(1, 3, *size, device="meta")
-        try:
-            with torch.no_grad():
-                functional_call(network, meta, (pixels,))
-        except NotImplementedError:  # it looks at numbers
-            return _UNKNOWN
-        except Exception as error:  # whatever the library makes of it
-            text = " ".join(str(error).split())
-            return _UNKNOWN if "meta" in text.lower() else f"{type(error).__name__}: {text[:200]}"
-        return None
+        return _tried(lambda: functional_call(network, meta, (pixels,)))
 
     return takes
+
+
+def _tried(call: Callable[[], Any]) -> str | None:
+    """What is wrong with a call of a network; None if nothing is, "?" if that cannot be told."""
+    try:
+        with torch.no_grad():
+            call()
+    except NotImplementedError:  # it looks at numbers
+        return _UNKNOWN
+    except Exception as error:  # whatever the library makes of it
+        text = " ".join(str(error).split())
+        return _UNKNOWN if "meta" in text.lower() else f"{type(error).__name__}: {text[:200]}"
+    return None
 
 
 def _mode(name: str, processor: Any) -> str:

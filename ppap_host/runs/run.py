@@ -394,8 +394,9 @@ def _described(setup: Setup) -> dict[str, Any]:
 
 def _remarks(setup: Setup) -> list[str]:
     """What had to be chosen or guessed when the models were read."""
-    things = [*(stage.backbone for stage in setup.stages), *(g.guide for g in setup.guides)]
-    return list(dict.fromkeys(remark for thing in things for remark in thing.remarks()))
+    found = [remark for stage in setup.stages for remark in stage.backbone.remarks()]
+    found += [remark for active in setup.guides for remark in active.guide.remarks()]
+    return list(dict.fromkeys(found))
 
 
 def _kept(setup: Setup) -> list[Kept]:
