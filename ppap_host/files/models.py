@@ -241,7 +241,7 @@ class ModelFolder:
             raise CheckpointError(
                 f"The {self.kind} {self.name!r} is not on this machine and the hub cannot be "
                 "reached.",
-                remedy=_UNFETCHED,
+                remedy=f"{_UNFETCHED} {self.remedy}",
             ) from error
         except RepositoryNotFoundError as error:
             raise CheckpointError(
@@ -307,25 +307,28 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def no_larger_than(state: Mapping[str, Tensor], name: str) -> Iterator[None]:
+def no_larger_than(name: str, numbers: int, tensors: int = 3000) -> Iterator[None]:
     """Stops the making of a network that its weights cannot fill.
 
     A configuration of a hundred bytes may ask for a network that no machine can build. Inside, a
-    network may have some times the numbers, parameters and modules that the weights speak of; where
-    it has more of either, making it ends. It should be made on the meta device first, which has no
-    memory.
+    network may have some times the numbers and the parts that its weights have; where it has more
+    of either, making it ends. It should be made on the meta device first, which has no memory.
+
+    Args:
+        name: of the model, for messages.
+        numbers: in its weights.
+        tensors: among its weights.
 
     Raises:
         CheckpointError: it has more.
     """
-    numbers = 16 * sum(tensor.numel() for tensor in state.values()) + (1 << 26)
-    parts = 32 * len(state) + 10_000
+    most, parts = 16 * numbers + (1 << 26), 32 * tensors + 10_000
     made = [0, 0]
 
     def count(owner: nn.Module, part: str, value: Any) -> None:
         made[0] += value.numel() if isinstance(value, Tensor) else 0
         made[1] += 1
-        if made[0] > numbers or made[1] > parts:
+        if made[0] > most or made[1] > parts:
             raise CheckpointError(
                 f"The configuration of {name!r} describes a network far larger than its weights.",
                 remedy="Mend the configuration: its sizes are not those that the weights have.",
@@ -344,6 +347,11 @@ def no_larger_than(state: Mapping[str, Tensor], name: str) -> Iterator[None]:
             hook.remove()
 
 
+def held(state: Mapping[str, Tensor]) -> int:
+    """How many numbers there are in a state dict."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
 def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network that a file's configuration describes, as it is initialised.
 
@@ -358,7 +366,7 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str)
         CheckpointError: the weights are for a far smaller one.
         Exception: whatever ``make`` raises.
     """
-    with torch.random.fork_rng(devices=[]), no_larger_than(state, name):
+    with torch.random.fork_rng(devices=[]), no_larger_than(name, held(state), len(state)):
         try:
             with torch.device("meta"):
                 make()

@@ -350,7 +350,9 @@ class Tensors:
     """Makes the tensors that calls stand for, as views of their storages.
 
     Args:
-        storages: the numbers of a reference, 1-d, by its key.
+        storages: finds the numbers of a reference, 1-d.
+        whole: whether to refuse tensors that speak of more numbers than their storage has. Strides
+            of 0 make any size out of one number, which costs nothing until it is copied.
 
     Attributes:
         FUNCTIONS: the names of what makes tensors.
@@ -367,8 +369,10 @@ class Tensors:
         }
     )
 
-    def __init__(self, storages: Callable[[Reference], Tensor] | None = None) -> None:
-        self._referred = storages
+    def __init__(
+        self, storages: Callable[[Reference], Tensor] | None = None, *, whole: bool = False
+    ) -> None:
+        self._referred, self._whole = storages, whole
         # By identity: the calls are alive as long as what they came in.
         self._read: dict[int, tuple[Any, Tensor]] = {}
 
@@ -414,7 +418,8 @@ class Tensors:
         ):
             raise RefusedError("a tensor has no proper shape")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if math.prod(size) and last >= numbers.numel():
+        count = math.prod(size)
+        if (count and last >= numbers.numel()) or (self._whole and count > numbers.numel()):
             raise RefusedError("a tensor is larger than its storage")
         return numbers.as_strided(size, stride, offset)
 

@@ -23,13 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppap_host.files.checkpoints import chosen_prefix, library_of, unprefixed, without_wrappers
+from ppap_host.files.checkpoints import (
+    chosen_prefix,
+    library_of,
+    read_head,
+    unprefixed,
+    without_wrappers,
+)
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.models import (
     CONFIG,
     ModelFolder,
     first_line,
     from_pretrained,
+    held,
     no_larger_than,
     quietly,
 )
@@ -115,6 +122,42 @@ def load_pretrained(
     )
 
 
+TOKENIZER = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+"""The files of a tokenizer that are read; the first two say how, the others hold the tokens."""
+
+_MOST_TOKENS = 64 << 20  # bytes
+
+
+def load_tokenizer(folder: ModelFolder, tokenizer: Any, model_type: str) -> Any:
+    """The tokenizer in a folder.
+
+    Args:
+        tokenizer: ``AutoTokenizer`` of transformers.
+        model_type: of the model that it belongs to.
+
+    Raises:
+        CheckpointError: a file is damaged or too large, or the library makes no tokenizer of them.
+    """
+    with _staged({CONFIG: {"model_type": model_type}}) as place, _explained(folder, place, {}):
+        for name in TOKENIZER:
+            path = folder.find(name)
+            if path is None:
+                continue
+            if name in TOKENIZER[:2]:
+                described = folder.json(name) or {}
+                kept = {k: v for k, v in described.items() if not k.endswith("_file")}
+                _write(place / name, _without(kept, folder))
+            else:
+                head = read_head(path, _MOST_TOKENS + 1)
+                if len(head) > _MOST_TOKENS:
+                    raise CheckpointError(f"{path}: the file is too large for a tokenizer's.")
+                (place / name).write_bytes(head)
+        return from_pretrained(tokenizer, place)
+
+
 class _Made:
     """A configuration, and the network of its class with these weights."""
 
@@ -132,13 +175,16 @@ class _Made:
 
     def load(self) -> tuple[Any, dict[str, Any]]:
         """The network, and what the library says of its weights."""
-        with no_larger_than(self.state, self.folder.name), torch.device("meta"), quietly():
+        name, numbers, tensors = self.folder.name, held(self.state), len(self.state)
+        limited = no_larger_than(name, numbers, tensors)
+        with torch.random.fork_rng(devices=[]), limited, torch.device("meta"), quietly():
             empty = self._model.from_config(self.config, trust_remote_code=False)
         wanted = len(empty.state_dict())
 
         def attempt(prefix: str) -> tuple[Any, dict[str, Any]]:
             under = unprefixed(self.state, prefix)
-            with torch.random.fork_rng(devices=[]), no_larger_than(under, self.folder.name):
+            limited = no_larger_than(name, numbers, tensors)
+            with torch.random.fork_rng(devices=[]), limited:
                 # Its own class: the one that chooses wants a path.
                 network, report = from_pretrained(
                     type(empty), None, config=self.config, state_dict=under,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
-from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
+from ppap_host.files.models import own_path
 from ppap_host.guides.guide import Guide, PatchPlan, Target
 from ppap_host.guides.labels import Labels
 from ppap_host.guides.temperatures import Tempered
@@ -26,7 +26,7 @@ from ppap_plugin_openai.adm import (
     load_adm_classifier,
 )
 from ppap_plugin_openai.backbone import BETAS
-from ppap_plugin_openai.loading import recognise
+from ppap_plugin_openai.loading import recognise, shapes_in
 from ppap_plugin_openai.named import flags_file, read_flags
 
 _CLASSIFIER_STEPS = 1000
@@ -53,6 +53,7 @@ class ADMClassifierGuide(Guide):
     # The paper's for its conditional models at 64 and 256 pixels; see the documentation.
     default_scale: Mapping[str, float] = {"": 1.0}
     _files: tuple[Path, ...] = ()
+    _remarks: tuple[str, ...] = ()
 
     def __init__(self, model: str | None = None) -> None:
         if model is None:
@@ -61,9 +62,11 @@ class ADMClassifierGuide(Guide):
                 f"The guide {self.name!r} ships no weights.",
                 remedy=f"Download one of {files} from {PUBLISHED_URL} and give it with --model.",
             )
-        path = Path(model)
+        path = own_path(model)
         config, schedule = _identified(path)
-        self._set_up(load_adm_classifier(path, config), schedule)
+        remarks: list[str] = []
+        self._set_up(load_adm_classifier(path, config, remarks), schedule)
+        self._remarks = tuple(remarks)
         named, names = _labels_beside(path, config.out_channels)
         self.labels = named
         flags = flags_file(path)
@@ -196,6 +199,10 @@ class ADMClassifierGuide(Guide):
         """The weights, and what lies beside them: flags and class names, if there are any."""
         return self._files
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen in the weights' file."""
+        return self._remarks
+
 
 def _labels_beside(model: Path, count: int) -> tuple[Labels, tuple[Path, ...]]:
     """Names from ``<model>.txt``, one class a line, if there is such a file, and the file.
@@ -231,8 +238,7 @@ def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
         return ADMClassifierConfig.from_flags(
             {name: value for name, value in flags.items() if name != "noise_schedule"}
         ), str(schedule)
-    shapes = {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
-    names = recognise(shapes)
+    names = recognise(shapes_in(path))
     for name in names:
         if name in PUBLISHED_CLASSIFIERS:
             entry = PUBLISHED_CLASSIFIERS[name]
