@@ -140,9 +140,12 @@ def load(checkpoint: str | None = None) -> PipelineBackbone:
     folder = local_folder(checkpoint, _REMEDY)
     if folder is None:
         folder = _downloaded(checkpoint)
-    index = read_json(folder / "model_index.json", remedy=_REMEDY)
+    described = folder / "model_index.json"
+    index = read_json(described, remedy=_REMEDY) if described.is_file() else None
     if not isinstance(index, dict):
-        raise CheckpointError(f"{checkpoint!r} gives no pipeline.", remedy=_REMEDY)
+        raise CheckpointError(
+            f"{checkpoint!r} gives no pipeline: it has no {described.name}.", remedy=_REMEDY
+        )
     name = str(index.get("_class_name"))
     family = family_named(name)
     if family is None:

@@ -352,7 +352,10 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
                 ]
             ),
             "out.log_variance": torch.stack(
-                [log_variance(backbone, walk, i, r.estimate.v, r.x_next) for i, r in enumerate(reports)]
+                [
+                    log_variance(backbone, walk, i, r.estimate.v, r.x_next)
+                    for i, r in enumerate(reports)
+                ]
             ),
         }
         for name in io:
