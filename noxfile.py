@@ -21,15 +21,18 @@ TEST = [
     "beartype>=0.18",
     "installer>=0.7",
     "timm>=1.0",
+    "scikit-image>=0.24",  # photographs, and a stereo pair with its disparities
+    "cityscapesscripts>=2.2",  # the tables of Cityscapes
 ]
 TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built
+TEST += ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # the notebook runs
 TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked with both
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite; further arguments go to pytest."""
-    session.install(".", *PLUGINS, *TEST, *SITE)
+    session.install(".[formats]", *PLUGINS, *TEST, *SITE)
     # A process a core, each with one thread: faster than one process with a thread a core.
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

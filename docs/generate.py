@@ -21,9 +21,11 @@ from typing import Any
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from ppap_host import cli, recipes
+from ppap_host import cli
 from ppap_host.plugins import builtin
-from ppap_host.plugins.entry_points import OWN_COMMANDS
+from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
+from ppap_host.recipes.recipe import Parameter as RecipeParameter
+from ppap_host.recipes.recipe import Recipe, parts_of
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 
@@ -77,13 +79,32 @@ class Parameter:
     meaning: str
 
 
+_BENCH = {
+    name: point
+    for name, (point, *_) in plugin_commands().items()
+    if owner(point) == "ppap-plugin-bench"
+}
+
+
+def _of_bench(name: str, app: typer.Typer) -> Command:
+    """A command of the project's own plugin, which the host knows by its entry point alone."""
+    if app.registered_callback is None and len(app.registered_commands) == 1:
+        callback = app.registered_commands[0].callback
+        assert callback is not None
+        return Command(name, inspect.getdoc(callback) or "", callback)
+    return Command(name, app.info.help or "", None, tuple(commands(app, f"{name} ")))
+
+
 def commands(app: typer.Typer = cli.app, of: str = "") -> Iterator[Command]:
-    """The host's commands. Those of plugins depend on what is installed, and are left out."""
+    """The host's commands and those of the bench. Other plugins' depend on what is installed."""
     for command in app.registered_commands:
         callback = command.callback
         assert callback is not None
         name = command.name or callback.__name__.replace("_", "-")
-        if of or name in OWN_COMMANDS:
+        point = _BENCH.get((of + name).replace(" ", "."))
+        if point is not None:
+            yield _of_bench(of + name, point.load())
+        elif of or name in OWN_COMMANDS:
             yield Command(of + name, inspect.getdoc(callback) or "", callback)
     for group in app.registered_groups:
         inner = group.typer_instance
@@ -258,13 +279,13 @@ def _part(part: object) -> str:
     return f"`{type(part).__name__}({', '.join(given)})`"
 
 
-def _experts(recipe: recipes.Recipe) -> str:
+def _experts(recipe: Recipe) -> str:
     if recipe.needs_experts:
         return "needed"
     return "if named"
 
 
-def _guide(recipe: recipes.Recipe) -> str:
+def _guide(recipe: Recipe) -> str:
     """What is done to the guide itself."""
     told = []
     if math.isfinite(recipe.softplus):
@@ -274,7 +295,7 @@ def _guide(recipe: recipes.Recipe) -> str:
     return "; ".join(told) or "as it is"
 
 
-def _setting(recipe: recipes.Recipe, parameter: recipes.Parameter) -> str:
+def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
     value = recipe.value(parameter.name)
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     shown = f"{shown:g}" if isinstance(shown, float) else shown
@@ -294,7 +315,7 @@ def recipe_tables() -> str:
     used: dict[str, type] = {}
     for _, recipe in entries:
         for number, move in enumerate(recipe.moves):
-            used |= {type(part).__name__: type(part) for part in recipes.parts_of(move)}
+            used |= {type(part).__name__: type(part) for part in parts_of(move)}
             gradient = ", ".join(_part(p) for p in move.gradient) or "as it is"
             parts = (move.view, move.energy, gradient, move.ascent, move.place, move.strength)
             cells = [part if isinstance(part, str) else _part(part) for part in parts]

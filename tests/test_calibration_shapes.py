@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from ppap_plugin_openai.guide import ADMClassifierGuide
 
 from ppap_host.experts.calibration import Calibrated, load_calibration
 from ppap_host.experts.sets import ExpertSet, WithExperts
@@ -17,8 +18,6 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import registry
 from ppap_host.shapes.backbone import ShapesBackbone
-
-pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
 
 
 @pytest.fixture
@@ -96,7 +95,6 @@ def test_renders_come_with_labels(ppap_here: Any) -> None:
 
 
 def test_guides_without_classes_are_refused_before_anything_is_made(ppap_here: Any) -> None:
-    pytest.importorskip("ppap_plugin_depth", reason="needs ./plugins/ppap-plugin-depth")
     outcome = ppap_here("calibrate", "depth", "--out", "d", "--device", "cpu")
     assert outcome.code == 2
     assert "knows no classes" in outcome.err
@@ -106,5 +104,4 @@ def test_guides_without_classes_are_refused_before_anything_is_made(ppap_here: A
 def test_the_logits_of_classifiers_are_their_output_in_float32() -> None:
     half = torch.tensor([[1.0, -2.0]], dtype=torch.float16)
     assert torch.equal(guide().logits(half), half.float())
-    adm = pytest.importorskip("ppap_plugin_openai.guide", reason="needs ppap-plugin-openai")
-    assert torch.equal(adm.ADMClassifierGuide.logits(None, half), half.float())
+    assert torch.equal(ADMClassifierGuide.logits(None, half), half.float())

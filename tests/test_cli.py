@@ -192,7 +192,7 @@ def test_a_guide_that_is_not_installed_is_answered_with_its_command(
         ("-g depth -g depth -t a.png", "2 --guide but 1 --target"),
         ("-g depth -t a.png -t b.png", "1 --guide but 2 --target"),
         ("-g depth -t a.png -s 1 -s 2", "1 --guide but 2 --scale"),
-        ("--config none.toml", "Cannot read the configuration 'none.toml'"),
+        ("--config none.toml", "There is no file 'none.toml'"),
     ],
 )
 def test_mistaken_options(ppap_here: Call, tmp_path: Path, arguments: str, said: str) -> None:
@@ -258,7 +258,7 @@ def record(**changes: object) -> dict[str, object]:
     return {
         "format": 1,
         "config": {"num": 1},
-        "images": [{"index": 0, "pixels_sha256": "0"}],
+        "images": [{"index": 0, "file": "00000.png", "pixels_sha256": "0" * 64}],
         "targets": [],
         "versions": {},
         "model_files": {},
@@ -268,15 +268,15 @@ def record(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "Cannot read a record"),
-        ("[]", "carries no record"),
-        ("{}", "carries no record"),
-        ("[1, 2", "Cannot read a record"),
+        ("", "no sound record"),
+        ("[]", "no sound record"),
+        ("{}", "holds no record"),
+        ("[1, 2", "no sound record"),
         (json.dumps(record(format=99)), "has format 99, this version reads 1"),
         (json.dumps(record(images=[])), "names no finished image"),
         (json.dumps(record(images=None)), "names no finished image"),
-        (json.dumps(record(targets=None)), "no valid 'targets'"),
-        (json.dumps(record(config=[])), "no valid 'config'"),
+        (json.dumps(record(targets=None)), "'targets'"),
+        (json.dumps(record(config=[])), "'config'"),
         (json.dumps(record(config={"nmu": 1})), "Unknown option 'nmu'"),
     ],
 )

@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 from ppap_host.cli import app
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, UnknownNameError
 
-pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
-
 
 def call(*arguments: str | Path) -> Any:
     """What a command prints, as JSON; its error is raised."""
@@ -59,7 +57,7 @@ def strictly(path: Path) -> Any:
 
 def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
-    assert names == {"experts.safetensors", "tuning.json", "tuning.png"}
+    assert names == {".lock", "experts.safetensors", "tuning.json", "tuning.png"}
     with Image.open(tuned / "tuning.png") as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]

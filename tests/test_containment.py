@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ppap_host.cli.output import for_results_alone
 from ppap_host.files.errors import PluginWarning
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 from ppap_host.plugins.containment import SETTINGS, contained
 from ppap_host.plugins.loading import Guarded
 from ppap_host.plugins.registry import Registry
@@ -57,8 +57,8 @@ class Guide(Base):
     def network(self):
         return self._network
 
-    def read_target(self, text, size):
-        return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given, size):
+        return Target(given.words, torch.zeros(1, 3, *size))
 
     def prepare(self, x):
         {asked}
@@ -576,8 +576,8 @@ class Draws(Guide):
             self._network = nn.Conv2d(3, 3, 1)
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.zeros(1, 3, *size))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x + torch.rand(1) if self.always else x
@@ -700,13 +700,13 @@ import json, torch
 from PIL import Image
 from torch import nn
 from ppap_host.files.errors import PluginError
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 from ppap_host.plugins.loading import Guarded
 
 class Sound(Guide):
     name = "sound"
     def network(self): return nn.Identity()
-    def read_target(self, text, size): return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given, size): return Target(given.words, torch.zeros(1, 3, *size))
     def prepare(self, x): return x
     def loss(self, output, target): return (output - target).square().flatten(1).mean(1)
     distance = loss
@@ -716,8 +716,8 @@ class Sound(Guide):
 x = torch.zeros(1, 3, 4, 4)
 said = {}
 for method, given in {
-    "network": (), "read_target": ("x", (4, 4)), "prepare": (x,), "see": (x,), "loss": (x, x),
-    "distance": (x, x), "picture": (x,), "measure": (x, x),
+    "network": (), "understand": (Given.of("x"), (4, 4)), "prepare": (x,), "see": (x,),
+    "loss": (x, x), "distance": (x, x), "picture": (x,), "measure": (x, x),
 }.items():
     getattr(Guarded(Sound(), "it"), method)(*given)
     wrong = Guarded(type("Wrong", (Sound,), {method: lambda *args: 0.5})(), "ppap-x 1.0")
@@ -733,7 +733,7 @@ def test_an_answer_of_another_type_is_named() -> None:
     # In a process of its own: here, annotations are checked, too.
     done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)
-    methods = "network read_target prepare see loss distance picture measure"
+    methods = "network understand prepare see loss distance picture measure"
     assert list(said) == methods.split()
     for method, text in said.items():
         assert text.startswith(f"The guide 'sound' of ppap-x 1.0 returns a float from {method}(), ")

@@ -15,6 +15,7 @@ from ppap_host.cli import list as list_command
 from ppap_host.cli.output import fail, for_results_alone, show_warning
 from ppap_host.files.errors import (
     CheckpointWarning,
+    DamageWarning,
     PluginError,
     PluginWarning,
     PpapError,
@@ -170,8 +171,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Warnings about plugins and model files on one line; all others as ever."""
-    if issubclass(category, PluginWarning | CheckpointWarning):
+    """Warnings of our own on one line; all others as ever."""
+    if issubclass(category, PluginWarning | DamageWarning | CheckpointWarning):
         show_warning(str(message))
     else:
         _python_shows(message, category, filename, lineno, file, line)

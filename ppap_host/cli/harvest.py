@@ -20,6 +20,10 @@ BATCH = 20
 """Images at a time where nothing else is asked for, and the shards allow it."""
 
 
+PROMPTS = 16 << 20
+"""Most bytes of a file of prompts."""
+
+
 def harvest(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
     backbone: Annotated[str, typer.Option("--backbone", "-b", help="Diffusion model.")] = "shapes",
@@ -60,7 +64,7 @@ def harvest(
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
     from ppap_host.cli.run import progress_bar
-    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.experts.harvest import HarvestConfig
     from ppap_host.runs.harvesting import harvest as make
     from ppap_host.runs.processes import join, own_device
 
@@ -104,14 +108,10 @@ def _read_prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     from ppap_host.files.errors import OptionError
+    from ppap_host.files.reading import read_text
 
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"Cannot read the prompts {str(path)!r}: {error}.",
-            remedy="Give a text file with one prompt a line.",
-        ) from None
+    text = read_text(path, OptionError, "Give a text file with one prompt a line.", PROMPTS)
+    lines = [line.strip() for line in text.splitlines()]
     prompts = tuple(line for line in lines if line)
     if not prompts:
         raise OptionError(f"There is no prompt in {str(path)!r}.", remedy="Write one a line.")

@@ -14,7 +14,8 @@ def list_everything(
 ) -> None:
     """List guides, backbones, recipes, expert sets, samplers, plugins and their commands."""
     from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
-    from ppap_host.plugins.registry import HOOKS, registry
+    from ppap_host.plugins.plugin import HOOKS
+    from ppap_host.plugins.registry import registry
     from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
     found = registry()

@@ -23,14 +23,16 @@ def rerun(
     Exit code 0: the same. 1: different, with what changed since.
     """
     from ppap_host.cli.run import execute
+    from ppap_host.files.offline import nothing_fetched
     from ppap_host.runs.record import differences, read_record
     from ppap_host.runs.script import from_record
 
     before = read_record(file)
-    settings, sources = from_record(before, file)
+    settings, moved = from_record(before, file)
     with tempfile.TemporaryDirectory(prefix="ppap-rerun-") as scratch:
         folder = out if out is not None else Path(scratch) / "run"
-        result = execute(settings, folder, sources)
+        with nothing_fetched(str(file)):
+            result = execute(settings, folder, moved)
     made = {e["index"]: e["pixels_sha256"] for e in result.record["images"]}
     expected = {e["index"]: e["pixels_sha256"] for e in before["images"]}
     changed = sorted(k for k, digest in expected.items() if made.get(k) != digest)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -212,7 +211,10 @@ def run(
     if print_config:
         print(settings.to_toml(), end="")
         return
-    finish(execute(settings, out or next_folder(DEFAULT_OUT)), as_json)
+    from ppap_host.files.folders import numbered
+
+    with numbered(DEFAULT_OUT) if out is None else nullcontext(out) as folder:
+        finish(execute(settings, folder), as_json)
 
 
 def _is_own(value: Any) -> bool:
@@ -258,17 +260,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
     ]
 
 
-def next_folder(base: Path) -> Path:
-    """The first of ``base/000``, ``base/001`` ... that does not exist yet."""
-    number = 0
-    while (base / f"{number:03d}").exists():
-        number += 1
-    return base / f"{number:03d}"
-
-
-def execute(
-    settings: RunConfig, out: Path, target_files: dict[int | str, str] | None = None
-) -> Result:
+def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None) -> Result:
     """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import check_names, new_record
@@ -279,13 +271,13 @@ def execute(
         try:
             from ppap_host.runs.run import run as run_settings
 
-            result = run_settings(settings, out, watch, target_files)
+            result = run_settings(settings, out, watch, moved)
         except KeyboardInterrupt:
             if not (out / "run.json").exists():
                 # Interrupted while libraries were imported: leave a record all the same.
-                out.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(new_record(settings) | {"status": "interrupted"}, indent=2)
-                (out / "run.json").write_text(text + "\n", encoding="utf-8")
+                from ppap_host.files.writing import write_json
+
+                write_json(out / "run.json", new_record(settings) | {"status": "interrupted"})
             kept = len(list(out.glob("[0-9]*.png")))
             console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
             raise typer.Exit(130) from None
@@ -344,4 +336,4 @@ def finish(result: Result, as_json: bool) -> None:
     console = Console()
     console.print(table)
     total = sum(result.record["seconds"].values())
-    console.print(f"{total:.1f} s; look at {result.folder / 'sheet.png'}")
+    console.print(f"{total:.1f} s; look at {result.folder}/sheet.png")

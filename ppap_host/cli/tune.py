@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,18 +137,22 @@ def tune(
             "only --estimate needs neither.",
         )
     target = out / "experts.safetensors"
-    if target.exists():
-        record = _finished(target, guide, model, harvest, config, view)
-        if record is None:
-            raise OutputError(
-                f"{str(out)!r} already holds an expert set, of another tuning.",
-                remedy="Give another folder with --out; nothing is overwritten.",
-            )
-    else:
-        record = _tune(
-            guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
-            view,
-        )  # fmt: skip
+    from ppap_host.files.folders import Job
+
+    # Looking for a set, making one and writing it are one thing.
+    with Job(out) if alone_or_first() else nullcontext():
+        if target.exists():
+            record = _finished(target, guide, model, harvest, config, view)
+            if record is None:
+                raise OutputError(
+                    f"{str(out)!r} already holds an expert set, of another tuning.",
+                    remedy="Give another folder with --out; nothing is overwritten.",
+                )
+        else:
+            record = _tune(
+                guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
+                view,
+            )  # fmt: skip
     if record is None or not alone_or_first():
         return
     if for_people(False):
@@ -168,13 +172,16 @@ def _finished(
 
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.sets import ExpertSet, view_of
+    from ppap_host.experts.tuning import read_record
 
     try:
-        text = (target.parent / "tuning.json").read_text(encoding="utf-8")
-        record: dict[str, Any] = json.loads(text)
-        known = ExpertSet.read_metadata(target)
-    except (OSError, ValueError, PpapError):
-        return None
+        record = read_record(target.parent)
+        known = ExpertSet.load(target).metadata
+    except PpapError as error:
+        raise OutputError(
+            f"{str(target)!r} is there, and cannot be told to be this tuning's: {error.message}",
+            remedy="Move it away and give the same command again.",
+        ) from None
     # What was left to the tuning, such as the number of steps, is whatever it chose.
     asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
     same = (
@@ -264,10 +271,10 @@ def _tune(
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.cli.run import progress_bar
     from ppap_host.experts.harvest import Harvest
-    from ppap_host.experts.tuning import STATE, Predictor
+    from ppap_host.experts.tuning import RECORD, STATE, Predictor
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
-    from ppap_host.files.images import write_file
+    from ppap_host.files.writing import write_json
     from ppap_host.plugins.loading import load_backbone, load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.devices import pick_device, pick_dtype
@@ -340,12 +347,14 @@ def _tune(
     }
     record = {
         "experts": str(target),
-        "ranges": [[part.low, part.high] for part in progress[0].ranges],
+        "ranges": [
+            [bound if math.isfinite(bound) else None for bound in (part.low, part.high)]
+            for part in progress[0].ranges
+        ],
         **experts.metadata,
         "history": progress[0].history,
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(target.parent / "tuning.json", text.encode())
+    write_json(target.parent / RECORD, record)
     experts.save(target)
     (target.parent / STATE).unlink(missing_ok=True)  # only now is nothing left to lose
     return record

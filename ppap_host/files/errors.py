@@ -70,6 +70,10 @@ class CheckpointWarning(UserWarning):
     """A model file was read, and something in it had to be chosen, guessed or left out."""
 
 
+class DamageWarning(UserWarning):
+    """Something on disk was damaged, and what was made of it is made again."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 

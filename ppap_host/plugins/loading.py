@@ -25,7 +25,8 @@ from ppap_host.files.errors import (
 from ppap_host.files.weights import default_folder, stored
 from ppap_host.guides.guide import Guide, Target, Wrapped
 from ppap_host.plugins.containment import Watch, in_a_line
-from ppap_host.plugins.registry import Kind, Registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 
@@ -79,8 +80,9 @@ def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
 
 
 _ANSWERS: dict[str, type] = {
-    "network": nn.Module, "read_target": Target, "prepare": Tensor, "see": Tensor, "loss": Tensor,
-    "distance": Tensor, "picture": list, "measure": dict, "predict": Prediction, "walk": Walk,
+    "network": nn.Module, "read_target": Target, "understand": Target, "prepare": Tensor,
+    "see": Tensor, "loss": Tensor, "distance": Tensor, "picture": list, "measure": dict,
+    "predict": Prediction, "walk": Walk,
 }  # fmt: skip
 """What methods of guides and backbones return, as far as a slip there is likely."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 
+from ppap_host.files import reading
 from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.files.settings import (
     Batch,
@@ -237,6 +237,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if getattr(value, "in_memory", None) is False:  # a target with what is known of it
+        return value.text
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -323,15 +325,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: it is missing or not valid TOML.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"Cannot read the configuration {str(path)!r}: {error.strerror}.",
-            remedy="Write one with `ppap run ... --print-config > run.toml`.",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"The configuration {str(path)!r} is not valid TOML ({error}).",
-            remedy="Write one with `ppap run ... --print-config > run.toml`.",
-        ) from None
+    return reading.read_toml(
+        path, OptionError, "Write one with `ppap run ... --print-config > run.toml`."
+    )

@@ -9,6 +9,7 @@ Scene ``k`` of seed ``s`` is a function of ``(s, k)`` only, so data sets can be 
 order, in any batch size and by any number of workers.
 """
 
+# Long because what a scene may be, and how it is told in words, is one table and its draws.
 from __future__ import annotations
 
 import colorsys
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppap_host.sampling.streams import derived
 
 __all__ = [
     "CLASS_NAMES",
@@ -229,7 +232,7 @@ def sample_scenes(seed: int, start: int, count: int) -> Scenes:
     """Sample scenes ``start .. start + count - 1`` of the endless sequence of ``seed``.
 
     Args:
-        seed: 0 .. 2**64 - 1.
+        seed: >= 0.
         start: index of the first scene, >= 0.
         count: number of scenes, >= 0.
 
@@ -239,10 +242,8 @@ def sample_scenes(seed: int, start: int, count: int) -> Scenes:
     Raises:
         ValueError: if an argument is out of range.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    if start < 0 or count < 0:
-        raise ValueError(f"start and count must not be negative, got {start} and {count}")
+    if min(seed, start, count) < 0:
+        raise ValueError(f"seed, start and count must not be negative: {seed}, {start}, {count}")
     drafts = [_draft(seed, start + i) for i in range(count)]
 
     def scalar(values: list[float]) -> Tensor:
@@ -318,8 +319,11 @@ class _Draw:
     """Cheap scalar uniform numbers from one counter-based stream."""
 
     def __init__(self, seed: int, index: int) -> None:
-        key = np.array([seed, index], dtype=np.uint64)
-        self._generator = np.random.Generator(np.random.Philox(key=key))
+        if max(seed, index) < 1 << 64:
+            stream = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
+        else:
+            stream = np.random.Philox(derived("scene", seed, index))
+        self._generator = np.random.Generator(stream)
         self._buffer: list[float] = []
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:

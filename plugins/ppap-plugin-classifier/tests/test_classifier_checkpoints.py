@@ -365,7 +365,7 @@ def test_weights_without_an_architecture_and_pickles_without_any_are_said(
     with pytest.raises(CheckpointError, match="does not say what network") as caught:
         ClassifierGuide(str(path))
     assert f"resnet18:{path}" in caught.value.remedy
-    with pytest.raises(CheckpointError, match="'fc.weight' is no plain tensor"):
+    with pytest.raises(CheckpointError, match=r"'fc\.weight' is no plain tensor"):
         ClassifierGuide(f"resnet18:{path}")
 
 
@@ -392,7 +392,7 @@ def test_an_empty_folder_and_a_lone_file_are_said(resnet: Path, tmp_path: Path) 
 def test_a_damaged_config_is_said(resnet: Path, text: str) -> None:
     (resnet / "config.json").write_text(text)
     with pytest.raises(
-        CheckpointError, match="does not describe a model|not readable JSON|no JSON object|empty"
+        CheckpointError, match=r"does not describe a model|not readable JSON|no JSON object|empty"
     ):
         ClassifierGuide(str(resnet))
 

@@ -61,7 +61,7 @@ def test_a_name_that_is_another_ones_synonym_is_refused() -> None:
         ("cafe\u0301", "CAF\u00c9"),
         ("stra\u00dfe", "STRASSE"),
         ("\u0130stanbul", "i\u0307stanbul"),
-        ("\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2", "\u03a3\u038a\u03a3\u03a5\u03a6\u039f\u03a3"),
+        ("\u03bc\u03c5\u03c2", "\u039c\u03a5\u03a3"),  # a sigma at the end of a word
         ("\uff23\uff21\uff34", "cat"),  # full-width letters
         ("\ufb01sh", "fish"),  # a ligature
         ("well\u2010known", "well known"),  # Unicode's own hyphen
@@ -89,9 +89,7 @@ def torchvisions() -> list[str]:
     [("ashcan", 412), ("trash can", 412), ("Dustbin", 412), ("n02747177", 412), ("crane bird", 134),
      ("tank suit", 639), ("n02012849", 134)],
 )  # fmt: skip
-def test_imagenets_names_have_their_synonyms_wherever_they_come_from(
-    text: str, index: int
-) -> None:
+def test_imagenets_names_have_their_synonyms_wherever_they_come_from(text: str, index: int) -> None:
     assert named(torchvisions()).find(text) == index
     # With a class of background before the others, as TensorFlow's networks have them.
     assert named(["background", *torchvisions()]).find(text) == index + 1

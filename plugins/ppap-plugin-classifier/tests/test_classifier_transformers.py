@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from ppap_plugin_classifier.checkpoint import load_checkpoint
 from ppap_plugin_classifier.guide import ClassifierGuide
@@ -24,8 +25,6 @@ from ppap_host.experts.patches import Patch
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import to_tensor
 from ppap_host.guides.preprocessing import read_processor
-
-transformers = pytest.importorskip("transformers")
 
 NAMES = {0: "ant", 1: "bee", 2: "cat, house cat", 3: "dog", 4: "eel"}
 
@@ -403,7 +402,7 @@ def test_damaged_weights_are_said(vit: Path, keep: float) -> None:
     path = vit / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
-    with pytest.raises(CheckpointError, match="cut short|empty|neither a PyTorch nor"):
+    with pytest.raises(CheckpointError, match=r"cut short|empty|neither a PyTorch nor"):
         ClassifierGuide(str(vit))
 
 

@@ -202,8 +202,6 @@ def test_strange_preprocessing_is_refused(folders: dict[str, Path], tmp_path: Pa
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders["dpt"] / name).read_bytes())
     ViTImageProcessor(size={"longest_edge": 40}).save_pretrained(tmp_path)
-    assert (
-        "longest_edge" in json.loads((tmp_path / "preprocessor_config.json").read_text())["size"]
-    )
+    assert "longest_edge" in json.loads((tmp_path / "preprocessor_config.json").read_text())["size"]
     with pytest.raises(CheckpointError, match="longest_edge"):
         DepthGuide(str(tmp_path))

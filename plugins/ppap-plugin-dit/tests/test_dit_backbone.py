@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone, ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, linear_betas
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Given, Guide, Target
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.gradients import Normalised
@@ -81,8 +81,8 @@ class ContrastGuide(Guide):
     def network(self) -> nn.Module:
         return nn.Identity()
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.tensor([float(text)]))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.tensor([float(given.words)]))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import means_file, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
 from ppap_host.guides.labels import Labels
+from ppap_host.guides.targets import Given, Target
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_classifier.bars import chart
 from ppap_plugin_classifier.checkpoint import load_checkpoint
@@ -85,7 +84,7 @@ class ClassifierGuide(Guide):
         """The whole picture, resized and normalised as the checkpoint wants it."""
         return self._preparation(x)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the path of an image, the name of a class, or its number.
 
         The value is a row of probabilities, [1, c]: what the network says of the image, or one for
@@ -96,16 +95,20 @@ class ClassifierGuide(Guide):
         Raises:
             TargetError: the image cannot be read, or no class, or more than one, is called that.
         """
-        if os.path.isfile(text):
-            return self._read_image(text, size)
+        if given.is_file:
+            return self._read_image(given, size)
         try:
-            wanted = self._classes(text)
+            wanted = self._classes(given.words)
         except TargetError:
-            if means_file(text):
-                read_rgb(text, size)  # says what is wrong with it
+            if given.means_file:
+                given.photo(size)  # says what is wrong with it
             raise
-        shown = [(self.labels.short(index), 1.0) for index in wanted[:3]]
-        return Target(text, self._row(wanted), {"target": chart(shown)})
+        called = " + ".join(repr(self.labels.short(index)) for index in wanted)
+        numbers = " and ".join(map(str, wanted))
+        kind = "class" if len(wanted) == 1 else "classes"
+        understood = f"{kind} {numbers} of {len(self.labels)}, {called}"
+        pictures = {"target": chart([(self.labels.short(k), 1.0) for k in wanted[:3]])}
+        return Target(given.words, self._row(wanted), pictures, understood=understood)
 
     def _classes(self, text: str) -> list[int]:
         """The class that a text names, or several where they do not exclude each other."""
@@ -125,13 +128,15 @@ class ClassifierGuide(Guide):
         row[0, list(wanted)] = 1.0
         return row.to(parameter)
 
-    def _read_image(self, text: str, size: tuple[int, int]) -> Target:
-        image = read_rgb(text, size)
+    def _read_image(self, given: Given, size: tuple[int, int]) -> Target:
+        photo = given.photo(size)
         parameter = next(self._network.parameters())
         with torch.no_grad():
-            logits = self.see(to_tensor(image).to(parameter.device, parameter.dtype))
-        pictures = {"target": image, "seen as": self.picture(logits)[0]}
-        return Target(text, self._probabilities(logits), pictures, (Path(text),))
+            logits = self.see(photo.pixels.to(parameter.device, parameter.dtype))
+        pictures = {"target": photo.image, "seen as": self.picture(logits)[0]}
+        likeliest = self.labels.short(int(logits.argmax()))
+        then = f"its classes are what the network sees, {likeliest!r} first"
+        return photo.target(self._probabilities(logits), pictures, then)
 
     def _probabilities(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
         return logits.softmax(dim=1) if self.exclusive else logits.sigmoid()

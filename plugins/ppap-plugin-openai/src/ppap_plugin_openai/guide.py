@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
 from ppap_host.files.models import own_path
-from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.guides.guide import Given, Guide, PatchPlan, Target
 from ppap_host.guides.labels import Labels
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
@@ -90,7 +90,7 @@ class ADMClassifierGuide(Guide):
         """Maps images [b, 3, h, w] and timesteps [b] to logits [b, c]."""
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the number of a class and, with a file of names, its name.
 
         The value is a row of probabilities, [1, c].
@@ -105,11 +105,14 @@ class ADMClassifierGuide(Guide):
                 f"these images have {size[0]} x {size[1]}.",
                 remedy="Give the classifier of the backbone's size with --model.",
             )
-        index = self.labels.find(text)
+        index = self.labels.find(given.words)
         parameter = next(self._network.parameters())
         label = torch.tensor([index], device=parameter.device)
         value = F.one_hot(label, self.config.out_channels).to(parameter.dtype)
-        return Target(text, value, {"target": _bars([(self.labels.short(index), 1.0)])})
+        called = self.labels.short(index)
+        understood = f"class {index} of {self.config.out_channels}, {called!r}"
+        pictures = {"target": _bars([(called, 1.0)])}
+        return Target(given.words, value, pictures, understood=understood)
 
     def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Nothing: it was trained on pixels in [-1, 1]."""

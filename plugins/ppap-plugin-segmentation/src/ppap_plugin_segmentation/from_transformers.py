@@ -49,7 +49,20 @@ def load_transformers(folder: ModelFolder, config: Mapping[str, Any]) -> Checkpo
     preparation = on_grid(read_processor(folder.name, loaded.processor), loaded.config)
     preparation = accepted(network, preparation, folder.name, folder.remarks)
     return Checkpoint(
-        network, preparation, loaded.labels, folder.files, remarks=tuple(folder.remarks)
+        network,
+        preparation,
+        loaded.labels,
+        folder.files,
+        bool(getattr(loaded.processor, "do_reduce_labels", False)),
+        tuple(
+            int(number)
+            for number in (
+                getattr(loaded.processor, "ignore_index", None),
+                getattr(loaded.config, "semantic_loss_ignore_index", None),
+            )
+            if number is not None
+        ),
+        tuple(folder.remarks),
     )
 
 

@@ -53,6 +53,9 @@ class Checkpoint:
         network: frozen, in evaluation mode.
         labels: names of the classes, in the order of the network's output.
         files: what was read.
+        reduce_labels: whether its processor counts the classes of annotations from 1, and leaves
+            out 0.
+        ignored: numbers in annotations that are not compared, beside the usual 255.
         remarks: what had to be chosen or guessed, a sentence each.
     """
 
@@ -60,4 +63,6 @@ class Checkpoint:
     preparation: Preparation
     labels: tuple[str, ...]
     files: tuple[Path, ...]
+    reduce_labels: bool = False
+    ignored: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()

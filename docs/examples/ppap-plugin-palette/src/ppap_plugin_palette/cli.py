@@ -26,7 +26,8 @@ def palette(
     Each colour comes with its share of the picture in per cent.
     """
     # Not above: --help need not wait for torch.
-    from ppap_host.files.images import read_rgb, to_tensor, write_png
+    from ppap_host.files.images import read_rgb, to_tensor
+    from ppap_host.files.writing import write_png
 
     from ppap_plugin_palette import palettes
     from ppap_plugin_palette.colour import OKLab

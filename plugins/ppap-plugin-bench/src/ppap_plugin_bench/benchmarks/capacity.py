@@ -24,7 +24,8 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import WithExperts
 from ppap_host.experts.tuning import TuningConfig, tune
 from ppap_host.files.hashes import package_versions
-from ppap_host.files.images import to_unit, write_file
+from ppap_host.files.images import to_unit
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.benchmarks.world import World

@@ -97,19 +97,22 @@ def calibrate(
             f"There are no labelled images for the backbone {backbone!r}.",
             remedy="Give a folder with one folder of images a class with --images.",
         )
-    if (out / "calibration.json").exists():
-        raise OutputError(
-            f"{str(out)!r} already holds a calibration.",
-            remedy="Give another folder with --out; nothing is overwritten.",
-        )
-    calibration = _calibrate(
-        guide, out, model, backbone, checkpoint, backbone_options(vae, None, backbone_option),
-        experts, num, harvest, images, labels, device, dtype,
-        {
-            "view": view, "ranges": ranges, "levels": levels, "bins": bins, "seed": seed,
-            "batch": batch,
-        },
-    )  # fmt: skip
+    from ppap_host.files.folders import Job
+
+    with Job(out):
+        if (out / "calibration.json").exists():
+            raise OutputError(
+                f"{str(out)!r} already holds a calibration.",
+                remedy="Give another folder with --out; nothing is overwritten.",
+            )
+        calibration = _calibrate(
+            guide, out, model, backbone, checkpoint, backbone_options(vae, None, backbone_option),
+            experts, num, harvest, images, labels, device, dtype,
+            {
+                "view": view, "ranges": ranges, "levels": levels, "bins": bins, "seed": seed,
+                "batch": batch,
+            },
+        )  # fmt: skip
     if for_people(False):
         _show(calibration)
         stderr().print(f"Look at {out / 'reliability.png'} and {out / 'ece.png'}")
@@ -252,7 +255,7 @@ def _harvest(
     watch: Any,
 ) -> Harvest:
     """Images of the backbone's own, in the folder ``harvest`` of ``out``."""
-    from ppap_host.runs.harvesting import HarvestConfig
+    from ppap_host.experts.harvest import HarvestConfig
     from ppap_host.runs.harvesting import harvest as make
 
     config = HarvestConfig(

@@ -43,7 +43,8 @@ def evaluate(
     from ppap_host.cli.output import print_json
     from ppap_host.cli.run import progress_bar
     from ppap_host.files.errors import unknown_name
-    from ppap_host.files.images import contact_sheet, from_tensor, write_png
+    from ppap_host.files.images import contact_sheet, from_tensor
+    from ppap_host.files.writing import write_png
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import choose
     from ppap_host.runs.config import GuideConfig

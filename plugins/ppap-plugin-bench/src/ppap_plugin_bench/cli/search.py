@@ -150,9 +150,11 @@ def search(
             )
             outcome = search_in(config, work, watch, tell=tell)
     except KeyboardInterrupt:
+        from ppap_plugin_bench.search.session import trials_kept
+
         console.print(
-            f"Interrupted: {_kept(work)} finished trials in {work}; the same command goes on from "
-            "there.",
+            f"Interrupted: {trials_kept(work)} finished trials in {work}; the same command goes on "
+            "from there.",
             style="yellow",
         )
         raise typer.Exit(130) from None
@@ -183,15 +185,6 @@ def _range(text: str) -> tuple[float, float]:
             f"--scale-range {text!r} is no range.",
             remedy="Give LOW:HIGH with two positive numbers, such as 0.1:10.",
         ) from None
-
-
-def _kept(work: Path) -> int:
-    import json
-
-    try:
-        return len(json.loads((work / "search.json").read_text(encoding="utf-8"))["trials"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _show(outcome: Outcome, work: Path) -> None:
