@@ -62,7 +62,9 @@ def planted(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Mutation testing of the numerical core; arguments as tests/planted/mutants.py has them."""
     session.install(".", *PLUGINS, *TEST, "cosmic-ray>=8.4")
-    session.run("python", "tests/planted/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        "python", "tests/planted/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @nox.session

@@ -188,6 +188,10 @@ class Backbone(ABC):
         """The model files it was read from, for the run's record."""
         return ()
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen, guessed or left out when they were read, a sentence each."""
+        return ()
+
 
 def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | None]) -> Condition:
     """The condition of images with these prompts ("" for none) and classes (None for none).

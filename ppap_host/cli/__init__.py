@@ -26,6 +26,7 @@ from ppap_host.cli.surroundings import (
     streams,
 )
 from ppap_host.files.errors import (
+    CheckpointWarning,
     DamageWarning,
     OutputError,
     PluginError,
@@ -263,7 +264,7 @@ def _plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        ours = issubclass(category, PluginWarning | DamageWarning)
+        ours = issubclass(category, PluginWarning | DamageWarning | CheckpointWarning)
         where = "" if ours else f" ({filename}, line {lineno})"
         if file is not None:
             shown(message, category, filename, lineno, file, line)

@@ -240,6 +240,10 @@ class Guide(ABC):
         """The model files it was read from, for the run's record."""
         return ()
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen, guessed or left out when they were read, a sentence each."""
+        return ()
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -289,6 +293,7 @@ class Wrapped(Guide):
     usual_recipe = _passed_on(Guide.usual_recipe)
     patch_plan = _passed_on(Guide.patch_plan)
     files = _passed_on(Guide.files)
+    remarks = _passed_on(Guide.remarks)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the wrapped one."""

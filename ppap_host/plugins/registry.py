@@ -310,6 +310,14 @@ class Registry:
         except (PpapError, KeyboardInterrupt):
             raise
         except BaseException as error:
+            named = next((value for value in options.values() if value is not None), None)
+            if named is not None:
+                raise PluginError(
+                    f"The {kind} {name!r} of {plugin.label} cannot be made of {named!r}: "
+                    f"{in_a_line(error)}.",
+                    remedy="If the plugin can read others, the file is at fault: check it, or give "
+                    "another one. --debug shows where it fails.",
+                ) from error
             raise PluginError(
                 f"The {kind} {name!r} of {plugin.label} cannot be made: {in_a_line(error)}.",
                 remedy="This is a fault of the plugin; tell its authors (--debug shows where).",

@@ -396,10 +396,18 @@ def _described(setup: Setup) -> dict[str, Any]:
         },
         "versions": package_versions(setup.plugins),
         "model_files": model_files(setup),
+        "remarks": _remarks(setup),
         "device": named,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _remarks(setup: Setup) -> list[str]:
+    """What had to be chosen or guessed when the models were read."""
+    found = [remark for stage in setup.stages for remark in stage.backbone.remarks()]
+    found += [remark for active in setup.guides for remark in active.guide.remarks()]
+    return list(dict.fromkeys(found))
 
 
 def _kept(setup: Setup) -> list[Kept]:

@@ -27,6 +27,7 @@ class ClipEyes(Guide):
         self._network = network.eval().requires_grad_(False)
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
 
     def network(self) -> nn.Module:
         """Maps prepared pixels [b, 3, s, s] to what the guide compares."""
@@ -45,6 +46,10 @@ class ClipEyes(Guide):
     def files(self) -> Sequence[Path]:
         """Weights, configuration and vocabulary."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks
 
     def _look_at(self, given: Given, size: tuple[int, int]) -> tuple[Photo, Tensor]:
         """A picture as it is compared, and the network's output for it, batch of one.

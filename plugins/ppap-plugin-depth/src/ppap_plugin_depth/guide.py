@@ -62,6 +62,7 @@ class DepthGuide(Guide):
         self._bundled = model is None
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
         self.metric = checkpoint.metric
 
     def network(self) -> nn.Module:
@@ -141,3 +142,7 @@ class DepthGuide(Guide):
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks

@@ -63,6 +63,7 @@ class SegmentationGuide(Guide):
         self._network = checkpoint.network
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
         self.labels = checkpoint.labels
         self.conventions = Conventions(
             checkpoint.labels, checkpoint.reduce_labels, checkpoint.ignored
@@ -175,3 +176,7 @@ class SegmentationGuide(Guide):
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read, and the names of the classes."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks
