@@ -1,5 +1,6 @@
 """``ppap tune``: experts for a guide, from a harvest."""
 
+# Long because its options are many, and each says what it is.
 from __future__ import annotations
 
 import math

@@ -13,6 +13,7 @@ that an interrupted tuning goes on as if nothing had happened, and several proce
 without changing it.
 """
 
+# Long because a tuning and the state it resumes from have to be read together.
 from __future__ import annotations
 
 import dataclasses

@@ -10,6 +10,7 @@ network, which puts ``module.``, ``_orig_mod.`` or ``model.`` before every name.
 say what they chose.
 """
 
+# Long because every published way to write a state dict is told apart here.
 from __future__ import annotations
 
 import os

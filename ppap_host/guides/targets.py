@@ -5,6 +5,7 @@ become a :class:`Given`, which reads itself as what a guide asks for, and says i
 read. Text may begin with a head that leaves nothing to guess: ``depth,unit=mm:room.png``.
 """
 
+# Long because photographs, maps and masks share one reader, and one line that says what it read.
 from __future__ import annotations
 
 import io

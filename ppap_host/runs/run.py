@@ -1,5 +1,6 @@
 """One run: from a configuration to pictures with their measures, a contact sheet and a record."""
 
+# Long because a run, its result and its record are one thing.
 from __future__ import annotations
 
 import io
