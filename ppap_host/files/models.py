@@ -192,7 +192,7 @@ class ModelFolder:
         return content
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors in :data:`WEIGHTS`, in its parts, or in :data:`HALF`, the first there is.
+        """The tensors in ``WEIGHTS``, in its parts, or in :data:`HALF`, the first there is.
 
         Raises:
             CheckpointError: there are none, or they are damaged.

@@ -148,7 +148,7 @@ class Run:
         out: a folder to write each batch to as it ends; None keeps everything in memory.
         watch: told of progress.
         keep_gradients: whether events hold the guides' gradients.
-        record: begun by the caller, with its folder, where there is one.
+        clock: that has measured the loading.
     """
 
     def __init__(
