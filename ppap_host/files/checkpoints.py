@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from ppap_host.files.pickles import (
     TorchScriptError,
     read_saved,
 )
+from ppap_host.files.reading import require_regular
 
 _NAMED_PROBLEMS = 3
 _AGAIN = "Download the file again and compare its size with the server's."
@@ -195,21 +195,12 @@ def read_head(path: str | os.PathLike[str], size: int = 512) -> bytes:
         CheckpointError: the file is missing, no regular file, unreadable, empty, a web page, or a
             Git LFS pointer.
     """
+    require_regular(path, CheckpointError, "Check its name and its folder.")
     try:
-        # Opening a pipe waits for its other end, and a device may never end.
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):
-            what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
-            raise CheckpointError(f"{path}: cannot be read: it is {what}.")
         with open(path, "rb") as file:
             head = file.read(size)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: there is no such file.", remedy="Check its name and its folder."
-        ) from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be read ({reason}).") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if not head:
         raise CheckpointError(f"{path}: the file is empty.", remedy=_AGAIN)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):

@@ -7,7 +7,6 @@ fetched or run.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from ppap_host.files.checkpoints import conversion, read_head, read_state_dict
+from ppap_host.files.checkpoints import conversion, read_state_dict
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.offline import nothing_fetched
+from ppap_host.files.reading import Document
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 """What libraries call the description of a model, its weights, and the list of their parts."""
@@ -34,7 +35,8 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")
 MOST_JSON = 16 << 20
 """Bytes of a JSON file that is read; the configuration of 21,841 classes has two million."""
 
-_DEEPEST, _LARGEST = 40, 10**9
+_LARGEST = 10**9
+_ELSEWHERE = "What a model needs has to lie in its folder; save it again with its library."
 _UNFETCHED = "Connect to the internet, unset HF_HUB_OFFLINE, or give a local folder."
 
 
@@ -60,43 +62,27 @@ def own_path(name: str | os.PathLike[str]) -> Path:
         return Path(name)
 
 
-def read_json(path: Path, what: str = "", remedy: str = "Save or download it again.") -> Any:
-    """The content of a JSON file that somebody else wrote, within a budget.
-
-    Args:
-        what: the file is called in messages; "" for its path.
+def read_json(
+    path: str | os.PathLike[str], remedy: str = "Save or download the model again."
+) -> Any:
+    """The content of a JSON file of a model, within a budget.
 
     Raises:
         CheckpointError: it cannot be read, is no JSON, larger than :data:`MOST_JSON`, nested deeper
             than anything that is meant, or has a whole number that can only fill the memory.
     """
-    called = what or str(path)
-    head = read_head(path, MOST_JSON + 1)
-    if len(head) > MOST_JSON:
-        raise CheckpointError(f"{called} is larger than {MOST_JSON >> 20} MB.", remedy=remedy)
-    try:
-        content = json.loads(head.decode("utf-8-sig"))
-    # RecursionError: brackets within brackets. ValueError: also a number of thousands of digits.
-    except (ValueError, RecursionError) as error:
-        reason = str(error).partition(";")[0] or type(error).__name__
-        raise CheckpointError(f"{called} is not readable JSON ({reason}).", remedy=remedy) from None
-    level = [content]
-    for _ in range(_DEEPEST):
-        if not level:
-            return content
-        for item in level:
-            if isinstance(item, int) and abs(item) > _LARGEST:
-                raise CheckpointError(
-                    f"{called} holds a number of {len(str(item))} digits, which cannot be meant.",
-                    remedy=remedy,
-                )
-        level = [
-            inner
-            for item in level
-            if isinstance(item, dict | list)
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]
-    raise CheckpointError(f"{called} is nested more than {_DEEPEST} deep.", remedy=remedy)
+    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON).read(path, object)
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise CheckpointError(
+                f"{str(path)!r} holds the number {value:.3g}, which cannot be meant.",
+                remedy=remedy,
+            )
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return content
 
 
 class ModelFolder:
@@ -182,7 +168,7 @@ class ModelFolder:
         path = self.find(file)
         if path is None:
             return None
-        content = read_json(path, f"The {file} of the model {self.name!r}")
+        content = read_json(path)
         if not isinstance(content, dict):
             raise CheckpointError(
                 f"The {file} of the model {self.name!r} holds a {type(content).__name__}, "
@@ -278,7 +264,7 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
         kind: a class of transformers or diffusers.
         source: a folder; None for what is made of ``options`` alone.
     """
-    with quietly():
+    with quietly(), nothing_fetched(str(source or "the model"), _ELSEWHERE):
         return kind.from_pretrained(
             source if source is None else str(source),
             trust_remote_code=False,
@@ -366,7 +352,8 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str)
         CheckpointError: the weights are for a far smaller one.
         Exception: whatever ``make`` raises.
     """
-    with torch.random.fork_rng(devices=[]), no_larger_than(name, held(state), len(state)):
+    limited = no_larger_than(name, held(state), len(state))
+    with torch.random.fork_rng(devices=[]), limited, nothing_fetched(name, _ELSEWHERE):
         try:
             with torch.device("meta"):
                 make()

@@ -17,15 +17,21 @@ from typing import Any
 
 from ppap_host.files.errors import CheckpointError
 
-_source: ContextVar[str] = ContextVar("_source", default="")
+_source: ContextVar[tuple[str, str]] = ContextVar("_source", default=("", ""))
+
+_OF_A_RECORD = (
+    "Give the model yourself if you want it: run what the record says with `ppap run --config`, or "
+    "ppap.rerun(..., guides=...)."
+)
 
 
 @contextmanager
-def nothing_fetched(source: str) -> Iterator[None]:
+def nothing_fetched(source: str, remedy: str = _OF_A_RECORD) -> Iterator[None]:
     """Closes the network to this thread as long as the context lasts.
 
     Args:
         source: what named the models, for the error; empty to leave the network as it is.
+        remedy: how to get what was wanted.
 
     Raises (whatever asks for the network):
         CheckpointError: says to give the model again.
@@ -34,7 +40,7 @@ def nothing_fetched(source: str) -> Iterator[None]:
         yield
         return
     _watch()
-    token = _source.set(source)
+    token = _source.set((source, remedy))
     try:
         # The hub's client may talk past Python, and has a switch of its own.
         from huggingface_hub import constants
@@ -55,10 +61,10 @@ def _watch() -> None:
 
 
 def _seen(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.getaddrinfo" and _source.get():
+    source, remedy = _source.get()
+    if event == "socket.getaddrinfo" and source:
         raise CheckpointError(
-            f"{_source.get()!r} names a model that is not on this machine, and {arguments[0]} was "
-            "asked for it.",
-            remedy="Nothing was fetched. Give the model yourself if you want it: run what the "
-            "record says with `ppap run --config`, or ppap.rerun(..., guides=...).",
+            f"{source!r} names a model that is not on this machine, and {arguments[0]} was asked "
+            "for it.",
+            remedy=f"Nothing was fetched. {remedy}",
         )

@@ -26,7 +26,6 @@ from torch import Tensor
 from ppap_host.files.checkpoints import (
     chosen_prefix,
     library_of,
-    read_head,
     unprefixed,
     without_wrappers,
 )
@@ -40,6 +39,7 @@ from ppap_host.files.models import (
     no_larger_than,
     quietly,
 )
+from ppap_host.files.reading import read_bytes
 
 PROCESSOR, PROCESSORS = "preprocessor_config.json", "processor_config.json"
 """An image processor's own file, and the newer one that holds it beside others."""
@@ -151,10 +151,8 @@ def load_tokenizer(folder: ModelFolder, tokenizer: Any, model_type: str) -> Any:
                 kept = {k: v for k, v in described.items() if not k.endswith("_file")}
                 _write(place / name, _without(kept, folder))
             else:
-                head = read_head(path, _MOST_TOKENS + 1)
-                if len(head) > _MOST_TOKENS:
-                    raise CheckpointError(f"{path}: the file is too large for a tokenizer's.")
-                (place / name).write_bytes(head)
+                tokens = read_bytes(path, CheckpointError, folder.remedy, _MOST_TOKENS)
+                (place / name).write_bytes(tokens)
         return from_pretrained(tokenizer, place)
 
 

@@ -305,7 +305,7 @@ def test_nothing_is_ever_unpickled(
 
 
 def test_a_missing_file_is_said() -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no file"):
         ClassifierGuide("torchvision:resnet18:nowhere.pth")
 
 

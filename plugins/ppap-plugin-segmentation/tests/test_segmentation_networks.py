@@ -281,7 +281,7 @@ def test_a_failed_download_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "FILE",
         ),
         ("torchvision:fcn_resnet50.IMAGENET", "'IMAGENET'", "COCO_WITH_VOC_LABELS_V1"),
-        ("torchvision:fcn_resnet50:nowhere.pth", "no such file", ""),
+        ("torchvision:fcn_resnet50:nowhere.pth", "no file", ""),
     ],
 )
 def test_wrong_names_of_torchvision_are_said(model: str, message: str, remedy: str) -> None:

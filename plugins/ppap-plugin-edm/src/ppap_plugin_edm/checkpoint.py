@@ -304,7 +304,7 @@ def _read_converted(path: Path) -> Snapshot:
         raise CheckpointError(
             f"{path}: its configuration {beside.name} is not beside it.", remedy=again
         )
-    config = read_json(beside, f"{beside}: the configuration of a converted file", again)
+    config = read_json(beside, again)
     name, arguments = (
         (config.get("class"), config.get("init_kwargs")) if isinstance(config, dict) else (0, 0)
     )

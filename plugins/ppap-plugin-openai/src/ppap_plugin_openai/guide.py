@@ -106,7 +106,9 @@ class ADMClassifierGuide(Guide):
                 f"these images have {size[0]} x {size[1]}.",
                 remedy="Give the classifier of the backbone's size with --model.",
             )
-        index = self.labels.find(given.words)
+        index = self.labels.find(
+            given.words, "Names may stand beside the model, in <model>.txt, one line a class."
+        )
         parameter = next(self._network.parameters())
         label = torch.tensor([index], device=parameter.device)
         value = F.one_hot(label, self.config.out_channels).to(parameter.dtype)

@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from ppap_host.files.checkpoints import read_head
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.models import own_path
+from ppap_host.files.reading import read_bytes
 
 HUB: Final = "openai-community/gpt2"
 """Where the files are downloaded from once, if nothing else is named."""
@@ -150,7 +150,7 @@ def _from_hub(name: str) -> tuple[Path, Path]:
 
 
 def _read_text(path: Path) -> str:
-    data = read_head(path, _MOST + 1)
+    data = read_bytes(path, CheckpointError, _REMEDY, _MOST)
     try:
         if data.startswith(b"\x1f\x8b"):
             # A few kilobytes may unpack to gigabytes.

@@ -32,7 +32,7 @@ def class_names(name: str, path: Path | None, count: int) -> tuple[str, ...]:
     if path is None:
         plain = [f"class {i}" for i in range(shown)]
         return ("background", "foreground") if count == 1 else tuple(plain)
-    names = stored = read_json(path, f"The {path.name} of the model {name!r}")
+    names = stored = read_json(path)
     if isinstance(stored, dict):
         names = [stored.get(str(i)) for i in range(len(stored))]
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
