@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 
 FILE = "familiarity.safetensors"
 """The name of the file, which lies beside a model's weights."""
@@ -129,7 +129,7 @@ def pooled(
             f"The layer {layer!r} gives {maps.ndim} dimensions, not maps or tokens.",
             remedy=f"Delete {FILE} beside the network's weights.",
         )
-    return torch.cat([maps.mean(dim=1), maps.std(dim=1)], dim=1)
+    return torch.cat([maps.mean(dim=1), maps.std(dim=1, correction=0)], dim=1)
 
 
 def learn(
