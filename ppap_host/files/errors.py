@@ -66,6 +66,10 @@ class SamplingError(PpapError):
     """An image could not be finished: something between the network and the file is not finite."""
 
 
+class GuidanceWarning(UserWarning):
+    """Guidance was asked for, and something of it did not take place."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 
