@@ -237,8 +237,9 @@ def _statistics(network: Any, name: str, z: Tensor) -> Tensor | None:
 
     The autoencoder of Cosmos has them for each channel and frame.
     """
-    values = getattr(network.config, name, None)
-    values = getattr(network, name, None) if values is None else values
+    values = network.config.get(name)
+    if values is None:  # the autoencoder of LTX has them among its weights
+        values = dict(network.named_buffers(recurse=False)).get(name)
     if values is None:
         return None
     row = z.new_tensor(values) if not isinstance(values, Tensor) else values.to(z)
