@@ -181,7 +181,8 @@ class LentAutoencoder:
         image: Tensor = network.decode(own, return_dict=False, **options)[0]
         if "scale_factor" in network.config and "up_down_scale_factor" in network.config:
             image = 2 * image - 1  # Paella's, which gives pictures in [0, 1]
-        return image.to(z.dtype)
+        picture: Tensor = image.to(z.dtype)
+        return picture
 
     @contextmanager
     def lent(self) -> Iterator[None]:

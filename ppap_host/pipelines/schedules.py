@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Schedule(ABC):
         CheckpointError: what the network predicts is not known.
     """
 
-    predictions: tuple[str, ...]
+    predictions: ClassVar[tuple[str, ...]]
 
     def __init__(self, scheduler: Any, shift: float | None = None) -> None:
         self.scheduler, self.shift = scheduler, shift
@@ -124,7 +124,7 @@ class VariancePreserving(Schedule):
     x / sqrt(1 + s^2) at s = sigma / alpha. That is the state on this line.
     """
 
-    predictions = ("epsilon", "sample", "v_prediction")
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas where it has them, else by its steps' alphas_cumprod."""
@@ -180,7 +180,7 @@ class FlowMatching(Schedule):
     networks of MiniMax H3 predict x_0 - eps.
     """
 
-    predictions = ("flow_prediction",)
+    predictions: ClassVar[tuple[str, ...]] = ("flow_prediction",)
 
     def __init__(self, scheduler: Any, shift: float | None = None) -> None:
         super().__init__(scheduler, shift)
@@ -219,7 +219,7 @@ class Karras(Schedule):
     / (sigma^2 + sigma_data^2), with - for networks trained on v.
     """
 
-    predictions = ("epsilon", "v_prediction")
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas."""
@@ -256,7 +256,7 @@ class Consistency(Karras):
     The network's output F gives x_0 = c_skip x + c_out F, with the boundary at sigma_min.
     """
 
-    predictions = ("sample",)
+    predictions: ClassVar[tuple[str, ...]] = ("sample",)
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """(x - x_0) / sigma."""
@@ -271,7 +271,7 @@ class Trigonometric(Schedule):
     The network predicts v = alpha eps - sigma x_0 in units of the data's standard deviation.
     """
 
-    predictions = ("v_prediction", "trigflow")
+    predictions: ClassVar[tuple[str, ...]] = ("v_prediction", "trigflow")
 
     def __init__(self, scheduler: Any, shift: float | None = None) -> None:
         super().__init__(scheduler, shift)
@@ -385,8 +385,6 @@ def schedule_of(scheduler: Any, shift: float | None = None) -> Schedule:
         remedy="Known are schedulers with alphas_cumprod (DDIM, DDPM, PNDM, Euler, DPM-Solver, "
         "UniPC and their kin), EDM* and FlowMatch*.",
     )
-
-
 
 
 def learned_variance(scheduler: Any) -> bool:

@@ -24,7 +24,7 @@ from ppap_host.pipelines.hooks import hooked
 from ppap_host.pipelines.steering import SCHEDULERS, Report, Run, Steering
 
 
-class steer:  # noqa: N801  a function to its callers
+class steer:
     """Guides every call of a pipeline within a ``with`` block.
 
     Args:
@@ -51,9 +51,7 @@ class steer:  # noqa: N801  a function to its callers
         frames: int | Sequence[int] = 3,
     ) -> None:
         self._pipe = pipe
-        self._steering = Steering(
-            pipe, asked(guidance), seed=seed, balance=balance, frames=frames
-        )
+        self._steering = Steering(pipe, asked(guidance), seed=seed, balance=balance, frames=frames)
         self._open = ExitStack()
         self._running: list[_Call] = []
 

@@ -40,6 +40,7 @@ from ppap_host.sampling.balance import BALANCES, Balance
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.streams import ImageNoise
 
+
 @dataclass(frozen=True)
 class Asked:
     """One guide as it was asked for.
@@ -227,7 +228,7 @@ class Run:
 
     @contextmanager
     def _own_mode(self) -> Iterator[None]:
-        """Neither the pipeline's modes nor its random numbers have a part in what guides compute."""
+        """What guides compute has no part in the modes that the pipeline runs under."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             pause = torch.no_grad() if self._record is None else self._record.pause()
@@ -298,7 +299,8 @@ class _Part:
         self._course = Course(self._schedule, scheduler, fixed_variance_of(scheduler))
         sample = given["sample"]
         self._layout = steering.decoder.layout(sample, frame)
-        self._after, self._habits = -1, None
+        self._after = -1
+        self._habits: Habits | None = None
         with _own_randomness(sample.device, steering.seed):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
             guidance = [
@@ -332,7 +334,7 @@ class _Part:
         level = self._course.level(index)
         step, first = self._course.step(index)
         # What is to be added after a step of one that remembers becomes a part of all its calls.
-        first = first or self._adds_after() and self._habits_of(given).remembers
+        first = first or (self._adds_after() and self._habits_of(given).remembers)
         active = self._active(level, step.index, first)
         if not active or not level.sigma:
             return output, None
@@ -643,7 +645,8 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
 
 def _bound(scheduler: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundArguments:
     """The arguments of a scheduler's step, by name."""
-    signature = inspect.signature(original(type(scheduler)).step)
+    step: Any = getattr(original(type(scheduler)), "step")  # noqa: B009
+    signature = inspect.signature(step)
     bound = signature.bind(scheduler, *args, **kwargs)
     for name in ("model_output", "timestep", "sample"):
         if name not in bound.arguments:
