@@ -10,15 +10,22 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
 )
 from PIL import Image
 from tokenizers import Tokenizer
@@ -199,6 +206,86 @@ def stable_diffusion_3(scheduler: Any = None) -> Any:
     )  # fmt: skip
 
 
+def flux(scheduler: Any = None) -> Any:
+    """Packed latents: 2 x 2 patches of the autoencoder's as tokens."""
+    network = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(), transformer=network.eval(),
+        vae=vae(shift_factor=0.1, scaling_factor=1.3), text_encoder=clip(), tokenizer=tokenizer(),
+        text_encoder_2=t5(16), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
+def _statistics(channels: int) -> dict[str, list[float]]:
+    return {
+        "latents_mean": [0.1 * (k % 3 - 1) for k in range(channels)],
+        "latents_std": [1.0 + 0.1 * (k % 4) for k in range(channels)],
+    }
+
+
+def _no_saturation(network: Any) -> Any:
+    # These autoencoders clip, and no guide can move what is clipped.
+    network.decoder.conv_out.weight.data *= 0.5
+    return network.eval()
+
+
+def qwen_image(scheduler: Any = None) -> Any:
+    """Packed latents and an autoencoder for videos; its text encoder has no small form."""
+    network = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    decoder = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True], **_statistics(4),
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(), vae=_no_saturation(decoder),
+        text_encoder=None, tokenizer=None, transformer=network.eval(),
+    )  # fmt: skip
+
+
+def wan(scheduler: Any = None) -> Any:
+    """Videos."""
+    network = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=4,
+        out_channels=4, text_dim=8, freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=32,
+    )  # fmt: skip
+    decoder = AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True], scale_factor_temporal=2, scale_factor_spatial=4,
+        **_statistics(4),
+    )  # fmt: skip
+    return diffusers.WanPipeline(
+        tokenizer=tokenizer(), text_encoder=t5(8), vae=_no_saturation(decoder),
+        scheduler=scheduler or UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=network.eval(),
+    )  # fmt: skip
+
+
+def control_net(scheduler: Any = None) -> Any:
+    """Stable Diffusion with a control network."""
+    pipe = stable_diffusion(scheduler)
+    network = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=(8, 16), conditioning_channels=3
+    )
+    return diffusers.StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=network.eval(), requires_safety_checker=False
+    )
+
+
+def inpainting(scheduler: Any = None) -> Any:
+    """Stable Diffusion with a network that is shown mask and picture, 9 channels."""
+    parts = stable_diffusion(scheduler).components | {"unet": unet(8, channels=9, out=4)}
+    return diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "ddpm": pixel_ddpm,
     "sd": stable_diffusion,
@@ -209,10 +296,20 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
+STEERED: dict[str, Callable[..., Any]] = {
+    **BUILDERS,
+    "flux": flux,
+    "qwen": qwen_image,
+    "wan": wan,
+    "controlnet": control_net,
+    "inpainting": inpainting,
+}
+
+
 def tiny(name: str, scheduler: Any = None) -> Any:
     """A pipeline of random networks, the same at every call; zero layers are filled."""
     torch.manual_seed(0)
-    pipe = BUILDERS[name](scheduler)
+    pipe = STEERED[name](scheduler)
     generator = torch.Generator().manual_seed(1)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):

@@ -16,6 +16,7 @@ from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import from_tensor, to_tensor
 from ppap_host.files.writing import write_png
 from ppap_host.guides.familiarity import FILE, Familiarity, learn, load_familiarity, pooled
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import registry
 from ppap_host.runs.config import RunConfig
