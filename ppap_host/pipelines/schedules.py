@@ -368,6 +368,12 @@ def schedule_of(scheduler: Any, shift: float | None = None) -> Schedule:
             remedy="Use a pipeline with a scheduler such as DDIM, Euler, UniPC or "
             "FlowMatchEulerDiscrete.",
         )
+    if getattr(config, "stages", 1) > 1:
+        raise CheckpointError(
+            f"The scheduler {name} goes up a pyramid of {config.stages} sizes, and what is "
+            "predicted below the last one is no clean picture.",
+            remedy="Use a scheduler with one stage.",
+        )
     if name.startswith(("EDM", "Cosine")):
         return Karras(scheduler)
     if name == "CMStochasticIterativeScheduler":

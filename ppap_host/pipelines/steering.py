@@ -566,7 +566,7 @@ def scheduler_of(pipe: Any) -> Any:
     """
     for name in SCHEDULERS:
         scheduler = getattr(pipe, name, None)
-        if hasattr(scheduler, "step"):
+        if hasattr(scheduler, "config"):
             return scheduler
     raise OptionError(
         f"A {type(pipe).__name__} has no scheduler to guide.",
