@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbones.backbone import Backbone, ClassifierFree, Prediction
+from ppap_host.backbones.backbone import ClassifierFree, Prediction
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange
 from ppap_host.files.errors import OptionError
 from ppap_host.recipes.estimate import Estimate
@@ -231,21 +231,6 @@ def test_only_the_view_through_the_backbone_keeps_its_graph() -> None:
         target = torch.zeros(1, *world.state_shape)
         run(world, DDIM(), 3, guidance=[Guidance(QuadraticGuide(), target, recipe, 0.1)])
         assert seen == [kept] * 3
-
-
-def test_classifier_free_guidance_extrapolates_from_the_unconditional_branch() -> None:
-    class Conditional(GaussianBackbone):
-        def predict(self, x: Tensor, level: NoiseLevel, condition: object) -> Prediction:
-            shift = condition["shift"].view(-1, 1, 1, 1)  # type: ignore[index]
-            return Prediction(x * 0 + shift, x * 0 + 10 * shift)
-
-    world: Backbone = Conditional()
-    level = world.walk(5).levels[2]
-    x = torch.randn(2, 3, 4, 4)
-    prompts, empty = {"shift": torch.tensor([2.0])}, {"shift": torch.tensor([0.5])}
-    guided = ClassifierFree(world, prompts, empty, 3.0)(x, level)
-    torch.testing.assert_close(guided.eps, torch.full_like(x, 0.5 + 3 * 1.5))
-    torch.testing.assert_close(guided.v, torch.full_like(x, 20.0))
 
 
 def test_every_sampler_that_is_listed_can_be_made_and_no_other() -> None:

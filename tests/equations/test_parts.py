@@ -373,12 +373,12 @@ def test_adam_is_adam_within_the_bounds_and_stops_where_the_loss_is_low() -> Non
 def test_adam_passes_over_entries_without_a_gradient() -> None:
     def pull(point: Tensor) -> tuple[Tensor, Tensor]:
         gradient = torch.ones_like(point)
-        gradient[0, 0, 0, 0] = math.nan
+        gradient[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
         return gradient, torch.ones(2, dtype=torch.float64)
 
     way = Adam(2, 0.05)(pull, X, AT)
     wanted = np.full(SHAPE, 0.1)
-    wanted[0, 0, 0, 0] = 0.0
+    wanted[0, 0, 0, :3] = 0.0
     same(way, wanted, 1e-6)
 
 
