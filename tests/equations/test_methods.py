@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def pigdm_by_hand(
     variance of noise.
     """
     states = [x]
-    for ab, then in itertools.pairwise(abars):
+    for ab, then in pairwise(abars):
         x0, r2 = world.raw(x, ab), 1 - ab
         inner = np.linalg.solve(
             r2 * matrix @ matrix.T + noise**2 * np.eye(len(matrix)), (y - x0 @ matrix.T).T

@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "planted.md"
 LIMIT = 300
 """Seconds for the tests of one fault, on a machine that does other things as well."""
 
-_NEEDED = ("ppap_host", "plugins", "tests", "pyproject.toml")
+_NEEDED = ("ppap_host", "plugins", "tests", "pyproject.toml", "conftest.py")
 _PASSED, _FAILED = 0, 1
 """What pytest ends with; everything above is an error of another kind."""
 
