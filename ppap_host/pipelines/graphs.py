@@ -68,7 +68,17 @@ class Recorded(TorchFunctionMode):
 
 @contextmanager
 def recorded(networks: Sequence[nn.Module]) -> Iterator[Recorded]:
-    """Records gradients of the state, and of nothing else: no weight of the networks wants one."""
+    """Records gradients of the state, and of nothing else: no weight of the networks wants one.
+
+    Raises:
+        OptionError: no gradient goes through these networks.
+    """
+    if any(p.is_inference() for network in networks for p in network.parameters()):
+        raise OptionError(
+            "The pipeline's networks were loaded under torch.inference_mode, and no gradient goes "
+            "through such weights.",
+            remedy="Load the pipeline outside of it, or use the recipe x0.",
+        )
     wanted = [p for network in networks for p in network.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

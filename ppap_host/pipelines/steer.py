@@ -54,6 +54,7 @@ class steer:
         self._steering = Steering(pipe, asked(guidance), seed=seed, balance=balance, frames=frames)
         self._open = ExitStack()
         self._running: list[_Call] = []
+        self._failed = False
 
     @property
     def report(self) -> Report:
@@ -61,7 +62,7 @@ class steer:
         return self._steering.report
 
     def __enter__(self) -> Report:
-        self._steering.report = Report()
+        self._steering.report, self._failed = Report(), False
         self._open.enter_context(hooked(self._pipe, "__call__", self._called))
         self._open.enter_context(hooked(self._pipe, "__setattr__", self._set))
         return self.report
@@ -83,7 +84,9 @@ class steer:
             stack.callback(self._running.remove, running)
             for name in SCHEDULERS:
                 running.watch(getattr(pipe, name, None))
+            self._failed = True
             result = call(*args, **kwargs)
+            self._failed = False
             return result if record is None else _let_go(result)
 
     def _set(self, pipe: Any, call: Callable[..., Any], name: str, value: Any) -> None:
@@ -97,7 +100,7 @@ class steer:
         report = self.report
         for warning in report.health.warnings():
             warnings.warn(warning, GuidanceWarning, stacklevel=3)
-        if report.trace:
+        if report.trace or self._failed:
             return
         if not report.calls:
             why = "the pipeline was not called within the block"
