@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from ppap_plugin_bench.plots import plot_tuning
 from typer.testing import CliRunner
 
 from ppap_host.cli import app
@@ -55,10 +56,18 @@ def strictly(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
+def call_plot(tuned: Path) -> Path:
+    """The picture that `ppap plot` draws of a tuning."""
+    record = strictly(tuned / "tuning.json")
+    path = tuned.parent / "tuning.png"
+    plot_tuning(record, path)
+    return path
+
+
+def test_tuning_leaves_a_set_and_a_record_that_can_be_drawn(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
-    assert names == {".lock", "experts.safetensors", "tuning.json", "tuning.png"}
-    with Image.open(tuned / "tuning.png") as plot:
+    assert names == {".lock", "experts.safetensors", "tuning.json"}
+    with Image.open(call_plot(tuned)) as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]
     assert nothing_yet["loss"] == [None, None]

@@ -216,7 +216,7 @@ def test_options_pair_with_guides_in_order() -> None:
     ]
     some = {"target": ["-", "y"], "scale": [math.nan, 2.0], "model": ["m", "-"]}
     assert pair_guides(["a", "b"], some) == [
-        {"name": "a", "target": "-", "model": "m"},
+        {"name": "a", "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0},
     ]
     assert pair_guides(["a"], {"target": ["x"]}) == [{"name": "a", "target": "x"}]
