@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from ppap_plugin_bench.plots import plot_tuning
 from typer.testing import CliRunner
 
 from ppap_host.cli import app
@@ -56,18 +55,13 @@ def strictly(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def call_plot(tuned: Path) -> Path:
-    """The picture that `ppap plot` draws of a tuning."""
-    record = strictly(tuned / "tuning.json")
-    path = tuned.parent / "tuning.png"
-    plot_tuning(record, path)
-    return path
-
-
 def test_tuning_leaves_a_set_and_a_record_that_can_be_drawn(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
     assert names == {".lock", "experts.safetensors", "tuning.json"}
-    with Image.open(call_plot(tuned)) as plot:
+    drawing = tuned.parent / "drawn.png"
+    outcome = CliRunner().invoke(app, ["plot", str(tuned), "--out", str(drawing)])
+    assert outcome.stdout == f"Plot: {drawing}\n"
+    with Image.open(drawing) as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]
     assert nothing_yet["loss"] == [None, None]
