@@ -37,7 +37,6 @@ from ppap_host.recipes.presets import (
     ELUCD,
     ELUCD_EDM,
     FREEDOM,
-    LGD_MC,
     MPGD,
     NAIVE,
     TFG,
@@ -397,7 +396,8 @@ REFUSED = {
     "AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler",
     "EntropyBoundScheduler", "VQDiffusionScheduler", "RFD4ProteinaScheduler",
     "KarrasVeScheduler", "ScoreSdeVeScheduler", "FlowMapEulerDiscreteScheduler",
-    "HeliosDMDScheduler", "PiflowScheduler", "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler",
+    "HeliosDMDScheduler", "PiflowScheduler", "DDIMInverseScheduler",
+    "DPMSolverMultistepInverseScheduler",
 }  # fmt: skip
 
 
