@@ -26,9 +26,10 @@ from ppap_host.files.images import from_tensor
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.views import Noisy, Predicted, PredictedThrough, View
+from ppap_host.runs.batches import generate
 from ppap_host.runs.config import GuideConfig, RunConfig
-from ppap_host.runs.run import Setup, generate, set_up
-from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.runs.setup import Setup, set_up
+from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.judges import Judges
@@ -83,7 +84,7 @@ def _watched(setup: Setup, indices: list[int]) -> list[Event]:
         stage.walk,
         stage.solver,
         ImageNoise(setup.config.seed, indices, backbone.state_shape),
-        [Guidance(g.guide, g.target.value, g.recipe, g.scale) for g in stage.guides],
+        stage.guidance([0]),
         watch=reports.append,
     )
     return reports
@@ -150,7 +151,7 @@ def guidance(effort: Effort) -> Figure:
         reports = _watched(run, list(range(effort.num)))
         with torch.no_grad():
             seen = [active.guide.see(r.estimate.x0) for r in reports]
-            losses = torch.stack([active.guide.loss(s, active.target.value) for s in seen])
+            losses = torch.stack([active.guide.loss(s, active.targets[0].value) for s in seen])
             depths = [active.guide.picture(seen[k][:1])[0] for k in shown]
         images = [from_tensor(reports[k].estimate.x0[:1])[0] for k in shown]
         size = images[0].size
@@ -269,7 +270,7 @@ def gradient(effort: Effort) -> Figure:
     setup = _set_up(effort, _depth("naive"), _depth("ppap"))
     backbone = setup.stages[0].backbone
     network, experts = (active.guide for active in setup.stages[0].guides)
-    target = setup.guides[0].target.value
+    target = setup.guides[0].targets[0].value
     clean = _scenes(effort.num)
     levels = [_level(backbone, log_snr) for log_snr in (4, 1, -2)]
     figure, axes = new_figure(6.6, 3.9, nrows=len(levels), ncols=2 + len(_VIEWS))
@@ -350,7 +351,7 @@ def scale(effort: Effort) -> Figure:
         with torch.no_grad():
             # The guide's loss is -log p.
             by_guide.append(
-                active.guide.loss(active.guide.see(made), active.target.value).neg().exp()
+                active.guide.loss(active.guide.see(made), active.targets[0].value).neg().exp()
             )
             by_judge.append(judges.classify(made).softmax(dim=1)[:, label])
     above.set_xscale("log")

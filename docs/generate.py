@@ -21,9 +21,11 @@ from typing import Any
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from ppap_host import cli, recipes
+from ppap_host import cli
 from ppap_host.plugins import builtin
-from ppap_host.plugins.entry_points import OWN_COMMANDS
+from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
+from ppap_host.recipes.recipe import Parameter as RecipeParameter
+from ppap_host.recipes.recipe import Recipe, parts_of
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 
@@ -77,19 +79,42 @@ class Parameter:
     meaning: str
 
 
-def commands(app: typer.Typer = cli.app, of: str = "") -> Iterator[Command]:
-    """The host's commands. Those of plugins depend on what is installed, and are left out."""
+def commands(app: typer.Typer = cli.app) -> Iterator[Command]:
+    """The commands of the host and of the project's own plugins; others may not be installed."""
+    added = {
+        name: point.load()
+        for name, (point, *_) in plugin_commands().items()
+        if owner(point) in KNOWN_COMMANDS.values()
+    }
     for command in app.registered_commands:
-        callback = command.callback
-        assert callback is not None
-        name = command.name or callback.__name__.replace("_", "-")
-        if of or name in OWN_COMMANDS:
-            yield Command(of + name, inspect.getdoc(callback) or "", callback)
+        yield _command(command.name or "", command.callback)
     for group in app.registered_groups:
-        inner = group.typer_instance
-        assert inner is not None
-        parts = tuple(commands(inner, f"{group.name} "))
-        yield Command(f"{group.name}", inner.info.help or "", None, parts)
+        assert group.typer_instance is not None
+        whole = _group(str(group.name), group.typer_instance)
+        members = tuple(
+            _command(name.replace(".", " "), its.registered_commands[0].callback)
+            for name, its in added.items()
+            if name.startswith(f"{group.name}.")
+        )
+        yield dataclasses.replace(whole, commands=whole.commands + members)
+    for name, its in added.items():
+        if its.registered_callback:
+            yield _group(name, its)
+        elif "." not in name:
+            yield _command(name, its.registered_commands[0].callback)
+
+
+def _command(name: str, callback: Callable[..., Any] | None) -> Command:
+    return Command(name, inspect.getdoc(callback) or "", callback)
+
+
+def _group(name: str, app: typer.Typer) -> Command:
+    parts = []
+    for command in app.registered_commands:
+        assert command.callback is not None
+        own = command.name or command.callback.__name__.replace("_", "-")
+        parts.append(_command(f"{name} {own}", command.callback))
+    return Command(name, app.info.help or "", None, tuple(parts))
 
 
 def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
@@ -104,7 +129,7 @@ def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
         meaning, told = _without_default(info.help or "")
         if isinstance(info.show_default, str):
             told = _default(info.show_default)
-        elif not any(parameter.default is nothing for nothing in (None, False, parameter.empty)):
+        elif not any(parameter.default is none for none in (None, False, parameter.empty, "")):
             value = parameter.default
             told = f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
         yield Parameter(
@@ -130,6 +155,8 @@ def _values(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     if typing.get_origin(plain) is list:
         (plain,) = typing.get_args(plain)
     words = _VALUES[plain]
+    if isinstance(info, OptionInfo) and info.metavar not in (None, "NUMBER", "TEXT"):
+        words = "`" + str(info.metavar).replace("|", "\\|") + "`"
     if info.min is not None and info.max is not None:
         words += f", {info.min:g} to {info.max:g}"
     elif info.min is not None:
@@ -258,13 +285,13 @@ def _part(part: object) -> str:
     return f"`{type(part).__name__}({', '.join(given)})`"
 
 
-def _experts(recipe: recipes.Recipe) -> str:
+def _experts(recipe: Recipe) -> str:
     if recipe.needs_experts:
         return "needed"
     return "if named"
 
 
-def _guide(recipe: recipes.Recipe) -> str:
+def _guide(recipe: Recipe) -> str:
     """What is done to the guide itself."""
     told = []
     if math.isfinite(recipe.softplus):
@@ -274,7 +301,7 @@ def _guide(recipe: recipes.Recipe) -> str:
     return "; ".join(told) or "as it is"
 
 
-def _setting(recipe: recipes.Recipe, parameter: recipes.Parameter) -> str:
+def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
     value = recipe.value(parameter.name)
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     shown = f"{shown:g}" if isinstance(shown, float) else shown
@@ -294,7 +321,7 @@ def recipe_tables() -> str:
     used: dict[str, type] = {}
     for _, recipe in entries:
         for number, move in enumerate(recipe.moves):
-            used |= {type(part).__name__: type(part) for part in recipes.parts_of(move)}
+            used |= {type(part).__name__: type(part) for part in parts_of(move)}
             gradient = ", ".join(_part(p) for p in move.gradient) or "as it is"
             parts = (move.view, move.energy, gradient, move.ascent, move.place, move.strength)
             cells = [part if isinstance(part, str) else _part(part) for part in parts]
@@ -351,6 +378,24 @@ def bench_report() -> str:
 
 COMMANDS = {command.name: command for whole in commands() for command in (whole, *whole.commands)}
 
+
+def target_table() -> str:
+    """What the guides understood of files as people have them (``docs/target_files.py``)."""
+    rows = json.loads((DOCS / "results" / "targets.json").read_text(encoding="utf-8"))
+    lines = ["| file | what it is | network | target | what was understood |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        said = re.sub(r"([|<*_])", r"\\\1", row["said"]) + " *Doubted.*" * row["doubted"]
+        lines.append(
+            f"| `{row['file']}` | {row['about']} | {row['reader']} | `{row['target']}` | {said} |"
+        )
+    refused = sum(row["said"].startswith("Error:") for row in rows)
+    doubted, wrong = (sum(bool(row[key]) for row in rows) for key in ("doubted", "wrong"))
+    lines += ["", f"{len(rows)} files: {len(rows) - refused} read, {doubted} of them with a doubt; "
+              f"{refused} refused; {wrong} understood wrongly."]  # fmt: skip
+    return "\n".join(lines)
+
+
 TABLES = {
     "checks": check_tables,
     "commands": command_table,
@@ -358,6 +403,7 @@ TABLES = {
     "recipes": recipe_tables,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
+    "targets": target_table,
 }
 
 

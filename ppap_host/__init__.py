@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from ppap_host.files.errors import PpapError as PpapError
     from ppap_host.guides.functions import reward as reward
     from ppap_host.guides.guide import Guide as Guide
-    from ppap_host.guides.guide import Target as Target
+    from ppap_host.guides.targets import Target as Target
+    from ppap_host.guides.targets import target as target
     from ppap_host.pipelines.callback import diffusers_callback as diffusers_callback
+    from ppap_host.pipelines.guider import guider as guider
+    from ppap_host.pipelines.steer import steer as steer
+    from ppap_host.pipelines.steer import steer as steer
     from ppap_host.plugins.listing import list_backbones as list_backbones
     from ppap_host.plugins.listing import list_experts as list_experts
     from ppap_host.plugins.listing import list_guides as list_guides
@@ -40,8 +44,12 @@ if TYPE_CHECKING:
 _HOME = {
     "files.errors": ("PpapError",),
     "guides.functions": ("reward",),
-    "guides.guide": ("Guide", "Target"),
+    "guides.guide": ("Guide",),
+    "guides.targets": ("Target", "target"),
     "pipelines.callback": ("diffusers_callback",),
+    "pipelines.guider": ("guider",),
+    "pipelines.steer": ("steer",),
+    "pipelines.steer": ("steer",),
     "plugins.listing": (
         "list_backbones", "list_experts", "list_guides", "list_recipes", "list_samplers",
     ),

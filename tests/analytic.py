@@ -1,75 +1,18 @@
-"""The models that the conformance vectors of guidance are made with, and how cases are found."""
+"""The models that the conformance vectors of guidance are made with."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk
-from ppap_host.guides.guide import Guide, Target
-
-VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case folder."""
-
-    folder: Path
-    config: dict[str, Any]
-    tolerance: dict[str, Any]
-
-    def io(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Its tensors; those that are stored as float32 or float64 in ``dtype``."""
-        found = load_file(self.folder / "io.safetensors")
-        floating = (torch.float32, torch.float64)
-        return {k: v.to(dtype) if v.dtype in floating else v for k, v in found.items()}
-
-    def close(self, name: str, found: Tensor, dtype: torch.dtype) -> None:
-        """Whether an output is met within the case's tolerance for this precision."""
-        wanted = load_file(self.folder / "io.safetensors")[name]
-        key = "float32_implementation"
-        if dtype is torch.float64:
-            key = "float64" if wanted.dtype is torch.float64 else "float32_stored_outputs"
-        allowed = {k: v for k, v in self.tolerance[key].items() if k in ("rtol", "atol")}
-        allowed = {"rtol": 0.0, "atol": 0.0} | allowed
-        torch.testing.assert_close(
-            found.double(), wanted.double(), **allowed, msg=lambda m: f"{name}: {m}"
-        )
-
-
-def cases(wanted: Callable[[dict[str, Any]], bool]) -> list[Any]:
-    """The case folders of guidance that ``wanted`` picks by their description, or one skip."""
-    found = []
-    for path in sorted(VECTORS.glob("guidance/*/case.json")):
-        case = json.loads(path.read_text())
-        if wanted(case):
-            folder = path.parent
-            found.append(
-                pytest.param(Case(folder, case["config"], case["tolerance"]), id=folder.name)
-            )
-    reason = f"no such vectors in {VECTORS}; set PPAP_VECTORS"
-    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
-
-
-def settings(case: Case, key: str = "settings") -> list[dict[str, Any]]:
-    """The settings of a case, infinities read."""
-    return [
-        {k: math.inf if v == "inf" else v for k, v in s.items()} for s in case.config[key]
-    ]  # fmt: skip
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 
 class Analytic(Backbone):
@@ -147,7 +90,7 @@ class Likelihood(Guide):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return -self.log_likelihood(output, self._level)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         raise NotImplementedError
 
     def prepare(self, x: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import from_tensor, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, PatchPlan, Target, Wrapped
+from ppap_host.files.images import from_tensor
+from ppap_host.guides.guide import Guide, PatchPlan, Wrapped
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.gradients import RootSize
 from ppap_host.recipes.places import CleanPoint
@@ -77,12 +78,12 @@ class SoundGuide(Guide):
     def prepare(self, x: Tensor) -> Tensor:
         return (x + 1) / 2
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        picture = read_rgb(text, size)
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        photo = given.photo(size)
         parameter = next(self._network.parameters())
         with torch.no_grad():
-            value = self.see(to_tensor(picture).to(parameter))
-        return Target(text, value, {"target": picture}, (Path(text),))
+            value = self.see(photo.pixels.to(parameter))
+        return photo.target(value, {"target": photo.image})
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).square().mean(dim=(1, 2, 3))
@@ -112,8 +113,9 @@ class SoundMeasurement(Guide):
     def prepare(self, x: Tensor) -> Tensor:
         return x
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, self.see(to_tensor(read_rgb(text, size))), {}, (Path(text),))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        photo = given.photo(size)
+        return photo.target(self.see(photo.pixels))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target.to(output)).square().mean(dim=(1, 2, 3))
@@ -340,56 +342,56 @@ class NamesAFileThatIsNot(SoundGuide):
 
 @caught_by("target")
 class TargetWithoutABatch(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        found = super().read_target(text, size)
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        found = super().understand(given, size)
         return replace(found, value=found.value[0])
 
 
 @caught_by("target")
 class TargetForThreeImages(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        found = super().read_target(text, size)
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        found = super().understand(given, size)
         return replace(found, value=found.value.expand(3, -1, -1, -1))
 
 
 @caught_by("target")
 class TargetWithAGraph(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        found = super().read_target(text, size)
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        found = super().understand(given, size)
         return replace(found, value=found.value.clone().requires_grad_(True))
 
 
 @caught_by("bad-target")
 class TakesNonsense(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         try:
-            return super().read_target(text, size)
+            return super().understand(given, size)
         except TargetError:
-            return Target(text, torch.zeros(1, 2, *size))
+            return Target(given.words, torch.zeros(1, 2, *size))
 
 
 @caught_by("bad-target")
 class TakesAnyWord(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        if " " in text and "/" not in text:
-            return Target(text, torch.zeros(1, 2, *size))
-        return super().read_target(text, size)
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        if " " in given.words and "/" not in given.words:
+            return Target(given.words, torch.zeros(1, 2, *size))
+        return super().understand(given, size)
 
 
 @caught_by("bad-target")
 class AnotherError(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         try:
-            return super().read_target(text, size)
+            return super().understand(given, size)
         except TargetError as error:
             raise ValueError(error.message) from None
 
 
 @caught_by("bad-target")
 class NoRemedy(SoundGuide):
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         try:
-            return super().read_target(text, size)
+            return super().understand(given, size)
         except TargetError:
             raise TargetError("Something is wrong.") from None
 

@@ -41,7 +41,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 WORDS = ("<pad>", "<unk>", "a", "dog", "red", "cube", "in", "the", "snow", "<end>")
 LENGTH = 8
@@ -59,9 +60,9 @@ class ContrastGuide(Guide):
     def network(self) -> nn.Module:
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         self.size = size
-        return Target(text, torch.tensor([float(text)]))
+        return Target(given.words, torch.tensor([float(given.words)]))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x

@@ -40,9 +40,9 @@ def main() -> None:
     import torch
     import worlds
 
-    from ppap_host.experts.harvest import Harvest
+    from ppap_host.experts.harvest import Harvest, HarvestConfig
     from ppap_host.experts.tuning import TuningConfig, tune
-    from ppap_host.runs.harvesting import HarvestConfig, harvest
+    from ppap_host.runs.harvesting import harvest
     from ppap_host.runs.processes import join
 
     torch.set_num_threads(1)

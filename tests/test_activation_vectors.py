@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.guides.activations import softened
 
-VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
 
-
-def cases() -> list[Any]:
-    """Case folders, wherever they lie, of a ResNet with smoothed activations."""
-    found = []
-    for path in sorted(VECTORS.rglob("case.json")):
-        case = json.loads(path.read_text())
-        config = case.get("config")
-        if isinstance(config, dict) and {"layers", "planes", "softplus_beta"} <= config.keys():
-            found.append(pytest.param(path.parent, id=path.parent.name))
-    reason = f"no vectors of smoothed activations in {VECTORS}; set PPAP_VECTORS"
-    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
+def smoothed(case: vectors.Case) -> bool:
+    return {"layers", "planes", "softplus_beta"} <= case.config.keys()
 
 
 class Ignored(nn.Module):
@@ -132,48 +119,35 @@ def network(io: dict[str, Tensor], config: dict[str, Any], way: str) -> ResNet:
     return built.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("folder", cases())
-@pytest.mark.parametrize("precision", ["float64", "float32_implementation"])
+@vectors.take(smoothed)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_vector_softplus(
-    folder: Path, precision: str, way: str, record_property: Callable[[str, object], None]
-) -> None:
-    case = json.loads((folder / "case.json").read_text())
-    io, config = load_file(folder / "io.safetensors"), case["config"]
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    tolerance, worst = case["tolerance"][precision], 0.0
-    resnet = network(io, config, way).to(dtype)
+def test_vector_softplus(case: vectors.Case, dtype: torch.dtype, way: str) -> None:
+    io = case.recorded
+    resnet = network(io, case.config, way).to(dtype)
     y = io["y"][:, None]
-    for setting in config["settings"]:
+    for setting in case.config["settings"]:
         x = io["x"].to(dtype).requires_grad_()
         with softened(float(setting["softplus_beta"])):
             logits = resnet(x)
-        meaning = case["outputs"][f"{setting['id']}.grad_joint_marginal"]["meaning"]
-        joint, marginal = temperatures(meaning)
+        joint, marginal = temperatures(case.says(f"{setting['id']}.grad_joint_marginal"))
         own = logits.gather(1, y)[:, 0]
         scores = {
             "grad_logprob": own - logits.logsumexp(dim=1),
             "grad_joint_marginal": joint * own - (marginal * logits).logsumexp(dim=1),
         }
-        found = {"logits": logits.detach()}
+        case.compare(f"{setting['id']}.logits", logits, dtype)
         for name, score in scores.items():
-            (found[name],) = torch.autograd.grad(score.sum(), x, retain_graph=True)
-        for name, value in found.items():
-            wanted = io[f"{setting['id']}.{name}"].double()
-            worst = max(worst, float((value.double() - wanted).abs().max()))
-            torch.testing.assert_close(
-                value.double(), wanted, rtol=tolerance["rtol"], atol=tolerance["atol"]
-            )
-    record_property("largest difference", worst)
+            (gradient,) = torch.autograd.grad(score.sum(), x, retain_graph=True)
+            case.compare(f"{setting['id']}.{name}", gradient, dtype)
 
 
-@pytest.mark.parametrize("folder", cases())
-def test_vector_without_softplus_is_another(folder: Path) -> None:
+@vectors.take(smoothed, vectors.nothing)
+def test_vector_without_softplus_is_another(case: vectors.Case) -> None:
     # Else the comparison above could not fail.
-    case = json.loads((folder / "case.json").read_text())
-    io = load_file(folder / "io.safetensors")
-    plain = network(io, case["config"], "module").double()(io["x"].double())
-    for setting in case["config"]["settings"]:
+    io = case.recorded
+    plain = network(io, case.config, "module").double()(io["x"].double())
+    for setting in case.config["settings"]:
         wanted = io[f"{setting['id']}.logits"].double()
         same = torch.allclose(plain, wanted, rtol=1e-6, atol=1e-7)
         assert same == math.isinf(float(setting["softplus_beta"]))

@@ -382,8 +382,6 @@ SMOOTH: dict[str, Callable[[], nn.Module]] = {
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
-    for library in ("timm", "torchvision", "transformers"):
-        pytest.importorskip(library)
     torch.manual_seed(3)
     network = make().double()
     generator = torch.Generator().manual_seed(4)

@@ -49,7 +49,8 @@ from worlds import GaussianBackbone
 
 from ppap_host.files.errors import OptionError, UnknownNameError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import ELUCD, NAIVE
 from ppap_host.sampling.evaluator import Guidance
@@ -113,8 +114,8 @@ class ColourClassifier(Guide):
     def network(self) -> nn.Module:
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, F.one_hot(torch.tensor([COLOURS.index(text)]), 6).float())
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, F.one_hot(torch.tensor([COLOURS.index(given.words)]), 6).float())
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -569,7 +570,7 @@ def test_the_command_prints_results_for_programs(
     monkeypatch.setattr(benchmark, "ClassifierWorld", ColourWorld)
     monkeypatch.setattr(registry(), "entry", lambda kind, name: None)
     app(
-        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--models", "a/b", "--json"],
+        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--model", "a/b", "--json"],
         standalone_mode=False,
     )
     printed = json.loads(capsys.readouterr().out)

@@ -47,8 +47,9 @@ from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import FREEDOM, X0, X0_THROUGH
 from ppap_host.sampling.evaluator import Guidance
@@ -85,8 +86,8 @@ class ColourGuide(Guide):
     def network(self) -> nn.Module:
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.full((1, 3, *size), float(text)))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.full((1, 3, *size), float(given.words)))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -608,8 +609,8 @@ def test_psnr_and_ssim_of_known_images() -> None:
 class Unread(ColourGuide):
     """A restoring guide that measures everything."""
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.zeros(1, 1))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.zeros(1, 1))
 
 
 def test_restoration_is_judged_against_the_clean_render(

@@ -31,7 +31,8 @@ from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 
 TINY = Settings(
@@ -63,8 +64,8 @@ class ColourGuide(Guide):
     def network(self) -> nn.Module:
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.full((1, 3, *size), float(text)))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.full((1, 3, *size), float(given.words)))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -497,8 +498,8 @@ def test_an_interrupted_command_says_how_to_go_on(
 class Unread(ColourGuide):
     """Reads any target as zero."""
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.zeros(1, 1))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.zeros(1, 1))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ from ppap_host.experts.patches import Patch, network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, TargetError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.hookspecs import Entry, hookimpl
 from ppap_host.plugins.registry import Registry
 
@@ -60,11 +61,11 @@ class ShadeGuide(ColourGuide):
             layer.bias.copy_(-self.factor * means[:, 0] ** 2 / (2 * SPREAD**2))
         self._network.requires_grad_(False)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         names = ("dark", "grey", "light")
-        if text not in names:
-            raise TargetError(f"No shade is called {text!r}.")
-        return Target(text, F.one_hot(torch.tensor([names.index(text)]), 3).float())
+        if given.words not in names:
+            raise TargetError(f"No shade is called {given.words!r}.")
+        return Target(given.words, F.one_hot(torch.tensor([names.index(given.words)]), 3).float())
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return -(target * output.log_softmax(dim=1)).sum(dim=1)
@@ -359,13 +360,13 @@ def test_a_calibration_is_stored_and_read_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "format 9"),
-        ({"view": "heard"}, "view 'heard'"),
-        ({"guide": 3}, "no text for 'guide'"),
-        ({"experts": 3}, "no text for 'experts'"),
-        ({"ranges": []}, "overlap, or none"),
-        ({"ranges": 3}, "TypeError"),
-        ({"ranges": [{}]}, "KeyError"),
+        ({"format": 9}, "'format': input should be 1, not 9"),
+        ({"view": "heard"}, "'view'"),
+        ({"guide": 3}, "'guide': input should be a valid string, not 3"),
+        ({"experts": 3}, "'experts'"),
+        ({"ranges": []}, "'ranges'"),
+        ({"ranges": 3}, "'ranges'"),
+        ({"ranges": [{}]}, "'ranges.0.low': field required; and 14 more"),
     ],
 )
 def test_damaged_calibrations_are_refused(
@@ -380,12 +381,14 @@ def test_damaged_calibrations_are_refused(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("inverse_temperature", 0.0, "inverse temperature 0"),
-        ("inverse_temperature", "1", "no number"),
-        ("ece", None, "no number for 'ece'"),
-        ("low", math.inf, "a range from inf"),
+        ("inverse_temperature", 0.0, "'ranges.1.inverse_temperature'"),
+        ("inverse_temperature", "1", "valid number, not '1'"),
+        ("ece", None, "'ranges.1.ece'"),
+        ("low", math.inf, "no number of JSON"),
+        ("low", 100.0, "a range from 100.0 to"),
         ("high", None, "overlap"),
-        ("bins", [[1.0]], "no count"),
+        ("bins", [[1.0]], "'ranges.1.bins.0'"),
+        ("bins", 10**4000, "300 digits"),
     ],
 )
 def test_damaged_ranges_are_refused(key: str, value: Any, message: str, tmp_path: Path) -> None:
@@ -397,9 +400,9 @@ def test_damaged_ranges_are_refused(key: str, value: Any, message: str, tmp_path
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no calibration"):
+    with pytest.raises(CheckpointError, match="no file"):
         load_calibration(tmp_path)
-    for text in ("{", "[]", "3"):
+    for text in ("{", "[]", "3", "[" * 100_000, '{"a":' * 300, "", "\0"):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(CheckpointError, match="no calibration"):
             load_calibration(tmp_path / "x.json")
@@ -479,7 +482,7 @@ def test_the_command_makes_its_own_images(
 ) -> None:
     arguments = (
         "calibrate", "shade", "--backbone", "gaussian", "--view", view, "--num", 12,
-        "--ranges", count, "--levels", 1, "--model", "2", "--device", "cpu",
+        "--ranges", count, "--levels", 1, "--model", "2", "--device", "cpu", "--json",
     )  # fmt: skip
     outcome = ppap_here(*arguments, "--out", "one")
     assert outcome.code == 0, outcome.err
@@ -498,7 +501,7 @@ def test_the_command_makes_its_own_images(
 def test_the_command_reads_labelled_images(ppap_here: Any, folder: Path, tmp_path: Path) -> None:
     outcome = ppap_here(
         "calibrate", "shade", "-b", "gaussian", "--images", folder, "--labels", "--out", "x",
-        "--device", "cpu",
+        "--device", "cpu", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     printed = json.loads(outcome.out)

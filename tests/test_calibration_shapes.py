@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from ppap_plugin_openai.guide import ADMClassifierGuide
 
 from ppap_host.experts.calibration import Calibrated, load_calibration
 from ppap_host.experts.sets import ExpertSet, WithExperts
@@ -17,8 +18,6 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import registry
 from ppap_host.shapes.backbone import ShapesBackbone
-
-pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def test_experts_are_calibrated_by_default_and_the_loss_follows(
     harvested: Path, ppap_here: Any
 ) -> None:
     arguments = ("calibrate", "classifier", "--harvest", harvested, "--num", 8, "--levels", 1)
-    outcome = ppap_here(*arguments, "--out", "c", "--device", "cpu")
+    outcome = ppap_here(*arguments, "--out", "c", "--device", "cpu", "--json")
     assert outcome.code == 0, outcome.err
     assert "taught on these very images" not in outcome.err  # they were made in other steps
     printed = json.loads(outcome.out)
@@ -86,7 +85,7 @@ def test_off_the_shelf_guides_are_calibrated_on_predictions(
 def test_renders_come_with_labels(ppap_here: Any) -> None:
     outcome = ppap_here(
         "calibrate", "classifier", "--labels", "--num", 8, "--levels", 1, "--experts", "none",
-        "--out", "l", "--device", "cpu",
+        "--out", "l", "--device", "cpu", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     printed = json.loads(outcome.out)
@@ -96,7 +95,6 @@ def test_renders_come_with_labels(ppap_here: Any) -> None:
 
 
 def test_guides_without_classes_are_refused_before_anything_is_made(ppap_here: Any) -> None:
-    pytest.importorskip("ppap_plugin_depth", reason="needs ./plugins/ppap-plugin-depth")
     outcome = ppap_here("calibrate", "depth", "--out", "d", "--device", "cpu")
     assert outcome.code == 2
     assert "knows no classes" in outcome.err
@@ -106,5 +104,4 @@ def test_guides_without_classes_are_refused_before_anything_is_made(ppap_here: A
 def test_the_logits_of_classifiers_are_their_output_in_float32() -> None:
     half = torch.tensor([[1.0, -2.0]], dtype=torch.float16)
     assert torch.equal(guide().logits(half), half.float())
-    adm = pytest.importorskip("ppap_plugin_openai.guide", reason="needs ppap-plugin-openai")
-    assert torch.equal(adm.ADMClassifierGuide.logits(None, half), half.float())
+    assert torch.equal(ADMClassifierGuide.logits(None, half), half.float())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from analytic import NOTHING, Analytic, Case, Likelihood, cases, settings
+import vectors
+from analytic import NOTHING, Analytic, Likelihood
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, NoiseLevel, NoiseRange, Walk, respace
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.places import Score
 from ppap_host.recipes.presets import ELUCD, ELUCD_EDM, NAIVE
 from ppap_host.recipes.recipe import Recipe
@@ -93,16 +95,13 @@ def trajectory(
     return states
 
 
-@pytest.mark.parametrize(
-    "case",
-    cases(lambda case: "class_var" in case["config"] and "settings" in case["config"]),
-)
+@vectors.take(lambda case: {"class_var", "settings"} <= case.config.keys())
 @PRECISIONS
-def test_vector_noise_aware_classifier_guidance(case: Case, dtype: torch.dtype) -> None:
+def test_vector_noise_aware_classifier_guidance(case: vectors.Case, dtype: torch.dtype) -> None:
     io, exact = case.io(dtype), case.io(torch.float64)
     schedule = DiscreteSchedule(exact["alphas_cumprod"].numpy())
     shape = tuple(case.config["image_shape"])
-    for s in settings(case):
+    for s in case.settings():
         times = io[f"{s['id']}.timestep_map"].tolist()
         plain = s["sampler"] == "tfg_cg"
         ordered = times if plain else times[::-1]
@@ -130,15 +129,22 @@ def test_vector_noise_aware_classifier_guidance(case: Case, dtype: torch.dtype) 
                 recipe = replace(recipe, interval=above(walk.levels[-2]))
         else:
             solver = DDIM(s["eta"])
-        used = io["noise"]
-        states = trajectory(backbone, walk, solver, recipe, guide, scale, io["x_T"], used)
-        case.close(f"{s['id']}.x", torch.stack(states), dtype)
-        factor = 1.0 if plain else scale
-        missing = len(walk) - len(kept)
-        found = torch.stack(kept) * factor
-        wanted = f"{s['id']}.gradient"
-        if not missing:
-            case.close(wanted, found, dtype)
+        estimates: list[Estimate] = []
+        states = trajectory(
+            backbone, walk, solver, recipe, guide, scale, io["x_T"], io["noise"], estimates.append
+        )
+        if len(kept) < len(walk):  # what is not asked there has its gradient all the same
+            x = states[-2].clone().requires_grad_(True)
+            asked = guide.loss(guide.see(x / walk.levels[-2].scale, walk.levels[-2]), NOTHING)
+            kept.extend(torch.autograd.grad(-asked.sum(), x))
+        found = {
+            "x": states,
+            "gradient": [(1.0 if plain else scale) * g for g in kept],
+            "pred_xstart": [estimate.x0 for estimate in estimates],
+        }
+        for name, rows in found.items():
+            if f"{s['id']}.{name}" in case.outputs:
+                case.compare(f"{s['id']}.{name}", torch.stack(rows), dtype)
 
 
 def above(level: NoiseLevel) -> Any:
@@ -151,62 +157,74 @@ class PublishedVariance:
     """S + gamma sin(pi k / N) S_max, S_max from one pixel of the batch's first image so far."""
 
     gamma: float
-    largest: float = 0.0
+    maxima: list[float] = field(default_factory=lambda: [0.0])
+    added: list[float] = field(default_factory=list)
 
     def __call__(self, estimate: Estimate) -> Tensor:
         step = estimate.on_walk()
         variance = step.log_variance(estimate.v, estimate.x).exp()
-        self.largest = max(self.largest, float(variance[0, 0, 0, 0]))
+        self.maxima.append(max(self.maxima[-1], float(variance[0, 0, 0, 0])))
         k, count = len(step.walk) - 1 - step.index, len(step.walk)
-        return variance + max(math.sin(math.pi * k / count) * self.largest * self.gamma, 0.0)
+        self.added.append(max(math.sin(math.pi * k / count) * self.maxima[-1] * self.gamma, 0.0))
+        return variance + self.added[-1]
 
 
-@pytest.mark.parametrize(
-    "case", cases(lambda case: {"use_ddim", "timestep_respacing"} <= case["config"].keys())
-)
+@vectors.take(lambda case: {"use_ddim", "timestep_respacing"} <= case.config.keys())
 @PRECISIONS
-def test_vector_elucd_ddpm(case: Case, dtype: torch.dtype) -> None:
+def test_vector_elucd_ddpm(case: vectors.Case, dtype: torch.dtype) -> None:
     io, exact = case.io(dtype), case.io(torch.float64)
     config = case.config
     assert not config["use_ddim"], "the published code has no such path that runs"
     schedule = DiscreteSchedule(exact["alphas_cumprod"].numpy())
     walk = schedule.walk(config["timestep_respacing"])
     assert [level.time for level in walk.levels[:-1]] == io["timestep_map"].flip(0).tolist()
-    for s in settings(case):
+    for s in case.settings():
         backbone = Analytic(
             io, config["image_shape"], learned=s["learn_sigma"], means=io["denoiser.M"][io["y"]],
             clip=(-1.0, 1.0) if s["clip_denoised"] else None,
         )  # fmt: skip
         kept: list[Tensor] = []
+        strength = PublishedVariance(s["gamma_factor"])
         recipe = replace(
-            ELUCD, gradient=(Kept(kept),), strength=PublishedVariance(s["gamma_factor"]),
+            ELUCD, gradient=(Kept(kept),), strength=strength,
             limit=math.inf, softplus=math.inf, joint=s["joint_temperature"],
             marginal=s["joint_temperature"] * s["margin_temperature_discount"],
         )  # fmt: skip
-        x0: list[Tensor] = []
-
-        def watch(estimate: Estimate, x0: list[Tensor] = x0) -> None:
-            x0.append(estimate.x0)
-
+        estimates: list[Estimate] = []
         states = trajectory(
             backbone, walk, DDPM("large"), recipe, Logits(io, io["y"]), s["classifier_scale"],
-            io["x_T"], io["noise"], watch,
+            io["x_T"], io["noise"], estimates.append,
         )  # fmt: skip
-        case.close(f"{s['id']}.x", torch.stack(states), dtype)
-        found = {"pred_xstart": x0, "gradient": [s["classifier_scale"] * g for g in kept]}
-        for name, rows in found.items():
-            key = f"{s['id']}.{name}"
-            if key in io:
-                case.close(key, torch.stack(rows), dtype)
+        posteriors = [walk.posterior(i) for i in range(len(walk))]
+        logs = [e.on_walk().log_variance(e.v, e.x) for e in estimates]
+        found = {
+            "x": states,
+            "pred_xstart": [e.x0 for e in estimates],
+            "gradient": [s["classifier_scale"] * g for g in kept],
+            "mean": [
+                p.of_x0 * e.x0 + p.of_xt * e.x for p, e in zip(posteriors, estimates, strict=True)
+            ],
+            "log_variance": logs,
+            "variance": [log.exp() for log in logs],
+            "max_variance": [torch.tensor(v, dtype=torch.float64) for v in strength.maxima[1:]],
+            "add_value": [torch.tensor(v, dtype=torch.float64) for v in strength.added],
+        }
+        for name in (n for n in case.outputs if n.startswith(f"{s['id']}.")):
+            case.compare(name, torch.stack(found[name.split(".")[1]]), dtype)
 
 
 class Preconditioned(Analytic):
     """The vectors' EDM denoiser: w (g x + A B^T x) + (1 - w) m, w = sd^2 / (sd^2 + sigma^2)."""
 
+    def __init__(self, *args: Any, seen: list[Any], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen = seen
+
     def predict(self, x: Tensor, level: NoiseLevel, condition: Any = None) -> Prediction:
         data = float(self.weights["sigma_data"]) ** 2
         weight = data / (data + level.sigma**2)
         x0 = self.clean(x, weight, 1 - weight)
+        self.seen.append((level, x.detach(), x0.detach()))
         return Prediction((x - x0) / level.sigma)
 
 
@@ -219,30 +237,66 @@ def edm_walk(s: dict[str, Any]) -> Walk:
     return Walk((*(NoiseLevel(1.0, float(sigma), float(sigma)) for sigma in sigmas), CLEAN))
 
 
-@pytest.mark.parametrize(
-    "case", cases(lambda case: {"use_classifier", "sigma_data"} <= case["config"].keys())
-)
-@PRECISIONS
-def test_vector_elucd_edm(case: Case, dtype: torch.dtype) -> None:
-    if dtype is torch.float32 and "float32_implementation" not in case.tolerance:
-        pytest.skip("the case allows nothing to a state in float32; EDM's is float64")
+@dataclass(frozen=True)
+class KeptStrength:
+    """A strength that keeps what it was."""
+
+    inner: LinearSine
+    values: list[float]
+
+    def __call__(self, estimate: Estimate) -> float:
+        self.values.append(self.inner(estimate))
+        return self.values[-1]
+
+
+@vectors.take(lambda case: {"use_classifier", "sigma_data"} <= case.config.keys())
+def test_vector_elucd_edm(case: vectors.Case) -> None:
+    """In float64, in which EDM keeps its states; the case allows float32 nothing else."""
+    dtype = torch.float64
     io = case.io(dtype)
     assert case.config["use_classifier"]
-    for s in settings(case):
+    for s in case.settings():
+        seen: list[tuple[NoiseLevel, Tensor, Tensor]] = []
         backbone = Preconditioned(
             io, case.config["image_shape"], means=io["denoiser.M"][io["y"]],
-            alphas_cumprod=torch.tensor([0.5]),
+            alphas_cumprod=torch.tensor([0.5]), seen=seen,
         )  # fmt: skip
-        walk = edm_walk(s)
+        walk, strengths = edm_walk(s), list[float]()
         recipe = replace(
             ELUCD_EDM, limit=math.inf, softplus=math.inf, joint=s["joint_temperature"],
             marginal=s["uncond_temperature"],
-            strength=LinearSine(s["max_guidance"], s["add_factor"]),
+            strength=KeptStrength(LinearSine(s["max_guidance"], s["add_factor"]), strengths),
         )  # fmt: skip
         churn = Churn(s["S_churn"], s["S_min"], s["S_max"], s["S_noise"])
         solver = Heun(churn, lambda sigma: NoiseLevel(1.0, sigma, sigma))
         start = io["latents"] * walk.levels[0].sigma
-        states = trajectory(
-            backbone, walk, solver, recipe, Logits(io, io["y"]), 1.0, start, io["noise"]
-        )
-        case.close(f"{s['id']}.x", torch.stack(states), dtype)
+        guide = Logits(io, io["y"])
+        states = trajectory(backbone, walk, solver, recipe, guide, 1.0, start, io["noise"])
+        first = [row for i, row in enumerate(seen) if i % 2 == 0]
+        sigmas = [level.sigma for level in walk.levels]
+        hats = [level.sigma for level, *_ in first]
+        shown = [ELUCD_EDM.view.variable(unread(x, walk)) for x in states[:-1]]
+        weight, bias = io["classifier.W"], io["classifier.b"]
+        noise = [
+            math.sqrt(max(hat**2 - sigma**2, 0)) * s["S_noise"] * z
+            for hat, sigma, z in zip(hats, sigmas, io["noise"], strict=False)
+        ]
+        found = {
+            "x": states,
+            "x_hat": [x for _, x, _ in first],
+            "denoised": [x0 for *_, x0 in first],
+            # What is left of x_hat without the churn's noise.
+            "displacement": [
+                x - before - z for (_, x, _), before, z in zip(first, states, noise, strict=False)
+            ],
+            "lambda": [torch.tensor(v, dtype=dtype) for v in strengths],
+            "t_hat": [torch.tensor(v, dtype=dtype) for v in hats],
+            "rms": [root_mean_square(x).flatten() for x in states[:-1]],
+            "logits": [F.linear(u.flatten(1), weight, bias) for u in shown],
+        }
+        for name in (n for n in case.outputs if n.startswith(f"{s['id']}.")):
+            case.compare(name, torch.stack(found[name.split(".")[1]]), dtype)
+
+
+def unread(x: Tensor, walk: Walk) -> Estimate:
+    return Estimate(walk.levels[0], x, x, x)

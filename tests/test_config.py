@@ -14,39 +14,62 @@ from hypothesis import strategies as st
 
 from ppap_host.cli.run import pair_guides
 from ppap_host.files.errors import OptionError
-from ppap_host.runs.config import GuideConfig, RunConfig, read_toml
+from ppap_host.runs.config import GuideConfig, RunConfig, read_toml, refuse_code
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 number = st.floats(allow_nan=False, allow_infinity=False)
-count = st.integers(1, 2**63 - 1)
+count = st.integers(1, 1_000_000)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 guide_configs = st.builds(
     GuideConfig,
     name=text,
-    target=text,
+    target=st.none() | text | st.lists(text, min_size=1, max_size=1).map(tuple),
     scale=st.none() | number,
     model=st.none() | text,
     recipe=st.none() | text,
     experts=st.none() | text,
     interval=st.none() | text,
+    stage=st.none() | st.sampled_from(["base", "upsampler", "both"]),
+    calibration=st.none() | text,
+    what=st.none() | text,
 )
-run_configs = st.builds(
-    RunConfig,
-    guides=st.lists(guide_configs, max_size=3).map(tuple),
-    backbone=text,
-    checkpoint=st.none() | text,
-    prompt=text,
-    cfg=st.none() | number,
-    recipe=st.none() | text,
-    balance=text,
-    steps=count | text,
-    sampler=text,
-    eta=number,
-    seed=st.integers(0, 2**63 - 1),
-    num=count,
-    batch=count,
-    device=text,
-    dtype=text,
+pictures = st.none() | st.tuples(text, text)
+run_configs = pictures.flatmap(
+    lambda pair: st.builds(
+        RunConfig,
+        guides=st.lists(guide_configs, max_size=3).map(tuple),
+        backbone=text,
+        checkpoint=st.none() | text,
+        prompt=text | st.lists(text, min_size=1, max_size=1).map(tuple),
+        class_index=st.none() | st.integers(0, 1000),
+        backbone_options=st.dictionaries(words, text, max_size=2),
+        image=st.just(pair and pair[0]),
+        mask=st.just(pair and pair[1]),
+        cfg=st.none() | number,
+        recipe=st.none() | text,
+        balance=text,
+        steps=st.none() | count | words,
+        upsampler_steps=st.none() | count | words,
+        sampler=st.none() | text,
+        eta=st.none() | st.floats(0, 1),
+        churn=st.floats(0, 100),
+        churn_range=st.none() | text,
+        churn_noise=st.floats(0.01, 2),
+        seed=st.integers(0, 2**63 - 1) | st.tuples(st.integers(0, 9)),
+        num=count,
+        batch=count,
+        device=text,
+        dtype=text,
+        unguided=st.booleans(),
+    )
 )
+
+
+def test_every_field_is_among_the_drawn_ones() -> None:
+    for config, strategy in ((GuideConfig, guide_configs), (RunConfig, run_configs)):
+        drawn = repr(strategy)
+        for field in dataclasses.fields(config):
+            assert f"{field.name}=" in drawn, field.name
 
 
 def refused(values: dict[str, Any]) -> OptionError:
@@ -84,17 +107,21 @@ def test_a_key_like_nothing_is_answered_with_all() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("num", "four", "int"),
-        ("num", 4.0, "int"),
-        ("num", True, "int"),
-        ("num", None, "int"),
-        ("seed", [1], "int"),
-        ("eta", "0", "float"),
-        ("cfg", False, "float"),
-        ("prompt", 7, "str"),
-        ("checkpoint", 7, "str"),
-        ("steps", 2.5, "int or str"),
-        ("backbone", {}, "str"),
+        ("num", "four", "a valid integer"),
+        ("num", 4.0, "a valid integer"),
+        ("num", True, "a valid integer"),
+        ("num", None, "a valid integer"),
+        ("seed", ["x"], "a valid integer"),
+        ("eta", "0", "a valid number"),
+        ("cfg", False, "a valid number"),
+        ("prompt", 7, "a valid string"),
+        ("checkpoint", 7, "a valid string"),
+        ("steps", 2.5, "a valid integer or a valid string"),
+        ("steps", "", "at least 1 character"),
+        ("churn", -1.0, "greater than or equal to 0"),
+        ("churn_noise", 0.0, "greater than 0"),
+        ("num", 10**12, "less than or equal to"),
+        ("unguided", 1, "a valid boolean"),
     ],
 )
 def test_a_wrong_type_says_which_is_right(key: str, value: Any, wanted: str) -> None:
@@ -105,9 +132,20 @@ def test_a_wrong_type_says_which_is_right(key: str, value: Any, wanted: str) -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])
-@pytest.mark.parametrize("key", ["cfg", "eta"])
+@pytest.mark.parametrize("key", ["cfg", "eta", "churn", "churn_noise"])
 def test_numbers_are_finite(key: str, value: float) -> None:
-    assert "finite" in refused({key: value}).remedy
+    assert refused({key: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True])
+def test_every_door_checks(value: Any) -> None:
+    for make in (
+        lambda: GuideConfig("depth", "room.png", scale=value),
+        lambda: RunConfig(cfg=value),
+        lambda: dataclasses.replace(RunConfig(), churn=value),
+    ):
+        with pytest.raises(OptionError):
+            make()
 
 
 def test_a_whole_number_will_do_for_a_float() -> None:
@@ -117,16 +155,27 @@ def test_a_whole_number_will_do_for_a_float() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("num", 0), ("batch", 0), ("seed", -1), ("num", -3)])
 def test_counts_out_of_range(key: str, value: int) -> None:
-    assert f"--{key} {value}" in refused({key: value}).message
+    assert f"{key!r} in room.toml is {value}" in refused({key: value}).message
 
 
-@pytest.mark.parametrize("missing", ["name", "target"])
-def test_a_guide_needs_a_name_and_a_target(missing: str) -> None:
-    table = {"name": "depth", "target": "room.png"}
-    del table[missing]
-    error = refused({"guide": [table]})
-    assert repr(missing) in error.message
-    assert f"{missing} = " in error.remedy
+def test_a_guide_needs_a_name() -> None:
+    error = refused({"guide": [{"target": "room.png"}]})
+    assert "'name'" in error.message
+    assert "name = " in error.remedy
+
+
+def test_lists_have_one_value_an_image() -> None:
+    config = RunConfig.from_dict({"prompt": ["a cube", "a cone"], "num": 2}, "x")
+    assert config.of_images("prompt", [1]) == ["a cone"]
+    error = refused({"prompt": ["a cube", "a cone"], "num": 3})
+    assert "2 values of prompt for 3 images" in error.message
+
+
+def test_code_in_a_file_is_refused_until_it_is_named() -> None:
+    config = RunConfig.from_dict({"guide": [{"name": "./evil.py:run"}]}, "run.toml")
+    with pytest.raises(OptionError, match="would be run"):
+        refuse_code(config, "run.toml")
+    refuse_code(config, "run.toml", ["./evil.py:run"])
 
 
 @pytest.mark.parametrize("tables", ["depth", {"name": "depth"}, ["depth"]])
@@ -139,21 +188,23 @@ def test_guide_and_guides_are_not_both_taken() -> None:
 
 
 def test_a_missing_toml_file(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="No such file") as caught:
+    with pytest.raises(OptionError, match="There is no file") as caught:
         read_toml(tmp_path / "none.toml")
     assert "--print-config" in caught.value.remedy
 
 
-@pytest.mark.parametrize("content", [b"num = ", b"\xff\xfe", b"a = 1\na = 2\n"])
+@pytest.mark.parametrize(
+    "content", [b"num = ", b"\xff\xfe", b"a = 1\na = 2\n", b"a = " + b"9" * 5000]
+)
 def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    with pytest.raises(OptionError, match=r"bad\.toml.*is not valid TOML"):
+    with pytest.raises(OptionError, match=r"bad\.toml.*is no (valid TOML|text in UTF-8)"):
         read_toml(path)
 
 
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="Cannot read"):
+    with pytest.raises(OptionError, match="is a folder"):
         read_toml(tmp_path)
 
 

@@ -24,9 +24,10 @@ from environments import Environment, build_wheel
 from PIL import Image, ImageFile
 from torch import Tensor, nn
 
-from ppap_host.cli.output import for_results_alone
+from ppap_host.cli.surroundings import for_results_alone
 from ppap_host.files.errors import PluginWarning
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.containment import SETTINGS, contained
 from ppap_host.plugins.loading import Guarded
 from ppap_host.plugins.registry import Registry
@@ -43,7 +44,8 @@ def ppap_guides():
 GUIDE = """\
 import torch
 from PIL import Image
-from ppap_host.guides.guide import Guide as Base, Target
+from ppap_host.guides.guide import Guide as Base
+from ppap_host.guides.targets import Target
 from ppap_host.files.images import from_tensor
 
 class Guide(Base):
@@ -57,8 +59,8 @@ class Guide(Base):
     def network(self):
         return self._network
 
-    def read_target(self, text, size):
-        return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given, size):
+        return Target(given.words, torch.zeros(1, 3, *size))
 
     def prepare(self, x):
         {asked}
@@ -348,7 +350,7 @@ def test_a_command_that_is_no_application_is_named(rude: Environment) -> None:
 
 def test_what_a_child_process_prints_is_no_result(rude: Environment) -> None:
     code = (
-        "import os, sys; from ppap_host.cli import main, output; import ppap_host.cli.list as l\n"
+        "import os, sys; from ppap_host.cli import main; import ppap_host.cli.list as l\n"
         "real = l.print_json\n"
         "l.print_json = lambda value: (os.system('echo from a child'), real({}))\n"
         "sys.argv = ['ppap', 'list', '--json']; main()"
@@ -368,7 +370,7 @@ def test_an_error_while_results_are_kept_apart_is_the_same_error(
         raise error
     assert caught.value is error
     code = (
-        "from ppap_host.cli.output import for_results_alone\n"
+        "from ppap_host.cli.surroundings import for_results_alone\n"
         "try:\n"
         "    with for_results_alone():\n"
         "        print('result')\n"
@@ -576,8 +578,8 @@ class Draws(Guide):
             self._network = nn.Conv2d(3, 3, 1)
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.zeros(1, 3, *size))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x + torch.rand(1) if self.always else x
@@ -700,13 +702,14 @@ import json, torch
 from PIL import Image
 from torch import nn
 from ppap_host.files.errors import PluginError
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.loading import Guarded
 
 class Sound(Guide):
     name = "sound"
     def network(self): return nn.Identity()
-    def read_target(self, text, size): return Target(text, torch.zeros(1, 3, *size))
+    def understand(self, given, size): return Target(given.words, torch.zeros(1, 3, *size))
     def prepare(self, x): return x
     def loss(self, output, target): return (output - target).square().flatten(1).mean(1)
     distance = loss
@@ -716,8 +719,8 @@ class Sound(Guide):
 x = torch.zeros(1, 3, 4, 4)
 said = {}
 for method, given in {
-    "network": (), "read_target": ("x", (4, 4)), "prepare": (x,), "see": (x,), "loss": (x, x),
-    "distance": (x, x), "picture": (x,), "measure": (x, x),
+    "network": (), "understand": (Given.of("x"), (4, 4)), "prepare": (x,), "see": (x,),
+    "loss": (x, x), "distance": (x, x), "picture": (x,), "measure": (x, x),
 }.items():
     getattr(Guarded(Sound(), "it"), method)(*given)
     wrong = Guarded(type("Wrong", (Sound,), {method: lambda *args: 0.5})(), "ppap-x 1.0")
@@ -733,7 +736,7 @@ def test_an_answer_of_another_type_is_named() -> None:
     # In a process of its own: here, annotations are checked, too.
     done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)
-    methods = "network read_target prepare see loss distance picture measure"
+    methods = "network understand prepare see loss distance picture measure"
     assert list(said) == methods.split()
     for method, text in said.items():
         assert text.startswith(f"The guide 'sound' of ppap-x 1.0 returns a float from {method}(), ")
@@ -746,7 +749,7 @@ def test_running_out_of_memory_is_nobodys_fault(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr("ppap_host.cli.list.print_json", full)
-    outcome = ppap_here("list")
+    outcome = ppap_here("list", "--json")
     assert outcome.code == 2
     assert outcome.err.startswith("Error: There is not enough memory: OutOfMemoryError")
     assert "--batch" in outcome.err

@@ -201,7 +201,6 @@ def test_image_to_image_pipelines_are_guided_as_well() -> None:
 
 
 def test_defaults_are_the_guides_and_names_are_looked_up() -> None:
-    pytest.importorskip("ppap_plugin_classifier")
     pipe = pipeline("sd")
     callback = ppap_host.diffusers_callback(
         pipe, guides=["classifier", ContrastGuide()], targets=["red cube", "40"]

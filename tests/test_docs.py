@@ -20,7 +20,6 @@ from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine
 from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.registry import Registry
-from ppap_host.runs import run as run_module
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
@@ -69,16 +68,16 @@ def test_shown_python_is_valid_and_imports_what_exists(page: Path) -> None:
         exec("\n".join(imports), {})
 
 
-def test_the_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def fake(config: Any, out: Path) -> run_module.RunResult:
-        assert config.guides[0].target == "docs/images/target.png"
-        entry = {"file": "00000.png", "measures": {"depth": {"abs-rel": 0.1}}}
-        return run_module.RunResult({"images": [entry]}, out, [Image.new("RGB", (64, 64))])
-
-    monkeypatch.setattr(run_module, "run", fake)
+def test_the_readmes_python_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     _, block = python_blocks(ROOT / "README.md")
-    exec(block, {})
-    assert capsys.readouterr().out == "00000.png (64, 64) {'depth': {'abs-rel': 0.1}}\n"
+    monkeypatch.chdir(tmp_path)
+    shown = block.replace("docs/images/target.png", str(DOCS / "images" / "target.png"))
+    exec(shown.replace("seed=7", "seed=7, steps=2, num=1"), {})
+    assert "abs-rel" in capsys.readouterr().out
+    assert (tmp_path / "from-python" / "sheet.png").is_file()
 
 
 def test_the_readmes_two_lines_for_a_script_of_diffusers_run(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ppap_host.plugins.hookspecs import Entry
-from ppap_host.plugins.registry import Plugin, Registry
+from ppap_host.plugins.plugin import Plugin
+from ppap_host.plugins.registry import Registry
 from ppap_host.runs import doctor
 from ppap_host.runs.doctor import Finding, examine, torch_and_torchvision, write_access
 

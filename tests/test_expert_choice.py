@@ -12,6 +12,7 @@ from teaching import world
 from worlds import ColourGuide, small_gaussian
 
 from ppap_host.backbones.noise import NoiseRange
+from ppap_host.experts.harvest import HarvestConfig
 from ppap_host.experts.sets import ExpertSet, View, WithExperts
 from ppap_host.experts.tuning import TuningConfig, tune
 from ppap_host.files.errors import CheckpointError, OptionError, UnknownNameError
@@ -21,7 +22,7 @@ from ppap_host.recipes.presets import PPAP, X0
 from ppap_host.recipes.recipe import EVERYWHERE, Move
 from ppap_host.runs.choice import Choice, choose, fitting_set, read_interval
 from ppap_host.runs.config import GuideConfig
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
+import timm
 import torch
+import transformers
+from timm.models import swin_transformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from worlds import GaussianBackbone, QuadraticGuide
@@ -47,7 +51,6 @@ class Pixels(nn.Module):
 
 def from_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        timm = pytest.importorskip("timm")
         network: nn.Module = timm.create_model(name, num_classes=5, **options)
         return network
 
@@ -56,8 +59,7 @@ def from_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 def swin() -> nn.Module:
     """Tables of relative positions."""
-    module = pytest.importorskip("timm.models.swin_transformer")
-    network: nn.Module = module.SwinTransformer(
+    network: nn.Module = swin_transformer.SwinTransformer(
         img_size=32, patch_size=2, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4,
         num_classes=5,
     )  # fmt: skip
@@ -65,7 +67,6 @@ def swin() -> nn.Module:
 
 
 def dpt() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     config = transformers.DPTConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
         image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3],
@@ -76,7 +77,6 @@ def dpt() -> nn.Module:
 
 
 def segformer() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 2, 4],
         decoder_hidden_size=16, num_labels=4,
@@ -86,8 +86,7 @@ def segformer() -> nn.Module:
 
 def segmenter(kind: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        library = pytest.importorskip("segmentation_models_pytorch")
-        network: nn.Module = getattr(library, kind)("mobilenet_v2", encoder_weights=None, classes=4)
+        network: nn.Module = getattr(smp, kind)("mobilenet_v2", encoder_weights=None, classes=4)
         return network
 
     return make

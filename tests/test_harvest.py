@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from processes import plain_environment, run_process
 from safetensors.torch import load_file
 from teaching import world
@@ -21,9 +21,15 @@ from worlds import ColourGuide
 
 from ppap_host.cli import app
 from ppap_host.cli.harvest import _usual_batch
-from ppap_host.experts.harvest import Harvest
-from ppap_host.files.errors import CheckpointError, OptionError, OutputError, PpapError
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.experts.harvest import Harvest, HarvestConfig
+from ppap_host.files.errors import (
+    CheckpointError,
+    DamageWarning,
+    OptionError,
+    OutputError,
+    PpapError,
+)
+from ppap_host.runs.harvesting import harvest
 
 PROGRAM = Path(__file__).with_name("teaching.py")
 CONFIG = HarvestConfig("gaussian", num=22, shard=4, batch=2, steps=5, seed=3, device="cpu", eta=0.5)
@@ -74,14 +80,13 @@ def test_a_killed_harvest_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Pat
         assert len(list(folder.glob("images-*"))) < made.shards
         with pytest.raises(CheckpointError, match="not complete"):
             Harvest.open(folder)
-    (folder / ".images-00005.safetensors.half").write_bytes(b"half")
+    (folder / ".images-00005.safetensors.0a.unfinished").write_bytes(b"half")
     finished = run_process([sys.executable, str(PROGRAM), "harvest", str(folder)], tmp_path)
     assert finished.code == 0, finished.err
     assert bytes_of(folder) == bytes_of(made.folder)
 
 
 def test_two_processes_make_the_same_bytes_as_one(made: Harvest, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     launched = run_process(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
@@ -134,21 +139,57 @@ def test_two_harvests_are_never_mixed(made: Harvest) -> None:
 def test_a_damaged_shard_is_named_and_made_anew(made: Harvest, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     harvest(CONFIG, folder, found=world())
-    (folder / "images-00002.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="images-00002"):
-        Harvest.open(folder).pixels()
-    (folder / "images-00002.safetensors").unlink()
-    harvest(CONFIG, folder, found=world())
-    assert bytes_of(folder) == bytes_of(made.folder)
+    path = folder / "images-00002.safetensors"
+    whole = path.read_bytes()
+    blocks_of_zeros = whole[:-64] + bytes(64)
+    for damaged in (
+        b"damaged",
+        b"",
+        whole[:-1],
+        blocks_of_zeros,
+        (folder / "images-00005.safetensors").read_bytes(),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="images-00002"):
+            Harvest.open(folder).pixels()
+        with pytest.warns(DamageWarning, match="images-00002"):
+            harvest(CONFIG, folder, found=world())
+        assert bytes_of(folder) == bytes_of(made.folder)
+
+
+def test_damaged_lessons_are_made_anew(made: Harvest) -> None:
+    guide = ColourGuide("2")
+    teacher = made.lesson(guide).teacher
+    for path in made.folder.glob("teacher-colour-*/outputs-00001.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.warns(DamageWarning, match="outputs-00001"):
+        assert torch.equal(made.lesson(guide).teacher, teacher)
+
+
+def test_two_jobs_do_not_share_a_folder(made: Harvest, tmp_path: Path) -> None:
+    folder = tmp_path / "held"
+    with FileLock(_made(folder) / ".lock"), pytest.raises(OutputError, match="at work"):
+        harvest(CONFIG, folder, found=world())
+    assert sorted(path.name for path in folder.iterdir()) == [".lock"]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num": 0}, "--num 0"),
-        ({"seed": -1}, "--seed -1"),
+        ({"num": 0}, "'num'"),
+        ({"seed": -1}, "'seed'"),
         ({"shard": 5}, "does not divide"),
-        ({"batch": 0}, "--batch 0"),
+        ({"batch": 0}, "'batch'"),
+        ({"num": 10**12}, "'num'"),
+        ({"num": 10**8, "shard": 2}, "files"),
+        ({"cfg": float("nan")}, "'cfg'"),
+        ({"eta": float("nan")}, "'eta'"),
+        ({"steps": ""}, "'steps'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, int], said: str) -> None:
@@ -166,14 +207,14 @@ def test_what_the_backbone_cannot_do_is_said_before_anything_is_made(tmp_path: P
 
 
 def test_a_folder_that_is_no_harvest_is_refused(tmp_path: Path) -> None:
-    for content in (None, "", "[]", '{"format": 99}'):
+    for content in (None, "", "[]", '{"format": 99}', "[" * 10_000, "1" * 5_000):
         if content is not None:
             (tmp_path / "harvest.json").write_text(content)
-        with pytest.raises(CheckpointError, match="no harvest"):
+        with pytest.raises(CheckpointError, match=r"harvest\.json"):
             Harvest.open(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.usefixtures("as_user")
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError):
@@ -184,7 +225,7 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     (tmp_path / "prompts.txt").write_text("a red cube\n\na blue cone\n")
     call = [
         "harvest", "--out", str(tmp_path / "h"), "--num", "3", "--shard", "2", "--batch", "2",
-        "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "--device", "cpu",
+        "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "--device", "cpu", "--json",
     ]  # fmt: skip
     outcome = CliRunner().invoke(app, call)
     assert outcome.exit_code == 0, outcome.output
@@ -194,7 +235,7 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     assert load_file(tmp_path / "h" / "images-00000.safetensors")["rgb"].shape == (2, 3, 64, 64)
     (tmp_path / "empty.txt").write_text("\n")
     for path in ("empty.txt", "missing.txt"):
-        outcome = CliRunner().invoke(app, [*call[:-4], "--prompts", str(tmp_path / path)])
+        outcome = CliRunner().invoke(app, [*call[:-5], "--prompts", str(tmp_path / path)])
         assert isinstance(outcome.exception, OptionError)
 
 

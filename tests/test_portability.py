@@ -69,7 +69,6 @@ def test_the_ranges_of_both_schedules_are_the_same(experts: ExpertSet) -> None:
 
 
 def test_the_shipped_classifier_experts_measure_the_same_on_either_form() -> None:
-    pytest.importorskip("ppap_plugin_classifier", reason="needs ./plugins/ppap-plugin-classifier")
     found = registry()
     guide = found.make("guide", "classifier", Guide, model=None)  # type: ignore[type-abstract]
     experts = ExpertSet.load(found.load("expert set", "classifier-shapes-5")())

@@ -1,23 +1,28 @@
-"""PPAP's guided pixel-space sampler, whole trajectories, against the published code."""
+"""PPAP's sampler, low-rank factors and routing against the published code."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import vectors
+from analytic import Analytic
 from torch import Tensor, nn
+from torch.func import functional_call
 from worlds import GaussianBackbone, QuadraticGuide
 
-from ppap_host.backbones.backbone import Backbone, Prediction
-from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, uniform_ranges
+from ppap_host.backbones.backbone import Prediction
+from ppap_host.backbones.noise import (
+    DiscreteSchedule,
+    NoiseLevel,
+    Walk,
+    linear_betas,
+    uniform_ranges,
+)
 from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.guides.guide import Guide
@@ -25,51 +30,8 @@ from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health
-from ppap_host.sampling.loop import Event, sample
+from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDPM
-
-VECTORS = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
-
-
-def cases() -> list[Any]:
-    """Case folders of trajectories guided by several experts."""
-    found = []
-    for path in sorted(VECTORS.glob("guidance/*/case.json")):
-        case = json.loads(path.read_text())
-        if {"n_experts", "timestep_respacing", "guidance_scale"} <= case.get("config", {}).keys():
-            found.append(pytest.param(path.parent, id=path.parent.name))
-    reason = f"no such vectors in {VECTORS}; set PPAP_VECTORS"
-    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
-
-
-class Analytic(Backbone):
-    """The vectors' denoiser: x_0 = sqrt(abar) (g x + A B^T x) + (1 - abar) m, unclipped."""
-
-    name = "analytic"
-    clip = None
-
-    def __init__(self, io: dict[str, Tensor], shape: tuple[int, int, int], learned: bool) -> None:
-        self.weights = {k.removeprefix("denoiser."): v for k, v in io.items() if "denoiser." in k}
-        self.state_shape, self.learned = shape, learned
-        self.schedule = DiscreteSchedule(io["alphas_cumprod"].numpy())
-
-    def walk(self, steps: int | str) -> Walk:
-        return self.schedule.walk(steps)
-
-    def levels(self) -> tuple[NoiseLevel, ...]:
-        return self.schedule.levels()
-
-    def predict(self, x: Tensor, level: NoiseLevel, condition: Any = None) -> Prediction:
-        w = {key: value.to(x) for key, value in self.weights.items()}
-        flat = x.flatten(1)
-        mixed = w["g"] * flat + flat @ w["B"] @ w["A"].T
-        x0 = level.alpha * mixed + level.sigma**2 * w["M"][0]
-        eps = ((flat - level.alpha * x0) / level.sigma).view_as(x)
-        v = torch.tanh(w["vw"] * flat + w["vb"]).view_as(x) if self.learned else None
-        return Prediction(eps, v)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
-        return self
 
 
 @dataclass(frozen=True)
@@ -155,7 +117,7 @@ class Setting:
 
 
 def setting(config: dict[str, Any], io: dict[str, Tensor], dtype: torch.dtype) -> Setting:
-    backbone = Analytic(io, tuple(config["image_shape"][1:]), config.get("learn_sigma", False))
+    backbone = Analytic(io, config["image_shape"], learned=config.get("learn_sigma", False))
     walk = backbone.walk(config["timestep_respacing"])
     denoise: Denoiser = backbone.predict
     if "dynamic_thresholding_p" in config:
@@ -174,39 +136,79 @@ def setting(config: dict[str, Any], io: dict[str, Tensor], dtype: torch.dtype) -
     return Setting(backbone, denoise, walk, guide, guidance, gradients, iter(io["noise"].to(dtype)))
 
 
-@pytest.mark.parametrize("folder", cases())
+@vectors.take(
+    lambda case: {"n_experts", "timestep_respacing", "guidance_scale"} <= case.config.keys()
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_vector_guided_trajectory(folder: Path, dtype: torch.dtype, record_property: Any) -> None:
+def test_vector_guided_trajectory(case: vectors.Case, dtype: torch.dtype) -> None:
     """In float32 through the loop as users run it, in float64 through the same solver by hand."""
-    case, io = json.loads((folder / "case.json").read_text()), load_file(folder / "io.safetensors")
-    s = setting(case["config"], io, dtype)
+    io = case.recorded
+    s = setting(case.config, case.io(torch.float64), dtype)
     assert [level.time for level in s.walk.levels[:-1]] == io["timestep_map"].flip(0).tolist()
     solver = DDPM(s.backbone.fixed_variance)
     states = [io["x_T"].to(dtype)]
     served = [s.guide.experts.serving(level) for level in s.walk.levels[:-1]]
     if dtype is torch.float32:
-
-        def watch(report: Event) -> None:
-            states.append(report.x_next)
-
-        draw = s.draws.__next__
-        sample(s.backbone, s.denoise, s.walk, solver, draw, [s.guidance], start=states[0], watch=watch)  # fmt: skip  # noqa: E501
-        exact, stored = (case["tolerance"]["float32_implementation"],) * 2
+        s.backbone.state_dtype = torch.float32
+        sample(
+            s.backbone, s.denoise, s.walk, solver, s.draws.__next__, [s.guidance], start=states[0],
+            watch=lambda event: states.append(event.x_next),
+        )  # fmt: skip
     else:
         evaluator = Evaluator(
             s.backbone, s.denoise, [s.guidance], ancestral=solver.ancestral, health=Health()
         )
-
         for i in range(len(s.walk)):
             x, *_ = solver.step(states[-1], i, s.walk, evaluator, s.draws.__next__, None)
             states.append(x)
-        exact, stored = (case["tolerance"][k] for k in ("float64", "float32_stored_outputs"))
-    assert served == io["expert"].tolist()
-    found, wanted = torch.stack(states).double(), io["x"].double()
-    record_property("largest_error", float((found - wanted).abs().max()))
-    torch.testing.assert_close(found, wanted, **exact)
-    raw = torch.stack(s.gradients).double()
-    torch.testing.assert_close(raw, io["gradient_raw"].double(), **stored)
+    case.compare("expert", torch.tensor(served))
+    case.compare("x", torch.stack(states), dtype)
+    case.compare("gradient_raw", torch.stack(s.gradients), dtype)
+
+
+@vectors.take(lambda case: "lora_alpha" in case.config)
+def test_vector_low_rank_merging(case: vectors.Case) -> None:
+    io, config = case.io(torch.float64), case.config
+    scaling = config["lora_alpha"] / config["r (gamma)"]
+
+    def merged(name: str, layer: nn.Module, scaling: float) -> tuple[Tensor, Tensor]:
+        """The weight, and the output with it."""
+        layer = layer.double().requires_grad_(False)
+        layer.load_state_dict({k: io[f"{name}.{k}"] for k in layer.state_dict()})
+        factors = (io[f"{name}.A"], io[f"{name}.B"])
+        laid = Patch({"weight": factors}, {}, scaling).merged(layer)
+        return laid["weight"], functional_call(layer, laid, (io[f"{name}.x"],))
+
+    for c in config["convs"]:
+        layer = nn.Conv2d(
+            c["cin"], c["cout"], c["k"], stride=c["stride"], padding=c["pad"], bias=c["bias"]
+        )
+        weight, out = merged(f"conv.{c['id']}", layer, scaling)
+        case.compare(f"conv.{c['id']}.weight_merged", weight, torch.float64)
+        case.compare(f"conv.{c['id']}.out", out, torch.float64)
+    layer = nn.Linear(config["linear"]["in"], config["linear"]["out"])
+    weight, out = merged("lin", layer, scaling)
+    case.compare("lin.weight_merged", weight, torch.float64)
+    case.compare("lin.out_merged", out, torch.float64)
+    # The published code forgets the scaling where it has not merged.
+    unscaled = merged("lin", layer, 1.0)[1]
+    case.compare("lin.out_unmerged_reference", unscaled, torch.float64)
+
+
+@vectors.take(lambda case: {"num_timesteps", "n_experts"} == case.config.keys())
+def test_vector_routing(case: vectors.Case) -> None:
+    io, total = case.recorded, case.config["num_timesteps"]
+    schedule = DiscreteSchedule.from_betas(linear_betas(total))
+    for n in case.config["n_experts"]:
+        experts = ExpertSet(uniform_ranges(schedule.levels(), n), [Patch({}, {})] * n)
+        served = torch.tensor([experts.serving(schedule.level(t)) for t in io["t"].tolist()])
+        case.compare(f"n{n}.index_trained", served)
+        first = [int((served == i).nonzero()[0]) for i in range(n)]
+        case.compare(f"n{n}.boundaries", torch.tensor([*first, total]))
+        # The published router is off by one where a range begins, and nowhere else.
+        differs = io["t"][served != io[f"n{n}.index_reference"]]
+        case.compare(f"n{n}.mismatch_t", differs)
+        case.met(f"n{n}.index_reference")
 
 
 def test_dynamic_thresholding_bounds_every_image_by_itself() -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from ppap_host.plugins import builtin
+from ppap_host.runs.batches import generate
 from ppap_host.runs.config import GuideConfig, RunConfig
-from ppap_host.runs.run import generate, run, set_up
+from ppap_host.runs.run import run
+from ppap_host.runs.setup import set_up
 from ppap_host.sampling.evaluator import Health
-
-pytest.importorskip("ppap_plugin_classifier")
-pytest.importorskip("ppap_plugin_restore")
 
 TARGET = str(Path(__file__).parents[1] / "docs" / "images" / "target.png")
 

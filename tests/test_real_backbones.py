@@ -11,10 +11,11 @@ from pipelines import tiny
 from teaching import world
 from worlds import ColourGuide
 
+from ppap_host.experts.harvest import HarvestConfig
 from ppap_host.experts.tuning import TuningConfig, tune
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.runs.config import GuideConfig, RunConfig
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 from ppap_host.runs.run import run
 
 CONFIG = HarvestConfig("diffusers", num=6, shard=3, batch=3, steps=3, device="cpu", cfg=2.0)
@@ -25,7 +26,7 @@ def test_experts_are_tuned_on_a_pipeline_of_diffusers_and_used_with_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pixels, latents and flow matching; the guide always sees decoded images."""
-    monkeypatch.setattr("ppap_host.runs.run.registry", world)
+    monkeypatch.setattr("ppap_host.runs.setup.registry", world)
     folder = tmp_path / "pipeline"
     tiny(name).save_pretrained(folder)
     text = name != "ddpm"

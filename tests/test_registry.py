@@ -11,8 +11,9 @@ from environments import Environment, build_wheel
 from processes import Outcome
 
 from ppap_host.files.errors import PluginError, UnknownNameError
-from ppap_host.plugins import registry as registry_module
-from ppap_host.plugins.registry import Plugin, Registry
+from ppap_host.plugins import plugin as plugin_module
+from ppap_host.plugins.plugin import Plugin
+from ppap_host.plugins.registry import Registry
 
 
 def guide(name: str, factory: str, before: str = "", interface: str = "ppap_interface = 1") -> str:
@@ -323,12 +324,12 @@ def test_a_command_of_a_plugin(zoo: Environment) -> None:
 
 def test_the_command_of_a_plugin_speaks_as_the_host_does(zoo: Environment) -> None:
     shown, mistaken, refused, wreck = zoo.ppap_in_turn(
-        ("greet", "--help"), ("greet", "--quiet"), ("greet", "nobody"), ("wreck",)
+        ("greet", "--help"), ("greet", "--silent"), ("greet", "nobody"), ("wreck",)
     )
     assert shown.code == 0
     assert "Usage: ppap greet [OPTIONS]" in shown.out
     assert (mistaken.code, mistaken.out) == (2, "")
-    assert "--quiet" in mistaken.err
+    assert "--silent" in mistaken.err
     assert refused == Outcome(2, "", "Error: Nobody is there. Name somebody.\n")
     assert (wreck.code, wreck.out, wreck.err.count("\n")) == (2, "", 1)
     assert (
@@ -366,10 +367,10 @@ AGEING = "is written for interface 2; it works, but a later host will serve 3 on
 def test_an_older_interface_is_served_with_a_warning_as_long_as_the_host_says(
     wanted: int, problem: str, warning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "INTERFACE", 3)
-    monkeypatch.setattr(registry_module, "OLDEST_INTERFACE", 2)
+    monkeypatch.setattr(plugin_module, "INTERFACE", 3)
+    monkeypatch.setattr(plugin_module, "OLDEST_INTERFACE", 2)
     plugin = Plugin("a", "ppap-a", "1.0", "a")
-    told = registry_module._of_another_interface(plugin, wanted)
+    told = plugin_module.of_another_interface(plugin, wanted)
     assert (told or "").startswith(problem)
     assert bool(told) == bool(problem)
     assert (plugin.warning or "").startswith(warning)

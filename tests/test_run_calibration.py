@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from ppap_host.cli import app
@@ -16,8 +15,6 @@ from ppap_host.experts.sets import View
 from ppap_host.files.errors import OptionError
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import registry
-
-pytest.importorskip("ppap_plugin_classifier")
 
 
 def written(folder: Path, factor: float, view: View = "predicted") -> Path:

@@ -13,7 +13,8 @@ from examples import EXAMPLES
 from installation import ROOT, Installation, build, copy_of_project
 from processes import Outcome
 
-from ppap_host.plugins.registry import HOOKS, registry
+from ppap_host.plugins.plugin import HOOKS
+from ppap_host.plugins.registry import registry
 
 NAME = "ppap-plugin-palette"
 TARGET = ROOT / "docs" / "images" / "target.png"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,20 +17,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from processes import plain_environment, run_process
+from safetensors import safe_open
+from safetensors.torch import save_file
 from teaching import world
 from torch import Tensor
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel
-from ppap_host.experts.harvest import Harvest, Lesson
+from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.experts.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
-from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.errors import CheckpointError, OptionError, OutputError
 from ppap_host.files.images import to_unit
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 from ppap_host.sampling.evaluator import Evaluator, Health
 from ppap_host.sampling.solvers import DDIM
 
@@ -62,9 +68,12 @@ def test_experts_come_nearer_to_the_teacher_in_every_range_and_the_network_stays
     experts = tune(guide, lesson, LEVELS, config, report=told.append)
     assert network_hash(guide.network()) == before
     assert len(experts.ranges) == 3
-    for row in experts.metadata["quality"]:
+    quality = experts.metadata["quality"]
+    for row in quality:
         assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]
-        assert row["expert"]["error"] < row["off_the_shelf"]["error"]
+    # In the cleanest range there is next to nothing to gain; over all of them most of it goes.
+    errors = {k: sum(row[k]["error"] for row in quality) for k in ("expert", "off_the_shelf")}
+    assert errors["expert"] < 0.5 * errors["off_the_shelf"]
     assert [p.step for p in told] == [0, 50, 100, 150]
     assert experts.metadata["trainable"]["per_expert"] == experts.patches[0].count()
     WithExperts(guide, experts, image_size=(8, 8))
@@ -130,7 +139,6 @@ def test_a_killed_tuning_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Path
 
 
 def test_two_processes_tune_as_one_does(made: Harvest, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     alone = tune(ColourGuide(), made.lesson(ColourGuide()), LEVELS, CONFIG)
     launched = run_process(
         [
@@ -152,8 +160,35 @@ def test_another_tuning_is_not_gone_on_with(lesson: Lesson, tmp_path: Path) -> N
     assert "--out" in caught.value.remedy
     with pytest.raises(OptionError, match="other settings"):
         tune(ColourGuide("1"), lesson, LEVELS, CONFIG, tmp_path)
-    (tmp_path / STATE).write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+
+
+@pytest.mark.parametrize("kind", ["junk", "empty", "cut", "zeros", "pickle", "other", "types"])
+def test_a_damaged_state_is_never_gone_on_with(lesson: Lesson, tmp_path: Path, kind: str) -> None:
+    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG)
+    tuning.check()
+    tuning.advance()
+    tuning.save(tmp_path / STATE)
+    data = (tmp_path / STATE).read_bytes()
+    with safe_open(tmp_path / STATE, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    told = json.loads(header["tuning"])
+    if kind == "other":
+        save_file(dict(list(tensors.items())[1:]), tmp_path / STATE, header)
+    elif kind == "types":
+        save_file(tensors, tmp_path / STATE, header | {"tuning": json.dumps(told | {"step": "1"})})
+    else:
+        damaged = {
+            "junk": b"damaged", "empty": b"", "cut": data[:-8], "zeros": data[:-64] + bytes(64),
+            "pickle": pickle.dumps(told),
+        }  # fmt: skip
+        (tmp_path / STATE).write_bytes(damaged[kind])
+    with pytest.raises(CheckpointError, match="no state of a tuning"):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+
+
+def test_two_tunings_do_not_share_a_folder(lesson: Lesson, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(OutputError, match="at work"):
         tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
 
 
@@ -199,10 +234,25 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(lesson: Lesson) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"experts": 0}, {"steps": 0}, {"held_out": 0.0}, {"held_out": 1.0}, {"rank": 0}]
+    "changes",
+    [
+        {"experts": 0},
+        {"steps": 0},
+        {"held_out": 0.0},
+        {"held_out": 1.0},
+        {"rank": 0},
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"weight_decay": math.inf},
+        {"experts": 10**9},
+        {"seed": -1},
+        {"batch": 2.5},
+        {"held_out": math.nan},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="out of range") as caught:
+    with pytest.raises(OptionError, match=f"{next(iter(changes))!r}") as caught:
         replace(CONFIG, **changes)
     assert caught.value.remedy
 
@@ -272,7 +322,10 @@ def test_tuning_on_noised_images_is_what_it_was_before_there_were_views(lesson: 
     assert set(json.loads(tuning.fingerprint)) == {"config", "lesson", "guide", "network"}
     rows = torch.arange(6)
     x0 = lesson.images(rows)
-    word = np.random.SeedSequence([1, 0, 5]).generate_state(1, np.uint64)[0]
+    # The seed 0, the expert 1, training, the step 5.
+    digest = hashlib.sha256(b'["tuning", 0, 1, 0, 5]').digest()
+    words = np.random.SeedSequence(np.frombuffer(digest, "<u4"))
+    word = words.generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
     own = [level for level in LEVELS if level.log_snr in tuning.ranges[1]]
     levels = [own[int(k)] for k in torch.randint(len(own), (6,), generator=generator)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import NOTHING, Analytic, Case, Likelihood, cases, measurement, settings
+import vectors
+from analytic import NOTHING, Analytic, Likelihood, measurement
 from torch import Tensor
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
@@ -22,9 +23,10 @@ from ppap_host.sampling.loop import take_step
 from ppap_host.sampling.solvers import DDIM
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-CASES = pytest.mark.parametrize(
-    "case", cases(lambda case: {"A", "B", "B_chain"} <= case["config"].keys())
-)
+
+
+def original(case: vectors.Case) -> bool:
+    return {"A", "B", "B_chain"} <= case.config.keys()
 
 
 class Latent(Analytic):
@@ -42,15 +44,15 @@ def forward(weight: float) -> Recipe:
     return Recipe("forward", PredictedThrough(clip="none"), Score(), Constant(weight))
 
 
-@CASES
+@vectors.take(original, lambda name: name.startswith("a"))
 @PRECISIONS
-def test_vector_latent_forward_guidance(case: Case, dtype: torch.dtype) -> None:
+def test_vector_latent_forward_guidance(case: vectors.Case, dtype: torch.dtype) -> None:
     io = case.io(dtype)
     guide = measurement(io, "squares", prefix="")
     table = case.io(torch.float64)["alphas_cumprod"]
     schedule = DiscreteSchedule(table.numpy())
     conditions = [{"mean": io[key]} for key in ("cond", "uncond")]
-    for s in settings(case, "A"):
+    for s in case.settings("A"):
         backbone = Latent(io, case.config["image_shape"], alphas_cumprod=table)
         backbone.weights["dec"] = io["dec"]
         times = io[f"{s['id']}.timesteps"].tolist()
@@ -58,20 +60,19 @@ def test_vector_latent_forward_guidance(case: Case, dtype: torch.dtype) -> None:
         scale = s["cfg_scale"] if s["original_guidance"] else 1.0
         denoise = ClassifierFree(backbone, *conditions, scale)
         recipe = forward(s["optim_forward_guidance_wt"])
-        found = repetitions(case, s, backbone, denoise, walk, recipe, guide, DDIM(s["eta"]), io)
-        case.close(f"{s['id']}.x_prev", torch.stack(found), dtype)
+        found, _ = repetitions(case, s, backbone, denoise, walk, recipe, guide, DDIM(s["eta"]), io)
+        case.compare(f"{s['id']}.x_prev", torch.stack(found), dtype)
 
 
-@CASES
-@PRECISIONS
-def test_vector_pixel_forward_and_backward_guidance(case: Case, dtype: torch.dtype) -> None:
-    if dtype is torch.float32 and "b1/b2" in case.tolerance["float32_implementation"]["comment"]:
-        pytest.skip("Adam's first step is a sign: the case asks for float64")
+@vectors.take(original, lambda name: name.startswith("b"))
+def test_vector_pixel_forward_and_backward_guidance(case: vectors.Case) -> None:
+    """In float64, as the case asks for: Adam's first step is a sign."""
+    dtype = torch.float64
     io = case.io(dtype)
     guide = measurement(io, "squares", prefix="")
     table = case.io(torch.float64)["b.alphas_cumprod"]
     schedule = DiscreteSchedule(table.numpy())
-    for s in settings(case, "B"):
+    for s in case.settings("B"):
         backbone = Analytic(
             io, case.config["image_shape"], alphas_cumprod=table, means=io["m0"],
             clip=(-1.0, 1.0), clip_eps=False,
@@ -87,32 +88,35 @@ def test_vector_pixel_forward_and_backward_guidance(case: Case, dtype: torch.dty
         levels = [schedule.level(t) for t in reversed(range(len(schedule)))]
         walk = Walk((*levels, CLEAN))
         solver = DDIM(eta=1.0 if s["sampling_type"] == "ddpm" else 0.0)
-        found = repetitions(case, s, backbone, backbone.predict, walk, recipe, guide, solver, io)
-        case.close(f"{s['id']}.x", torch.stack(found[s["num_steps"] - 1 :: s["num_steps"]]), dtype)
+        rows = repetitions(case, s, backbone, backbone.predict, walk, recipe, guide, solver, io)
+        for name, found in zip(("x", "pred_xstart"), rows, strict=True):
+            last = found[s["num_steps"] - 1 :: s["num_steps"]]
+            case.compare(f"{s['id']}.{name}", torch.stack(last), dtype)
 
 
 def repetitions(
-    case: Case, s: dict[str, Any], backbone: Any, denoise: Any, walk: Walk, recipe: Recipe,
+    case: vectors.Case, s: dict[str, Any], backbone: Any, denoise: Any, walk: Walk, recipe: Recipe,
     guide: Any, solver: DDIM, io: dict[str, Tensor],
-) -> list[Tensor]:  # fmt: skip
-    """The state after every repetition of every step, by the loop's own steps.
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """The state after every repetition of every step, by the loop's own steps, and its x_0.
 
     Each repetition is a step of its own here, so that its state can be seen; the recorded noise
     leads back in between.
     """
     guidance = [Guidance(guide, NOTHING, recipe, 1.0)]
     draws = iter(io["noise_bank"])
-    x, found = io["x_T"], []
+    x, found, predicted = io["x_T"], [], []
     for i in range(len(walk)):
         for _ in range(s["num_steps"]):
             step = Step(walk, i)
             evaluator = Evaluator(backbone, denoise, guidance, ancestral=False, health=Health())
             first, second = next(draws), next(draws)
-            then, _, _ = take_step(solver, x, step, evaluator, lambda z=first: z)
+            then, estimate, _ = take_step(solver, x, step, evaluator, lambda z=first: z)
             found.append(then)
+            predicted.append(estimate.x0)
             x = step.back(then, second)
         x = then
-    return found
+    return found, predicted
 
 
 def test_a_step_is_repeated_as_the_vectors_repeat_it() -> None:

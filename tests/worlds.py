@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 
 class GaussianBackbone(Backbone):
@@ -119,8 +120,8 @@ class QuadraticGuide(Guide):
         self._variance += spread**2 * level.sigma**2 / total
         return mean + level.alpha * spread**2 / total * (x * level.scale - level.alpha * mean)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.full((1, 3, *size), float(text)))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.full((1, 3, *size), float(given.words)))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -166,8 +167,8 @@ class ColourGuide(Guide):
     def network(self) -> nn.Module:
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.full((1, 3), float(text)))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.full((1, 3), float(given.words)))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x

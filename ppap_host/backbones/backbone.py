@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -57,6 +57,7 @@ class Backbone(ABC):
         default_steps: how many steps it takes where the user names none, or a spacing of them.
         default_sampler: the solver where the user names none.
         default_eta: stochasticity of DDIM where the user names neither it nor another solver.
+        origin: how it was loaded by name, as options of a run, so that a record can say it.
         device, dtype: where it is and what it computes in; :meth:`to` keeps them up to date.
         class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
             others.
@@ -75,6 +76,7 @@ class Backbone(ABC):
     default_steps: int | str = 50
     default_sampler: str = "ddim"
     default_eta: float = 0.0
+    origin: Mapping[str, Any] | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
 
@@ -184,6 +186,10 @@ class Backbone(ABC):
 
     def files(self) -> Sequence[Path]:
         """The model files it was read from, for the run's record."""
+        return ()
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen, guessed or left out when they were read, a sentence each."""
         return ()
 
 

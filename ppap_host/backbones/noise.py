@@ -216,8 +216,14 @@ class DiscreteSchedule:
         return tuple(self.level(step) for step in range(len(self)))
 
     def walk(self, spacing: int | str) -> Walk:
-        """The levels of a process respaced to ``spacing`` (see :func:`respace`)."""
+        """The levels of a process respaced to ``spacing`` (see :func:`respace`).
+
+        A single step goes from the noisiest level, whichever one the spacing keeps: sampling starts
+        from noise.
+        """
         steps = respace(len(self), spacing)
+        if len(steps) == 1:
+            steps = [len(self) - 1]
         return Walk((*(self.level(t) for t in reversed(steps)), CLEAN))
 
 

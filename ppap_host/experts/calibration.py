@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange
 from ppap_host.experts.patches import network_hash
-from ppap_host.experts.sets import VIEWS, ExpertSet, View, WithExperts
+from ppap_host.experts.sets import MOST, ExpertSet, View, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.files.images import write_file
+from ppap_host.files.reading import Document
+from ppap_host.files.writing import write_json
 from ppap_host.guides.guide import Guide, Wrapped
 
 FORMAT = 1
@@ -201,7 +202,7 @@ class Calibration:
         }
 
     @classmethod
-    def from_dict(cls, values: Any, name: str) -> Calibration:
+    def from_dict(cls, values: Mapping[str, Any], name: str) -> Calibration:
         """What :meth:`to_dict` gave.
 
         Args:
@@ -210,32 +211,16 @@ class Calibration:
         Raises:
             CheckpointError: it is something else.
         """
-        try:
-            if values["format"] != FORMAT:
-                raise _unsound(name, f"format {values['format']!r}, not {FORMAT}")
-            if values["view"] not in VIEWS:
-                raise _unsound(name, f"view {values['view']!r}")
-            for key in ("guide", "network_sha256"):
-                if not isinstance(values[key], str):
-                    raise _unsound(name, f"no text for {key!r}")
-            for key in ("experts", "experts_sha256"):
-                if not isinstance(values[key], str | None):
-                    raise _unsound(name, f"no text for {key!r}")
-            ranges = tuple(_range(row, name) for row in values["ranges"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _unsound(name, f"{type(error).__name__}: {error}") from None
-        ordered = sorted(ranges, key=lambda part: part.low)
-        if not ranges or any(b.low < a.high for a, b in pairwise(ordered)):
-            raise _unsound(name, "ranges that overlap, or none")
-        own = {f.name for f in dataclasses.fields(cls)} | {"format"}
+        read = _DOCUMENT.check(values, _File, name)
+        ranges = tuple(RangeCalibration(**part.values()) for part in read.ranges)
         return cls(
-            guide=values["guide"],
-            network_sha256=values["network_sha256"],
-            view=values["view"],
+            guide=read.guide,
+            network_sha256=read.network_sha256,
+            view=read.view,
             ranges=ranges,
-            experts=values["experts"],
-            experts_sha256=values["experts_sha256"],
-            details={key: value for key, value in values.items() if key not in own},
+            experts=read.experts,
+            experts_sha256=read.experts_sha256,
+            details=read.model_extra or {},
         )
 
     def save(self, path: Path) -> None:
@@ -244,35 +229,77 @@ class Calibration:
         Raises:
             OutputError: it cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_file(path, text.encode())
+        write_json(path, self.to_dict())
 
 
-def _range(row: Mapping[str, Any], name: str) -> RangeCalibration:
-    fields = {f.name: row[f.name] for f in dataclasses.fields(RangeCalibration)}
-    low = -math.inf if row["low"] is None else float(row["low"])
-    high = math.inf if row["high"] is None else float(row["high"])
-    for key in ("bins", "bins_after"):
-        fields[key] = tuple(tuple(float(v) for v in part) for part in row[key])
-        if any(len(part) != 3 for part in fields[key]):
-            raise _unsound(name, f"{key!r} that are no count, accuracy and confidence")
-    for key in fields.keys() - {"low", "high", "bins", "bins_after"}:
-        number = fields[key]
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            raise _unsound(name, f"no number for {key!r}")
-        fields[key] = int(number) if key == "count" else float(number)
-    if not LOWEST <= row["inverse_temperature"] <= HIGHEST:
-        raise _unsound(name, f"inverse temperature {row['inverse_temperature']!r}")
-    if not low < high:
-        raise _unsound(name, f"a range from {low} to {high}")
-    return RangeCalibration(**(fields | {"low": low, "high": high}))
+_Bin = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
 
 
-def _unsound(name: str, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{name!r} is no calibration ({what}).",
-        remedy="Give the calibration.json that `ppap calibrate` wrote.",
-    )
+class _Row(BaseModel):
+    """One range in a file; the fields of :class:`RangeCalibration`, open ends being null."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    inverse_temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
+    count: Annotated[int, Field(ge=0, le=2**62)]
+    accuracy: FiniteFloat
+    confidence: FiniteFloat
+    confidence_after: FiniteFloat
+    ece: FiniteFloat
+    ece_after: FiniteFloat
+    smooth_ece: FiniteFloat
+    smooth_ece_after: FiniteFloat
+    ece_error: FiniteFloat
+    ece_error_after: FiniteFloat
+    bins: list[_Bin]
+    bins_after: list[_Bin]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return (
+            -math.inf if self.low is None else self.low,
+            math.inf if self.high is None else self.high,
+        )
+
+    def values(self) -> dict[str, Any]:
+        low, high = self.bounds
+        tables = {k: tuple(map(tuple, getattr(self, k))) for k in ("bins", "bins_after")}
+        return self.model_dump() | tables | {"low": low, "high": high}
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"a range from {low} to {high}")
+        return self
+
+
+class _File(BaseModel):
+    """What ``calibration.json`` holds; other keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    format: Literal[1]
+    guide: str
+    network_sha256: str
+    view: View
+    experts: str | None
+    experts_sha256: str | None
+    ranges: Annotated[list[_Row], Field(min_length=1, max_length=MOST)]
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        ordered = sorted(part.bounds for part in self.ranges)
+        if any(b[0] < a[1] for a, b in pairwise(ordered)):
+            raise ValueError("ranges that overlap")
+        return self
+
+
+_DOCUMENT = Document(
+    "calibration", CheckpointError, "Give the calibration.json that `ppap calibrate` wrote."
+)
 
 
 def calibration_file(path: str | Path) -> Path:
@@ -290,11 +317,7 @@ def load_calibration(path: Path, guide: Guide | None = None) -> Calibration:
         CheckpointError: it cannot be read, or was measured for another guide, network or experts.
     """
     file = calibration_file(path)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unsound(str(file), f"{type(error).__name__}: {error}") from None
-    calibration = Calibration.from_dict(values, str(file))
+    calibration = Calibration.from_dict(_DOCUMENT.read(file, dict[str, Any]), str(file))
     if guide is not None:
         calibration.check(guide)
     return calibration

@@ -7,21 +7,24 @@ lesson for experts that see them noised.
 A harvest is a folder: ``harvest.json`` (what made it), ``images-00000.safetensors`` ... (8-bit
 RGB, one file a shard), ``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's
 outputs for each shard. Image k depends on the seed and k alone. A shard is always made in the same
-batches, written under another name and then renamed, so that any number of processes, machines, or
-interruptions end with the same bytes.
+batches, and what is found counts as made only if its length, shape and hash are right, so that any
+number of processes, machines, interruptions, or power cuts end with the same bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -29,12 +32,31 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.experts.patches import network_hash
 from ppap_host.files import images
-from ppap_host.files.errors import CheckpointError, OutputError
+from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError
+from ppap_host.files.hashes import sha256_file
+from ppap_host.files.reading import Document, require_regular
+from ppap_host.files.settings import (
+    Batch,
+    Finite,
+    Fraction,
+    Images,
+    Many,
+    Seed,
+    Steps,
+    read,
+    settings,
+)
+from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide
+from ppap_host.sampling.streams import of_image
 
 FORMAT = 1
-_CLASSES = 1  # tells the stream of random classes from that of noise
+DESCRIPTION = "harvest.json"
+MOST_SHARDS = 100_000
+"""Files that images are spread over: their names have five digits."""
 
+_CLASSES = 1  # tells the stream of random classes from that of noise
+_AGAIN = "Run the same `ppap harvest` again; it makes only that file."
 
 Watch = Callable[[str, int, int], None]
 
@@ -79,7 +101,75 @@ def conditions(
 def _random_class(count: int | None, seed: int, k: int) -> int | None:
     if count is None:
         return None
-    return int(np.random.default_rng([seed, k, _CLASSES]).integers(count))
+    return int(np.random.default_rng(of_image(seed, k, _CLASSES)).integers(count))
+
+
+@settings
+class HarvestConfig:
+    """Everything that decides the images of a harvest.
+
+    Attributes:
+        backbone, checkpoint, backbone_options: the diffusion model, as for a run. A
+            class-conditional one is given random classes, image by image.
+        num: images.
+        prompts: for text backbones; image k is made with prompt k modulo their number. Empty:
+            unconditional.
+        cfg: classifier-free guidance scale with prompts; None takes the backbone's default.
+        steps, sampler, eta: as for a run.
+        seed: >= 0.
+        shard: images a file.
+        batch: images made at a time; must divide ``shard``.
+        device, dtype: as for a run.
+    """
+
+    backbone: str = "shapes"
+    checkpoint: str | None = None
+    backbone_options: Mapping[str, str] = field(default_factory=dict)
+    num: Images = 2000
+    prompts: Annotated[tuple[str, ...], Many] = ()
+    cfg: Finite | None = None
+    steps: Steps = 25
+    sampler: str = "ddim"
+    eta: Fraction = 0.0
+    seed: Seed = 0
+    shard: Batch = 100
+    batch: Batch = 20
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.num > MOST_SHARDS * self.shard:
+            raise OptionError(
+                f"--num {self.num} in files of --shard {self.shard} is more than {MOST_SHARDS:,} "
+                "files.",
+                remedy="Give a larger --shard.",
+            )
+        if self.shard % self.batch:
+            raise OptionError(
+                f"--batch {self.batch} does not divide --shard {self.shard}.",
+                remedy="Give a batch that does; the same batches must come out of any number of "
+                "processes.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"prompts": list(self.prompts)}
+
+
+class _Description(BaseModel):
+    """What ``harvest.json`` holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: Literal[1]
+    config: dict[str, Any]
+    model_files: dict[str, str]
+    versions: dict[str, str]
+
+
+_DOCUMENT = Document(
+    "harvest", CheckpointError, "Make one with `ppap harvest --backbone NAME --out FOLDER`."
+)
 
 
 class Harvest:
@@ -88,13 +178,13 @@ class Harvest:
     Attributes:
         folder: where it lies.
         description: what ``harvest.json`` says: ``config``, ``model_files``, ``versions``.
+        config: the first of these.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.folder, self.description = folder, description
-        config = description["config"]
-        self.count: int = config["num"]
-        self.shard: int = config["shard"]
+        self.config = read(HarvestConfig, description["config"], str(folder))
+        self.count, self.shard = self.config.num, self.config.shard
 
     @classmethod
     def open(cls, folder: Path) -> Harvest:
@@ -103,29 +193,42 @@ class Harvest:
         Raises:
             CheckpointError: there is none, it is damaged, or it is not complete.
         """
-        found = cls._described(folder)
-        missing = [i for i in range(found.shards) if not found.images_file(i).exists()]
+        found = cls.begun(folder)
+        missing = found.missing()
         if missing:
             raise CheckpointError(
-                f"The harvest {str(folder)!r} is not complete: {len(missing)} of {found.shards} "
+                f"The harvest {str(folder)!r} is not complete: {missing} of {found.shards} "
                 "shards are missing.",
                 remedy="Run the same `ppap harvest` again; it goes on where it stopped.",
+            )
+        shapes = {found.shape(i)[1:] for i in range(found.shards)}
+        if len(shapes) != 1:
+            sizes = " and ".join(sorted(f"{h} x {w}" for _, h, w in shapes))
+            raise CheckpointError(
+                f"The harvest {str(folder)!r} has images of {sizes}.",
+                remedy="Remove the files of one size and run the same `ppap harvest` again.",
             )
         return found
 
     @classmethod
-    def _described(cls, folder: Path) -> Harvest:
-        path = folder / "harvest.json"
+    def begun(cls, folder: Path) -> Harvest:
+        """A harvest of which images may be missing.
+
+        Raises:
+            CheckpointError: there is none, or its description is damaged.
+        """
+        path = folder / DESCRIPTION
+        described = _DOCUMENT.read(path, dict[str, Any])
+        _DOCUMENT.check(described, _Description, str(path))
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-            if described["format"] != FORMAT:
-                raise ValueError(f"format {described['format']!r}")
             return cls(folder, described)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{str(folder)!r} is no harvest ({type(error).__name__}: {error}).",
-                remedy="Make one with `ppap harvest --backbone NAME --out FOLDER`.",
-            ) from None
+        except OptionError as error:
+            raise _DOCUMENT.fail(str(path), f"{error.message} {error.remedy}") from None
+
+    def missing(self) -> int:
+        """How many shards have no file."""
+        there = {path.name for path in self.folder.glob("images-*.safetensors")}
+        return sum(self.images_file(i).name not in there for i in range(self.shards))
 
     def __len__(self) -> int:
         return self.count
@@ -143,20 +246,51 @@ class Harvest:
         """Where a shard's images are."""
         return self.folder / f"images-{shard:05d}.safetensors"
 
+    def shape(self, shard: int) -> tuple[int, ...]:
+        """Of a shard's images, as its file says without being read: (n, 3, h, w).
+
+        Raises:
+            CheckpointError: the file is missing, cut short, or holds something else.
+        """
+        path = self.images_file(shard)
+        with _opened(path) as file:
+            part = file.get_slice("rgb") if set(file.keys()) == {"rgb"} else None
+            shape = () if part is None else tuple(part.get_shape())
+            kind = "" if part is None else part.get_dtype()
+        if kind != "U8" or len(shape) != 4 or shape[:2] != (len(self.rows(shard)), 3):
+            raise CheckpointError(
+                f"The harvest's file {str(path)!r} does not hold {len(self.rows(shard))} images.",
+                remedy=_AGAIN,
+            )
+        return shape
+
+    def images(self, shard: int) -> Tensor:
+        """Images of one shard, uint8 RGB [n, 3, h, w], compared with their SHA-256.
+
+        Raises:
+            CheckpointError: they are not whole.
+        """
+        self.shape(shard)
+        return _read(self.images_file(shard), "rgb")
+
     def pixels(self) -> Tensor:
-        """All images, uint8 RGB [n, 3, h, w]."""
-        return torch.cat([_read(self.images_file(i), "rgb") for i in range(self.shards)])
+        """All images, uint8 RGB [n, 3, h, w].
+
+        Raises:
+            CheckpointError: a file is not whole.
+        """
+        return torch.cat([self.images(i) for i in range(self.shards)])
 
     def identity(self) -> dict[str, Any]:
         """What an expert set keeps of the harvest it was tuned on."""
         digest = hashlib.sha256()
         for i in range(self.shards):
-            digest.update(hashlib.sha256(self.images_file(i).read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256_file(self.images_file(i))))
         kept = ("backbone", "num", "prompts", "cfg", "steps", "sampler", "eta", "seed")
         config = self.description["config"]
         return {
             "kind": "harvest",
-            **{key: config[key] for key in kept},
+            **{key: config.get(key) for key in kept},
             "images_sha256": digest.hexdigest(),
             "model_files": self.description["model_files"],
         }
@@ -185,10 +319,10 @@ class Harvest:
         for i in range(process, self.shards, processes):
             if watch is not None:
                 watch(f"asking the teacher {guide.name}", i, self.shards)
-            if files[i].exists():
+            rows = len(self.rows(i))
+            if files[i].exists() and _holds(files[i], "output", rows):
                 continue
-            _make_folder(folder)
-            pixels = _read(self.images_file(i), "rgb")
+            pixels = self.images(i)
             outputs = []
             with torch.no_grad():
                 for part in pixels.split(20):
@@ -197,30 +331,58 @@ class Harvest:
             small = output.half()
             fits = bool(small.isfinite().all()) and output.dtype == torch.float32
             kept = (small if fits else output).contiguous()
-            images.write_file(files[i], save({"output": kept}))
+            write_tensor(files[i], "output", kept)
         if wait is not None:
             wait()
         teacher = torch.cat([_read(path, "output") for path in files])
         return Lesson(self.pixels(), teacher.float(), self.identity())
 
 
-def _read(path: Path, key: str) -> Tensor:
+def write_tensor(path: Path, key: str, tensor: Tensor) -> None:
+    """Writes one tensor with its SHA-256, so that whoever reads it knows whether it is whole.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_file(path, save({key: tensor}, {"sha256": _digest(tensor)}))
+
+
+def _holds(path: Path, key: str, rows: int) -> bool:
+    """Whether a file holds this tensor, whole; says so if it does not."""
+    try:
+        whole = len(_read(path, key)) == rows
+    except CheckpointError:
+        whole = False
+    if not whole:
+        text = f"{str(path)!r} is damaged and is made again."
+        warnings.warn(text, DamageWarning, stacklevel=2)
+    return whole
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    require_regular(path, CheckpointError, _AGAIN)
     try:
         with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
+            yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The harvest's file {str(path)!r} cannot be read ({error}).",
-            remedy="Delete that file and run the same command again; only it is made anew.",
+            f"The harvest's file {str(path)!r} cannot be read ({error}).", remedy=_AGAIN
         ) from None
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to {str(folder)!r}: {error.strerror}.",
-            remedy="Choose another folder with --out.",
-        ) from None
+def _read(path: Path, key: str) -> Tensor:
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(key)
+        wanted = (file.metadata() or {}).get("sha256")
+    if wanted is not None and wanted != _digest(tensor):
+        raise CheckpointError(
+            f"The harvest's file {str(path)!r} is damaged: its values are others than were "
+            "written.",
+            remedy=_AGAIN,
+        )
+    return tensor

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
 from ppap_host.guides.guide import PatchPlan
+from ppap_host.sampling.streams import derived, generator
 
 _LOW_RANK = (".lora_A", ".lora_B")
 
@@ -76,7 +78,7 @@ class Patch:
         Raises:
             CheckpointError: the plan names a parameter that the network lacks.
         """
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(derived("patch", seed))
         values, first = _named(network), _first_names(network)
         low_rank: dict[str, tuple[Tensor, Tensor]] = {}
         direct: dict[str, Tensor] = {}
@@ -93,7 +95,7 @@ class Patch:
                 direct[name] = _at_least_float32(weight).clone()
                 continue
             bound = shape_a[1] ** -0.5
-            a = (2 * torch.rand(shape_a, generator=generator) - 1) * bound
+            a = (2 * torch.rand(shape_a, generator=drawn) - 1) * bound
             like = _at_least_float32(weight[:0])
             low_rank[name] = (a.to(like), torch.zeros(shape_b).to(like))
         for name in dict.fromkeys(first[n] for n in plan.direct):
@@ -165,7 +167,7 @@ class Patched:
     network that uses one submodule in two places with the other parameters for good. Where they go
     is found out once, here; a parameter with several names is replaced under all of them.
 
-    Not to be called from two threads at once on the same network.
+    Not to be called from two threads at once on the same network; see :func:`twin`.
 
     Args:
         network: any module of one input.
@@ -195,6 +197,16 @@ class Patched:
         finally:
             for (own, key, _), tensor in zip(self._slots, before, strict=True):
                 own[key] = tensor
+
+
+def twin(network: nn.Module) -> nn.Module:
+    """The same network with a structure of its own: modules are copies, tensors are shared.
+
+    Other parameters may be laid over it while somebody else calls the network.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    copied: nn.Module = deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    return copied
 
 
 def _named(network: nn.Module) -> dict[str, Tensor]:

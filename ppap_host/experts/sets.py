@@ -1,15 +1,18 @@
 """Expert sets: the experts of one guide, with their noise ranges and where they come from."""
 
+# Long because what an expert set says of itself is read, checked and written together.
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,9 +25,11 @@ from ppap_host.experts.patches import (
     _at_least_float32,
     _is_statistic,
     network_hash,
+    twin,
 )
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.images import write_file
+from ppap_host.files.reading import Document, require_regular
+from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.guide import Guide, Wrapped
 
 FORMAT = 1
@@ -36,9 +41,40 @@ View = Literal["noised", "predicted"]
 
 VIEWS: tuple[View, ...] = get_args(View)
 
+MOST = 1000
+"""Experts in a set: one for each step of the schedules that people train with."""
 
-class Metadata(TypedDict, total=False):
-    """What an expert set says of itself, as JSON values.
+
+class Backbone(BaseModel):
+    """What made the images that a set was tuned on, by its name and its files' SHA-256."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: str | None = None
+    files: dict[str, str] = {}
+
+
+class Trainable(BaseModel):
+    """How many numbers: of the largest expert, of all experts, and of the network itself."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    per_expert: int | None = None
+    total: int | None = None
+    network: PositiveInt | None = None
+
+
+class Quality(BaseModel):
+    """What was measured in one range; measures may be grouped by whose they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat | str | list[Any] | Quality | None]
+
+    standard_error: FiniteFloat | None = None
+
+
+class Metadata(BaseModel):
+    """What an expert set says of itself, as JSON values; other keys are kept.
 
     Attributes:
         guide: name of the guide.
@@ -46,43 +82,61 @@ class Metadata(TypedDict, total=False):
         network_sha256: :func:`network_hash` of its network in float32.
         image_size: [height, width] in pixels of the images it was tuned on.
         view: a :data:`View`, what it was tuned on and what it may be shown; absent: "noised".
-        backbone: what made these images: {"name": ..., "files": {name: SHA-256}}.
+        backbone: what made these images.
         method: how the experts were tuned, e.g. "low-rank" or "full".
         rank: of the factors, None for full fine-tuning.
         tuning: the settings of the tuning.
         harvest: where the images came from: settings, count, hashes.
-        quality: one table of measures a range, in the order of the ranges; measures may be grouped
-            by whose they are, {"expert": {"distance": ...}, "off_the_shelf": {...}}.
+        quality: one table of measures a range, in the order of the ranges.
         licence: of the set, as an SPDX expression, and what it inherits.
         versions: of the packages that made it.
-        trainable: how many numbers: {"per_expert": of the largest, "total": of all experts,
-            "network": of the network itself}.
+        trainable: how many numbers there are.
         merged_from: the sets that this one was joined from.
     """
 
-    guide: str
-    model: str | None
-    network_sha256: str
-    image_size: list[int]
-    view: View
-    backbone: dict[str, Any]
-    method: str
-    rank: int | None
-    tuning: dict[str, Any]
-    harvest: dict[str, Any] | None
-    quality: list[dict[str, Any]]
-    licence: str | None
-    versions: dict[str, str]
-    trainable: dict[str, int]
-    merged_from: list[dict[str, Any]]
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    guide: str = ""
+    model: str | None = None
+    network_sha256: str = ""
+    image_size: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    view: View = "noised"
+    backbone: Backbone = Backbone()
+    method: str = ""
+    rank: int | None = None
+    tuning: dict[str, Any] = {}
+    harvest: dict[str, Any] | None = None
+    quality: list[Quality] = []
+    licence: str | None = None
+    versions: dict[str, str] = {}
+    trainable: Trainable = Trainable()
+    merged_from: list[dict[str, Any]] = []
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "guide": str, "model": (str, type(None)), "network_sha256": str, "image_size": list,
-    "view": str, "backbone": dict, "method": str, "rank": (int, type(None)), "tuning": dict,
-    "harvest": (dict, type(None)), "quality": list, "licence": (str, type(None)),
-    "versions": dict, "trainable": dict, "merged_from": list,
-}  # fmt: skip
+_Bounds = Annotated[list[str | FiniteFloat], Field(min_length=2, max_length=2)]
+
+
+class _Header(Metadata):
+    """The metadata of a set's file."""
+
+    format: Literal[1]
+    ranges: Annotated[list[_Bounds], Field(max_length=MOST)]
+    scalings: Annotated[list[FiniteFloat], Field(max_length=MOST)]
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if not len(self.ranges) == len(self.scalings):
+            raise ValueError(f"{len(self.ranges)} ranges, and {len(self.scalings)} scalings")
+        if self.quality and len(self.quality) != len(self.ranges):
+            raise ValueError(f"{len(self.ranges)} ranges, and {len(self.quality)} of 'quality'")
+        return self
+
+
+_FILE = Document(
+    "readable expert set", CheckpointError, "Give the safetensors file that `ppap tune` wrote."
+)
+_OWN = ("format", "ranges", "scalings", "sha256")  # of the header, beside the metadata
 
 
 @dataclass
@@ -228,8 +282,9 @@ class ExpertSet:
             "format": FORMAT,
             "ranges": [[str(p.low), str(p.high)] for p in self.ranges],
             "scalings": [p.scaling for p in self.patches],
+            "sha256": digest_of(tensors),
         }
-        write_file(path, save(tensors, {"ppap": json.dumps(described, sort_keys=True)}))
+        write_file(path, save(tensors, {"ppap": json_text(described, None, sort_keys=True)}))
 
     @staticmethod
     def read_metadata(path: Path) -> dict[str, Any]:
@@ -238,11 +293,8 @@ class ExpertSet:
         Raises:
             CheckpointError: as :meth:`load`, as far as that can be told.
         """
-        described = _read(path)
-        for key in ("format", "ranges", "scalings"):
-            described.pop(key, None)
-        _check_types(described, None, path)
-        return described
+        described, _ = _read(path)
+        return {key: value for key, value in described.items() if key not in _OWN}
 
     @classmethod
     def load(cls, path: Path) -> ExpertSet:
@@ -252,19 +304,15 @@ class ExpertSet:
             CheckpointError: the file is missing, damaged, or no expert set.
         """
         tensors: dict[str, Tensor] = {}
-        described = _read(path, tensors)
+        described, header = _read(path, tensors)
         try:
-            ranges = [NoiseRange(float(low), float(high)) for low, high in described.pop("ranges")]
-            scalings = [float(scaling) for scaling in described.pop("scalings")]
-            if not all(map(math.isfinite, scalings)):
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise _unsound("has no valid ranges and scalings", path) from None
-        described.pop("format")
-        _check_types(described, len(ranges), path)
-        patches = _sorted_out(tensors, scalings, path)
+            ranges = [NoiseRange(float(low), float(high)) for low, high in header.ranges]
+        except ValueError:
+            raise _unsound("has no valid ranges", path) from None
+        patches = _sorted_out(tensors, header.scalings, path)
+        metadata = {key: value for key, value in described.items() if key not in _OWN}
         try:
-            return cls(ranges, patches, described)
+            return cls(ranges, patches, metadata)
         except CheckpointError as error:
             raise CheckpointError(f"{str(path)!r}: {error.message}", remedy=error.remedy) from None
 
@@ -353,46 +401,31 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return (narrow if fits else tensor).contiguous()
 
 
-def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """The header of a set's file; its tensors are put into ``tensors``."""
+def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> tuple[dict[str, Any], _Header]:
+    """The header of a set's file, as it is and as it was checked; its tensors are put into
+    ``tensors``."""
+    require_regular(path, CheckpointError, _FILE.remedy)
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["ppap"])
+            text = (file.metadata() or {}).get("ppap", "")
             if tensors is not None:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is no readable expert set ({type(error).__name__}: {error}).",
-            remedy="Give the safetensors file that `ExpertSet.save` wrote.",
-        ) from None
-    if not isinstance(described, dict):
-        raise _unsound("has no metadata", path)
-    if described.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{str(path)!r} has format {described.get('format')!r}, not {FORMAT}.",
-            remedy="Use the version of ppap-host that wrote it.",
-        )
-    return described
+    except (OSError, SafetensorError) as error:
+        raise _FILE.fail(str(path), str(error)) from None
+    described: dict[str, Any] = _FILE.values(text, str(path))
+    header = _FILE.check(described, _Header, str(path))
+    if tensors is not None and header.sha256 not in (None, digest_of(tensors)):
+        raise _unsound("is damaged: its tensors are others than were written", path)
+    return described, header
 
 
-def _check_types(described: Mapping[str, Any], count: int | None, path: Path) -> None:
-    """Whether the metadata's values are of their types, for ``count`` ranges if that is known."""
-    for key, wanted in _TYPES.items():
-        if key in described and (
-            not isinstance(described[key], wanted) or isinstance(described[key], bool)
-        ):
-            raise _unsound(f"has no valid {key!r} in its metadata", path)
-    size = described.get("image_size", [1, 1])
-    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise _unsound("has no valid 'image_size' in its metadata: [height, width]", path)
-    if described.get("view", VIEWS[0]) not in VIEWS:
-        raise _unsound(f"has no valid 'view' in its metadata: {' or '.join(VIEWS)}", path)
-    quality = described.get("quality")
-    if quality is not None and (
-        len(quality) != (len(quality) if count is None else count)
-        or not all(isinstance(part, dict) for part in quality)
-    ):
-        raise _unsound("has no valid 'quality' in its metadata: one table a range", path)
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' names, formats, shapes and bytes, hexadecimal."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sorted_out(
@@ -404,14 +437,15 @@ def _sorted_out(
     for key, tensor in tensors.items():
         word, _, rest = key.partition(".")
         index, _, name = rest.partition(".")
-        if word != "expert" or not name or not index.isdecimal() or int(index) >= len(patches):
+        number = int(index) if index.isdecimal() and len(index) < 6 else len(patches)
+        if word != "expert" or not name or number >= len(patches):
             raise _unsound(f"holds {key!r}, which belongs to none of its experts", path)
         tensor = _at_least_float32(tensor) if tensor.is_floating_point() else tensor
         if name.endswith(_LOW_RANK):
-            pair = halves[int(index)].setdefault(name[: -len(_LOW_RANK[0])], [None, None])
+            pair = halves[number].setdefault(name[: -len(_LOW_RANK[0])], [None, None])
             pair[_LOW_RANK.index(name[-len(_LOW_RANK[0]) :])] = tensor
         else:
-            patches[int(index)].direct[name] = tensor
+            patches[number].direct[name] = tensor
     for i, pairs in enumerate(halves):
         for name, (a, b) in pairs.items():
             if a is None or b is None:
@@ -462,6 +496,7 @@ class WithExperts(Wrapped):
         self.experts = experts
         self.knows_predictions = experts.view == "predicted"
         self._active: tuple[int, Patched] | None = None
+        self._twin: nn.Module | None = None
 
     def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Through the expert that serves ``level``; through the plain network if it is None."""
@@ -469,13 +504,15 @@ class WithExperts(Wrapped):
             return self.guide.see(x)
         index = self.experts.serving(level)
         if self._active is None or self._active[0] != index:
+            if self._twin is None:  # the guide may serve another run at the same time
+                self._twin = twin(self.network())
             with torch.no_grad():
-                self._active = (index, self.experts.patches[index].over(self.network()))
+                self._active = (index, self.experts.patches[index].over(self._twin))
         return self.through(self._active[1], x)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""
-        self._active = None
+        self._active = self._twin = None
         return super().to(device, dtype)
 
 

@@ -13,46 +13,57 @@ that an interrupted tuning goes on as if nothing had happened, and several proce
 without changing it.
 """
 
+# Long because a tuning and the state it resumes from have to be read together.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, encode, repeat_condition
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange, uniform_ranges
 from ppap_host.experts.harvest import Harvest, Lesson, conditions
 from ppap_host.experts.patches import Patch, estimate_statistics, network_hash
-from ppap_host.experts.sets import ExpertSet
-from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.files.images import write_file
+from ppap_host.experts.sets import MOST, ExpertSet, digest_of
+from ppap_host.files.errors import CheckpointError, OptionError, RecordError
+from ppap_host.files.folders import Job
+from ppap_host.files.reading import Document, require_regular
+from ppap_host.files.settings import Batch, NotNegative, Positive, Seed, settings
+from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.guide import Guide
+from ppap_host.sampling.streams import derived, generator, word
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Method = Literal["patch", "full"]
 DEFAULT_LR: dict[str, float] = {"patch": 5e-3, "full": 5e-4}
-STATE = "tuning-state.pt"
+STATE = "tuning-state.safetensors"
 _STATISTICS_BATCHES = 8
 _CHECK_IMAGES = 200
 _LEVELS_AT_ONCE = 4  # of a batch of predictions
 
 
-@dataclass(frozen=True)
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+@settings
 class TuningConfig:
     """How experts are tuned.
 
@@ -70,41 +81,101 @@ class TuningConfig:
         patience: measurements without an improvement by 0.1 % after which an expert is finished.
     """
 
-    experts: int = 5
+    experts: Annotated[int, Field(ge=1, le=MOST)] = 5
     method: Method = "patch"
-    rank: int | None = None
-    steps: int | None = None
-    batch: int = 32
-    lr: float | None = None
-    weight_decay: float = 1e-4
-    seed: int = 0
-    held_out: float = 0.1
-    check_every: int = 50
-    patience: int = 10
-
-    def __post_init__(self) -> None:
-        for name, low in (
-            ("experts", 1), ("steps", 1), ("batch", 1), ("seed", 0), ("check_every", 1),
-            ("patience", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} {value} is out of range.",
-                    remedy=f"Give a whole number from {low} on.",
-                )
-        if self.rank is not None and self.rank < 1:
-            raise OptionError(f"--rank {self.rank} is out of range.", remedy="Give 1 or more.")
-        if not 0 < self.held_out < 1:
-            raise OptionError(
-                f"--held-out {self.held_out} is out of range.",
-                remedy="Give a share between 0 and 1, such as 0.1.",
-            )
+    rank: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    steps: Count | None = None
+    batch: Batch = 32
+    lr: Positive | None = None
+    weight_decay: NotNegative = 1e-4
+    seed: Seed = 0
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    check_every: Count = 50
+    patience: Count = 10
 
     @property
     def learning_rate(self) -> float:
         """The peak learning rate."""
         return DEFAULT_LR[self.method] if self.lr is None else self.lr
+
+
+class _Measured(BaseModel):
+    """One row of a tuning's history."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    step: NonNegativeInt
+    loss: list[FiniteFloat | None]
+    held_out: list[FiniteFloat | None]
+
+
+class _Told(BaseModel):
+    """What a saved state says beside its tensors; lists have one entry an expert."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    fingerprint: str
+    step: NonNegativeInt
+    losses: list[FiniteFloat | None]
+    finished: list[bool]
+    waited: list[NonNegativeInt]
+    best: list[FiniteFloat | None]
+    history: list[_Measured]
+    off_the_shelf: list[FiniteFloat]
+
+
+class _Ends(BaseModel):
+    """What was measured at the end in one range, with its expert and without."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    expert: dict[str, FiniteFloat | None]
+    off_the_shelf: dict[str, FiniteFloat | None]
+
+
+class TuningRecord(BaseModel):
+    """What ``tuning.json`` holds, the record of a tuning that has ended; other keys are kept.
+
+    Lists have one entry an expert.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    guide: str
+    ranges: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    quality: list[_Ends]
+    history: list[_Measured]
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        counts = {len(self.quality), *(len(row.held_out) for row in self.history)}
+        if counts != {len(self.ranges)}:
+            raise ValueError(f"lists of {len(self.ranges)} ranges differ in length")
+        needed = {"distance", "standard_error"}
+        if any(
+            needed - row.expert.keys() or needed - row.off_the_shelf.keys() for row in self.quality
+        ):
+            raise ValueError("'quality' without a distance and its standard error")
+        return self
+
+
+_RECORD = Document("record of a tuning", RecordError, "Give the folder that `ppap tune` wrote.")
+RECORD = "tuning.json"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a tuning from its file, or from the folder that ``ppap tune`` wrote.
+
+    Raises:
+        RecordError: it is none.
+    """
+    file = path / RECORD if path.is_dir() else path
+    values = _RECORD.read(file, dict[str, Any])
+    _RECORD.check(values, TuningRecord, str(file))
+    return values
+
+
+_STATE = Document("state of a tuning", CheckpointError, "Delete it to start the tuning anew.")
 
 
 @dataclass
@@ -239,7 +310,9 @@ class Predictor:
 class _Noised:
     """What the student of one range is shown: noised images; the same draw for the same key."""
 
-    def __init__(self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int) -> None:
+    def __init__(
+        self, levels: Sequence[NoiseLevel], part: NoiseRange, seeds: tuple[int, int]
+    ) -> None:
         own = [level for level in levels if level.log_snr in part]
         if not own:
             raise OptionError(
@@ -249,11 +322,10 @@ class _Noised:
         self._levels = own
         self._alpha = torch.tensor([level.alpha / level.scale for level in own])
         self._sigma = torch.tensor([level.sigma / level.scale for level in own])
-        self._seed = seed
+        self._seeds = seeds
 
     def _generator(self, key: tuple[int, ...]) -> torch.Generator:
-        word = np.random.SeedSequence([self._seed, *key]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return generator(derived("tuning", *self._seeds, *key))
 
     def __call__(
         self, x0: Tensor, rows: Tensor, key: tuple[int, ...], share: slice = slice(None)
@@ -266,9 +338,9 @@ class _Noised:
             rows: which images of the lesson these are.
             share: of the batch that is wanted.
         """
-        generator = self._generator(key)
-        picks = torch.randint(len(self._alpha), (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        drawn = self._generator(key)
+        picks = torch.randint(len(self._alpha), (len(x0),), generator=drawn)
+        noise = torch.randn(x0.shape, generator=drawn)
         alpha, sigma = (v[picks].view(-1, 1, 1, 1).to(x0) for v in (self._alpha, self._sigma))
         return (alpha * x0 + sigma * noise.to(x0))[share]
 
@@ -281,10 +353,14 @@ class _Predicted(_Noised):
     """
 
     def __init__(
-        self, levels: Sequence[NoiseLevel], part: NoiseRange, seed: int, predictor: Predictor
+        self,
+        levels: Sequence[NoiseLevel],
+        part: NoiseRange,
+        seeds: tuple[int, int],
+        predictor: Predictor,
     ) -> None:
         # Nothing can be predicted where no image is left, as at the end of some schedules.
-        super().__init__([level for level in levels if level.alpha], part, seed)
+        super().__init__([level for level in levels if level.alpha], part, seeds)
         self._predictor = predictor
         self._kept: dict[tuple[int, ...], Tensor] = {}
 
@@ -294,11 +370,11 @@ class _Predicted(_Noised):
         """Predicted x_0, images of neighbouring places in the batch at the same level."""
         if key in self._kept:
             return self._kept[key][share].to(x0)
-        generator, count = self._generator(key), len(x0)
+        drawn, count = self._generator(key), len(x0)
         parts = min(_LEVELS_AT_ONCE, count)
-        at = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
-        drawn = (at * len(self._levels)).long().clamp_max(len(self._levels) - 1)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        at = (torch.arange(parts) + torch.rand(parts, generator=drawn)) / parts
+        picks = (at * len(self._levels)).long().clamp_max(len(self._levels) - 1)
+        noise = torch.randn(x0.shape, generator=drawn).to(x0)
         mine = torch.arange(count)[share]
         group = mine * parts // count
         condition = self._predictor.conditions(rows[mine].tolist())
@@ -306,7 +382,7 @@ class _Predicted(_Noised):
         for k in group.unique().tolist():
             here = (group == k).nonzero().flatten()
             own = {n: r if len(r) == 1 else r[here.to(r.device)] for n, r in condition.items()}
-            level = self._levels[int(drawn[k])]
+            level = self._levels[int(picks[k])]
             batch = mine[here]
             shown[here] = self._predictor(x0[batch], noise[batch], level, own)
         if key[0] == _CHECK and len(mine) == count:
@@ -350,15 +426,15 @@ class Tuning:
             raise OptionError(
                 f"{len(lesson)} images leave nothing to train on.", remedy="Harvest more images."
             )
-        order = np.random.default_rng([config.seed, 7]).permutation(len(lesson))
+        order = np.random.default_rng(derived("held out", config.seed)).permutation(len(lesson))
         self.held = torch.from_numpy(np.sort(order[:held]))[:_CHECK_IMAGES]
         self.train = torch.from_numpy(np.sort(order[held:]))
-        seeds = [1000 * config.seed + i for i in range(config.experts)]
+        seeds = [(config.seed, i) for i in range(config.experts)]
         self.shown = [
-            _Noised(levels, part, seed)
+            _Noised(levels, part, own)
             if predictor is None
-            else _Predicted(levels, part, seed, predictor)
-            for part, seed in zip(self.ranges, seeds, strict=True)
+            else _Predicted(levels, part, own, predictor)
+            for part, own in zip(self.ranges, seeds, strict=True)
         ]
         self.patches = [self._fresh(network, i) for i in range(config.experts)]
         trained = [patch.trainable() for patch in self.patches]
@@ -392,7 +468,7 @@ class Tuning:
 
     def _fresh(self, network: nn.Module, i: int) -> Patch:
         config = self.config
-        patch = fresh_patch(self.guide, config, 1000 * config.seed + i)
+        patch = fresh_patch(self.guide, config, word(derived("factors", config.seed, i)))
         if self.predictor is not None:
             # Predictions are nearly the images that the network's own statistics are of: with these
             # an expert begins as the plain network, and can only gain on the held-out part.
@@ -413,7 +489,8 @@ class Tuning:
         """The images of a step: every one once before any comes again."""
         per_pass = max(1, len(self.train) // self.config.batch)
         epoch, place = divmod(step, per_pass)
-        order = np.random.default_rng([self.config.seed, 3, epoch]).permutation(len(self.train))
+        drawn = np.random.default_rng(derived("batches", self.config.seed, epoch))
+        order = drawn.permutation(len(self.train))
         start = place * self.config.batch
         return self.train[torch.from_numpy(order[start : start + self.config.batch])]
 
@@ -524,23 +601,36 @@ class Tuning:
         )  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Writes everything that is needed to go on."""
-        state = {
+        """Writes everything that is needed to go on: tensors, and the rest beside them as JSON.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        told = {
             "fingerprint": self.fingerprint,
             "step": self.step,
-            "trainable": [[t.detach().cpu() for t in p.trainable()] for p in self.patches],
-            "optimiser": self.optimiser.state_dict(),
             "losses": self.losses,
             "finished": self.finished,
             "waited": self.waited,
             "best": self.best,
-            "best_values": [[t.cpu() for t in values] for values in self.best_values],
             "history": self.history,
             "off_the_shelf": self.off_the_shelf,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_file(path, buffer.getvalue())
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        header = {"tuning": json_text(told, None), "sha256": digest_of(tensors)}
+        write_file(path, save(tensors, header))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of a state by name; those of the optimiser only once it has some."""
+        found = {}
+        for i, patch in enumerate(self.patches):
+            for k, tensor in enumerate(patch.trainable()):
+                found[f"{i}.{k}.value"] = tensor
+                if self.best_values[i]:
+                    found[f"{i}.{k}.best"] = self.best_values[i][k]
+                for name, value in self.optimiser.state[tensor].items():
+                    found[f"{i}.{k}.optimiser.{name}"] = value
+        return found
 
     def restore(self, path: Path) -> None:
         """Goes on from a saved state.
@@ -549,30 +639,66 @@ class Tuning:
             OptionError: it belongs to a tuning with other settings.
             CheckpointError: it is damaged.
         """
+        require_regular(path, CheckpointError, _STATE.remedy)
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            same = state["fingerprint"] == self.fingerprint
-        except Exception as error:
-            # Truncated archives, foreign pickles and missing keys each raise differently.
-            raise CheckpointError(
-                f"The state {str(path)!r} cannot be read ({type(error).__name__}).",
-                remedy="Delete it to start the tuning anew.",
-            ) from None
-        if not same:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _STATE.fail(str(path), str(error)) from None
+        told = _STATE.parse(header.get("tuning", ""), _Told, str(path))
+        if told.fingerprint != self.fingerprint:
             raise OptionError(
                 f"{str(path)!r} belongs to a tuning with other settings, images or network.",
                 remedy="Give the same settings to go on with it, or another folder with --out.",
             )
-        with torch.no_grad():
-            for patch, values in zip(self.patches, state["trainable"], strict=True):
-                for tensor, value in zip(patch.trainable(), values, strict=True):
+        lists = (told.losses, told.finished, told.waited, told.best)
+        if {len(values) for values in lists} != {len(self.patches)}:
+            raise _STATE.fail(str(path), f"it is not of {len(self.patches)} experts")
+        if header.get("sha256") != digest_of(tensors):
+            raise _STATE.fail(str(path), "its tensors are others than were written")
+        self._take(tensors, str(path))
+        self.step, self.history = told.step, [row.model_dump() for row in told.history]
+        self.finished, self.waited = told.finished, told.waited
+        self.losses = [math.nan if loss is None else loss for loss in told.losses]
+        self.best = [math.inf if value is None else value for value in told.best]
+        self.off_the_shelf = told.off_the_shelf
+
+    def _take(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Puts the tensors of a state where they belong."""
+        left = set(tensors)
+
+        def taken(name: str, like: Tensor | None) -> Tensor | None:
+            found = tensors.get(name)
+            if found is None:
+                return None
+            if like is not None and found.shape != like.shape:
+                raise _STATE.fail(source, f"{name!r} has another shape")
+            left.discard(name)
+            return found.to(self.device)
+
+        for i, patch in enumerate(self.patches):
+            best = []
+            for k, tensor in enumerate(patch.trainable()):
+                value = taken(f"{i}.{k}.value", tensor)
+                if value is None:
+                    raise _STATE.fail(source, f"{f'{i}.{k}.value'!r} is missing")
+                with torch.no_grad():
                     tensor.copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
-        for name in (
-            "step", "losses", "finished", "waited", "best", "best_values", "history",
-            "off_the_shelf",
-        ):  # fmt: skip
-            setattr(self, name, state[name])
+                kept = taken(f"{i}.{k}.best", tensor)
+                best += [] if kept is None else [kept]
+                for name, like in (("step", None), ("exp_avg", tensor), ("exp_avg_sq", tensor)):
+                    found = taken(f"{i}.{k}.optimiser.{name}", like)
+                    if found is not None:
+                        # AdamW keeps its counters on the CPU.
+                        self.optimiser.state[tensor][name] = (
+                            found if like is not None else found.cpu()
+                        )
+            if best and len(best) != len(patch.trainable()):
+                raise _STATE.fail(source, f"of the best state of expert {i} some is missing")
+            self.best_values[i] = best
+        if left:
+            raise _STATE.fail(source, f"it holds {min(left)!r}")
 
     def result(self) -> ExpertSet:
         """The experts in their best states, with what is known of them."""
@@ -652,13 +778,33 @@ def tune(
 
     Raises:
         OptionError: ``work`` belongs to another tuning, or the settings make no sense.
-        OutputError: the state cannot be written.
+        OutputError: the state cannot be written, or another job is at work in ``work``.
     """
+    main = accelerator is None or accelerator.is_main_process
+    # Two tunings at once would each save a state over the other's.
+    with Job(work) if work is not None and main else nullcontext():
+        return _tuned(
+            guide, lesson, levels, config, work, watch, report, accelerator, save_every, predictor
+        )
+
+
+def _tuned(
+    guide: Guide,
+    lesson: Lesson,
+    levels: Sequence[NoiseLevel],
+    config: TuningConfig,
+    work: Path | None,
+    watch: Callable[[str, int, int], None] | None,
+    report: Callable[[Progress], None] | None,
+    accelerator: Accelerator | None,
+    save_every: float,
+    predictor: Predictor | None,
+) -> ExpertSet:
     began = time.monotonic()
     tuning = Tuning(guide, lesson, levels, config, accelerator, predictor)
     state = None if work is None else work / STATE
     main = accelerator is None or accelerator.is_main_process
-    if state is not None and os.path.exists(state):
+    if state is not None and os.path.lexists(state):
         tuning.restore(state)
 
     def tell() -> None:

@@ -66,6 +66,14 @@ class SamplingError(PpapError):
     """An image could not be finished: something between the network and the file is not finite."""
 
 
+class CheckpointWarning(UserWarning):
+    """A model file was read, and something in it had to be chosen, guessed or left out."""
+
+
+class DamageWarning(UserWarning):
+    """Something on disk was damaged, and what was made of it is made again."""
+
+
 class GuidanceWarning(UserWarning):
     """Guidance was asked for, and something of it did not take place."""
 

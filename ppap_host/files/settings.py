@@ -103,8 +103,9 @@ def _explained(cls: Any, error: pydantic.ValidationError) -> OptionError:
         fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         for fault in faults
         if fault["loc"][:1] == first["loc"][:1]
+        and (fault["type"] != "tuple_type" or len(faults) == 1)
     ]
-    shown = repr(first["input"]) if len(first["loc"]) == 1 or len(wanted) > 1 else "not valid"
+    shown = repr(first["input"])
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return OptionError(

@@ -24,6 +24,7 @@ else's does it: pooch verifies, but starts every download over; the hub's client
 not ask whether the file is still the same one, and is for the hub.
 """
 
+# Long because a download is one state machine: resumed, verified, and never half there.
 from __future__ import annotations
 
 import base64

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import means_file, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Given, Target, Value
 
 Loss = Callable[..., Tensor]
 """From RGB in [-1, 1], [b, 3, h, w], and perhaps a target, to a loss or a reward of each image."""
@@ -33,7 +32,7 @@ def reward(what: Any) -> Reward:
     It has no target. Its loss, in events and records, is minus its value.
 
     Args:
-        what: whatever :func:`~ppap_host.runs.description.guidance` takes.
+        what: whatever :func:`~ppap_host.runs.script.guidance` takes.
     """
     return Reward(what)
 
@@ -61,6 +60,8 @@ class FunctionGuide(Guide):
         targeted: whether it is given a target.
     """
 
+    target_kinds = ("photo",)
+
     def __init__(
         self, function: Loss | nn.Module, name: str, rewards: bool = False, targeted: bool = False
     ) -> None:
@@ -71,17 +72,17 @@ class FunctionGuide(Guide):
         """The module, or one around the function."""
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """A picture, cropped to the images' aspect ratio and resized to them; "" is no target."""
-        if not text:
+        if given.text == "":
             return Target("", torch.zeros(1, 0))
-        if not means_file(text):
+        if not given.means_file:
             raise TargetError(
-                f"The function {self.name!r} cannot take the target {text!r}.",
+                f"The function {self.name!r} cannot take the target {given.text!r}.",
                 remedy="Give a picture or a tensor; bind other things with functools.partial.",
             )
-        picture = read_rgb(text, size)
-        return Target(text, to_tensor(picture), {"target": picture}, [Path(text)])
+        photo = given.photo(size)
+        return photo.target(photo.pixels, {"target": photo.image})
 
     def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Tensor:
         """The images as they are."""
@@ -89,7 +90,10 @@ class FunctionGuide(Guide):
 
     def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b 3 h w"]) -> Tensor:
         """What the function says; the images as they are where it needs a target to say it."""
-        return x if self.targeted else self._one_each(super().through(network, x), len(x))
+        if self.targeted:
+            return x
+        own = next((p.dtype for p in self._network.parameters()), x.dtype)
+        return self._one_each(network(x.to(own)), len(x)).to(x.dtype)
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         """What the function says, minus that if it rewards.
@@ -133,9 +137,13 @@ class RewardOf(Wrapped):
 
     rewards = True
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """No target."""
         return Target("", torch.zeros(1, 0))
+
+    def read_target(self, value: Value | Given, size: tuple[int, int]) -> Target:
+        """No target."""
+        return self.understand(Given.of(""), size)
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         """Minus what the guide says."""

@@ -1,38 +1,26 @@
-"""Guide: the interface of a guidance model, and the target it steers towards."""
+"""Guide: the interface of a guidance model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
+from ppap_host.guides.familiarity import FILE, Familiarity, load_familiarity
 from ppap_host.guides.operators import LinearOperator
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a guide should see in the result.
-
-    Attributes:
-        text: the target as the user gave it.
-        value: what the guide's loss compares with, batch of one (e.g. depth [1, h, w]).
-        pictures: what people are shown of it: label -> image.
-        files: the files it was read from, for the run's record.
-    """
-
-    text: str
-    value: Tensor
-    pictures: Mapping[str, Image] = field(default_factory=dict)
-    files: Sequence[Path] = ()
+from ppap_host.guides.targets import Given, Target, Value
 
 
 @dataclass(frozen=True)
@@ -90,6 +78,10 @@ class Guide(ABC):
             names no number.
         knows_predictions: whether :meth:`see` is told the level at which a clean image was
             predicted, and not only that of a noised one.
+        origin: how it was loaded by name, as settings of a guide, so that a record can say it.
+        target_kinds: what the head of a target may name, the first being the usual one
+            (:data:`ppap_host.guides.targets.KINDS` and the guide's own); empty for guides whose
+            targets are words, which have no heads.
     """
 
     name: str
@@ -97,21 +89,43 @@ class Guide(ABC):
     averages_pixels: bool = False
     tuning_steps: int = 250
     knows_predictions: bool = False
+    origin: Mapping[str, Any] | None = None
+    target_kinds: Sequence[str] = ()
 
     @abstractmethod
     def network(self) -> nn.Module:
         """The frozen off-the-shelf model, in evaluation mode; the same object at every call."""
 
-    @abstractmethod
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """Understands a target: a label, or the path of an image or a map.
+    def read_target(self, value: Value | Given, size: tuple[int, int]) -> Target:
+        """Understands a target, whatever it is given as; see :meth:`understand`.
 
         Args:
-            text: as the user gave it.
-            size: (height, width) in pixels of the images to be made; a picture is cropped to their
-                aspect ratio (:func:`ppap_host.files.images.read_rgb` does it). Images of another
-                size
-                may be compared with the target, too: those of the stages of a cascade.
+            value: a text, which may be words or a path and may begin with a head such as
+                ``depth,unit=mm:``; a path; a PIL image, a numpy array or a torch tensor; or one of
+                these with what is known of it (:func:`ppap_host.guides.targets.target`).
+            size: (height, width) in pixels of the images to be made.
+
+        Raises:
+            TargetError: it cannot be read or means nothing to this guide; says what would.
+        """
+        given = Given.of(value, self.target_kinds)
+        found = self.understand(given, size)
+        if not isinstance(found, Target):  # a fault of the guide, which the host tells of
+            return found
+        return replace(found, understood=found.understood or given.text, given=given)
+
+    @abstractmethod
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        """Reads a target as what this guide compares images with.
+
+        A picture is read by ``given.photo(size)``, whose ``image`` and ``pixels`` are cropped to
+        the aspect ratio of the images, and whose ``target(value, pictures)`` is what to return. For
+        words there is ``given.words``, and ``given.means_file`` tells which of them is meant.
+
+        Args:
+            given: what the user gave.
+            size: (height, width) in pixels of the images to be made. Images of another size may be
+                compared with the target, too: those of the stages of a cascade.
 
         Raises:
             TargetError: it cannot be read or means nothing to this guide; says what would.
@@ -204,6 +218,17 @@ class Guide(ABC):
         """The strength for a recipe where the user names none (:attr:`default_scale`)."""
         return self.default_scale.get(recipe, self.default_scale.get("", 1.0))
 
+    def usual_recipe(self, backbone: Backbone) -> str | None:
+        """The recipe for a backbone, with settings, where the user names none and no experts.
+
+        None, the default, leaves it to the host: ``x0``.
+
+        Args:
+            backbone: tells pixels from latents and what it was trained on
+                (:attr:`~ppap_host.backbones.backbone.Backbone.latent`).
+        """
+        return None
+
     def patch_plan(self, network: nn.Module) -> PatchPlan:
         """What experts on this guide may change; by default everything that is cheap."""
         return default_patch_plan(network)
@@ -217,6 +242,60 @@ class Guide(ABC):
         """The model files it was read from, for the run's record."""
         return ()
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen, guessed or left out when they were read, a sentence each."""
+        return ()
+
+    @cached_property
+    def familiarity(self) -> Familiarity | None:
+        """What its network was trained on, where a file beside its weights says so.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        folders = dict.fromkeys(path.parent for path in self.files())
+        found = [path for folder in folders if (path := folder / FILE).is_file()]
+        return load_familiarity(found[0]) if found else None
+
+    def doubts(self, x: Float[Tensor, "1 3 h w"], name: str) -> tuple[str, ...]:
+        """What is odd about a picture that a target is read from, for :attr:`Target.doubts`.
+
+        By default, that the network was trained on nothing like it, where that is known.
+
+        Args:
+            x: RGB in [-1, 1].
+            name: what a sentence on the picture begins with (:attr:`Given.source`).
+        """
+        if self.familiarity is None:
+            return ()
+        prepared, network = self.prepare(x), self.network()
+        own = next((p.dtype for p in network.parameters()), prepared.dtype)
+        distance = float(self.familiarity.distance(network, prepared.to(own)))
+        if distance < self.familiarity.limit:
+            return ()
+        return (
+            f"{name} is like nothing that the network of the guide {self.name!r} was trained on, "
+            f"{self.familiarity.knows} (its features lie {distance:.1f} away, and "
+            f"{self.familiarity.limit:.1f} is far). What it sees there means little: look at the "
+            "first row of sheet.png, and name a network that knows such pictures with --model.",
+        )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _passed_on(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """The method of a guide that does as the guide inside does."""
+    name = method.__name__
+
+    def passed(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answer: R = getattr(self.guide, name)(*args, **kwargs)
+        return answer
+
+    passed.__name__, passed.__doc__ = name, "As the guide."  # it is not abstract, as `wraps` says
+    return passed
+
 
 class Wrapped(Guide):
     """A guide that is another one with something changed; everything else is passed on.
@@ -229,79 +308,36 @@ class Wrapped(Guide):
         self.guide = guide
         self.name, self.default_scale = guide.name, guide.default_scale
         self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
-        self.knows_predictions = guide.knows_predictions
+        self.knows_predictions, self.origin = guide.knows_predictions, guide.origin
+        self.target_kinds = guide.target_kinds
 
-    def see(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        """As the guide."""
-        return self.guide.see(x, level)
-
-    def through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.through(network, x)
+    network = _passed_on(Guide.network)
+    read_target = _passed_on(Guide.read_target)
+    understand = _passed_on(Guide.understand)
+    prepare = _passed_on(Guide.prepare)
+    see = _passed_on(Guide.see)
+    through = _passed_on(Guide.through)
+    loss = _passed_on(Guide.loss)
+    distance = _passed_on(Guide.distance)
+    picture = _passed_on(Guide.picture)
+    measure = _passed_on(Guide.measure)
+    as_target = _passed_on(Guide.as_target)
+    from_labels = _passed_on(Guide.from_labels)
+    logits = _passed_on(Guide.logits)
+    operator = _passed_on(Guide.operator)
+    usual_scale = _passed_on(Guide.usual_scale)
+    usual_recipe = _passed_on(Guide.usual_recipe)
+    patch_plan = _passed_on(Guide.patch_plan)
+    files = _passed_on(Guide.files)
+    remarks = _passed_on(Guide.remarks)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the wrapped one."""
         self.guide.to(device, dtype)
         return self
 
-    def network(self) -> nn.Module:
-        """The guide's network."""
-        return self.guide.network()
-
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """As the guide."""
-        return self.guide.read_target(text, size)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.prepare(x)
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.loss(output, target)
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.distance(student, teacher)
-
-    def picture(self, output: Tensor) -> list[Image]:
-        """As the guide."""
-        return self.guide.picture(output)
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        """As the guide."""
-        return self.guide.measure(output, target)
-
-    def as_target(self, output: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.as_target(output)
-
-    def from_labels(self, labels: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.from_labels(labels)
-
-    def logits(self, output: Tensor) -> Tensor:
-        """As the guide."""
-        return self.guide.logits(output)
-
     def tempered(self, joint: float, marginal: float) -> Guide:
         """The guide at these temperatures, wrapped alike."""
         tempered = copy(self)
         tempered.guide = self.guide.tempered(joint, marginal)
         return tempered
-
-    def operator(self, target: Tensor) -> LinearOperator | None:
-        """As the guide."""
-        return self.guide.operator(target)
-
-    def usual_scale(self, recipe: str) -> float:
-        """As the guide."""
-        return self.guide.usual_scale(recipe)
-
-    def patch_plan(self, network: nn.Module) -> PatchPlan:
-        """As the guide."""
-        return self.guide.patch_plan(network)
-
-    def files(self) -> Sequence[Path]:
-        """As the guide."""
-        return self.guide.files()

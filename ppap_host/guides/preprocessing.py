@@ -3,17 +3,21 @@
 Libraries prepare images with Pillow or in 8 bits, through which no gradient flows. A guide repeats
 the same steps on tensors: :class:`Preparation` holds plain numbers and does them, and
 :func:`read_processor` takes these numbers from an image processor in the manner of transformers,
-which is only looked at, never imported or called.
+which is only looked at, never imported or called. :func:`on_grid` and :func:`accepted` see to it
+that a network uses every pixel that it is given, and takes the sizes that it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ppap_host.files.errors import CheckpointError
@@ -23,6 +27,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of the same."""
+
+LARGEST = 8192
+"""Side in pixels up to which a preprocessing is believed."""
 
 # Pillow's numbers and torchvision's words. Torch has no antialiased Lanczos; bicubic is its
 # nearest. Nearest neighbours would leave most pixels of a large picture without a gradient.
@@ -35,6 +42,13 @@ _MODES = {
     "lanczos": "bicubic",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
+}
+
+
+_ROUNDING: dict[str, Callable[[float], int]] = {
+    "nearest": lambda x: round(x),
+    "up": math.ceil,
+    "down": math.floor,
 }
 
 
@@ -55,21 +69,31 @@ class Preparation:
             the image's.
         shortest_edge: the shorter side in pixels, in place of ``size``; the other one follows, cut
             to a whole number.
+        longest_edge: the longer side that ``shortest_edge`` may lead to at most.
+        least: the shorter side that is given at least, in pixels; smaller images are enlarged.
         keep_aspect_ratio: scale both sides alike towards ``size``, by the factor nearer to one.
-        multiple_of: each side is rounded to a multiple of this, then cut to a whole number
+        multiple_of: each side is brought to a multiple of this, then cut to a whole number
             (ZoeDepth's own value is 1 / 32).
+        rounding: which multiple that is: the nearest, as Python rounds, or the next larger or
+            smaller one.
         mode: of torch's interpolation, "bilinear" or "bicubic".
         align_corners: the corners' pixels stay where they are, and nothing is antialiased.
         scale: from the 8-bit range to what ``mean`` and ``std`` refer to, usually 1 / 255.
         offset: added after ``scale``.
         mean, std: a number a channel, in the network's order.
         swapped: whether the network wants blue first.
+
+    Raises:
+        CheckpointError: a number cannot be meant.
     """
 
     size: tuple[int, int] | None = None
     shortest_edge: int | None = None
+    longest_edge: int | None = None
+    least: int = 1
     keep_aspect_ratio: bool = False
     multiple_of: float = 1.0
+    rounding: Literal["nearest", "up", "down"] = "nearest"
     mode: str = "bilinear"
     align_corners: bool = False
     scale: float = 1 / 255
@@ -77,6 +101,20 @@ class Preparation:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     swapped: bool = False
+
+    def __post_init__(self) -> None:
+        sides = [*(self.size or ()), self.shortest_edge, self.longest_edge, self.least]
+        numbers = [self.scale, self.offset, *self.mean, *self.std, self.multiple_of]
+        if (
+            not all(side is None or 0 < side <= LARGEST for side in sides)
+            or not all(math.isfinite(number) for number in numbers)
+            or not (min(self.std) > 0 and 0 < self.multiple_of <= LARGEST)
+        ):
+            raise CheckpointError(
+                f"A preprocessing cannot be meant: sizes {sides}, mean {self.mean}, deviation "
+                f"{self.std}.",
+                remedy="Mend the model's preprocessor_config.json or config.json.",
+            )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the network is given for an image of this size."""
@@ -91,12 +129,23 @@ class Preparation:
             else:
                 sides = self.size
         elif self.shortest_edge is not None:
-            # In whole numbers: a factor times the shorter side may fall just below the edge.
-            short, edge = min(height, width), self.shortest_edge
-            sides = height * edge // short, width * edge // short
+            sides = self._by_edges(height, width, self.shortest_edge)
+        if min(sides) < self.least:
+            factor = self.least / min(sides)
+            sides = math.ceil(sides[0] * factor), math.ceil(sides[1] * factor)
         m = self.multiple_of
-        rounded = [round(side / m) * m for side in sides]
-        return int(max(m, 1, rounded[0])), int(max(m, 1, rounded[1]))
+        whole = _ROUNDING[self.rounding]
+        height, width = (int(max(m, 1, whole(side / m) * m)) for side in sides)
+        return height, width
+
+    def _by_edges(self, height: int, width: int, wanted: int) -> tuple[int, int]:
+        short, long = sorted((height, width))
+        edge: float = wanted
+        if self.longest_edge is not None and long / short * edge > self.longest_edge:
+            edge = self.longest_edge * short / long
+        # The longer side is cut, not rounded, as transformers and torchvision do it.
+        sides = round(edge), int(edge * long / short)
+        return sides if height <= width else sides[::-1]
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Network input from RGB in [-1, 1]."""
@@ -145,31 +194,178 @@ def read_processor(name: str, processor: Any, *, fit_crop: bool = False) -> Prep
             "how it resizes.",
             remedy="Use a model with an ordinary preprocessor_config.json.",
         )
+    kind = type(processor).__name__
     found = _normalised(name, processor)
     size, edge = None, None
+    divisor = getattr(processor, "size_divisor", None)
+    if kind.startswith("GLPN") and divisor:
+        # It resizes to no size of its own, but down to a multiple.
+        return replace(found, mode=_mode(name, processor), multiple_of=divisor, rounding="down")
     if processor.do_resize:
         wanted = getattr(processor, "size", None)
-        size, edge = _sides(wanted, getattr(processor, "default_to_square", True))
-        resample = getattr(processor, "resample", 2)
-        mode = torch_mode(resample)
-        if (size is None and edge is None) or mode is None:
-            raise CheckpointError(
-                f"The image processor {type(processor).__name__} of the model {name!r} resizes "
-                f"to {wanted or 'no size'} with filter {resample}, which is not supported.",
-                remedy="Use a model whose preprocessor_config.json gives a height and a width or a "
-                "shortest edge, and bilinear or bicubic resampling.",
-            )
+        size, edge, most = _sides(wanted, getattr(processor, "default_to_square", True))
+        if size is None and edge is None:
+            raise _unresizable(name, processor)
         found = replace(
             found,
+            longest_edge=None if size else most,
             keep_aspect_ratio=bool(getattr(processor, "keep_aspect_ratio", False)),
             multiple_of=float(getattr(processor, "ensure_multiple_of", None) or 1),
-            mode=mode,
-            align_corners=type(processor).__name__.startswith("ZoeDepth"),
+            mode=_mode(name, processor),
+            align_corners=kind.startswith("ZoeDepth"),
         )
+    # MaskFormer's enlarges to a multiple, and DPT's pads to one, for networks with patches of 14
+    # pixels. Padding would show the network what is not in the picture, so it is enlarged as well.
+    pads = kind.startswith("DPT") and getattr(processor, "do_pad", False)
+    if divisor and (
+        pads or (processor.do_resize and kind.startswith(("MaskFormer", "Mask2Former")))
+    ):
+        found = replace(found, multiple_of=float(divisor), rounding="up")
     window = _window(processor, edge) if fit_crop else None
     if window is not None:
-        return replace(found, size=window, keep_aspect_ratio=False)
+        return replace(found, size=window, longest_edge=None, keep_aspect_ratio=False)
     return replace(found, size=size, shortest_edge=edge)
+
+
+def on_grid(preparation: Preparation, config: Any) -> Preparation:
+    """The preparation for a network that cuts images into patches without looking at the rest.
+
+    A vision transformer drops what is over a whole number of patches, so that the last rows and
+    columns would have no gradient. Sides that are no such multiples become the next larger ones.
+
+    Args:
+        config: of a model of transformers, which is looked at with the configurations inside.
+    """
+    grid = 1
+    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+    for part in parts:
+        patch = getattr(part, "patch_size", None)
+        kind = str(getattr(part, "model_type", ""))
+        if not isinstance(patch, int) or patch < 1 or kind.startswith(_PADS):
+            continue
+        if "convnext" in kind:  # each stage but the first halves what is left, and cuts the rest
+            patch *= 2 ** (len(part.depths) - 1)
+        grid = math.lcm(grid, patch)
+    given = preparation.multiple_of
+    if grid == 1 or (given >= 1 and given == int(given) and int(given) % grid == 0):
+        return preparation
+    whole = grid if given < 1 or given != int(given) else math.lcm(grid, int(given))
+    return replace(preparation, multiple_of=float(whole), rounding="up")
+
+
+# These pad what is over a whole number of patches themselves.
+_PADS = ("swin", "maskformer-swin", "segformer", "mobilevit", "donut", "hiera")
+
+LEAST_TRIED, LARGEST_TRIED = 32, 1024
+"""Sides in pixels between which :func:`accepted` looks for what a network takes."""
+
+
+def accepted(
+    network: nn.Module, preparation: Preparation, name: str, remarks: list[str] | None = None
+) -> Preparation:
+    """The preparation, changed so that the network takes images of any size.
+
+    Some networks need a least size, or take one size alone, and say so by an error deep inside when
+    they are shown another. A preparation that asks for a size stays as it is. Where none is asked
+    for, the network is shown the smallest image; if that fails, others are tried on the meta
+    device, where nothing is computed.
+
+    Args:
+        name: of the model, for messages.
+        remarks: what is changed is added here, a sentence.
+    """
+    if preparation.size is not None or preparation.shortest_edge is not None:
+        return preparation
+    smallest = preparation.output_size(LEAST_TRIED, LEAST_TRIED)
+    if _tried(lambda: network(torch.zeros(1, 3, *smallest))) is None:
+        return preparation
+    takes = _trial(network)
+    step = preparation.output_size(1, 1)[0]
+    for side in range(smallest[0], LARGEST_TRIED + 1, step):
+        wrong = takes((side, side))
+        if wrong == _UNKNOWN:
+            return preparation
+        if wrong is None:
+            return _from_least(takes, preparation, side, step, name, remarks)
+    return preparation
+
+
+def _note(remarks: list[str] | None, name: str, what: str) -> None:
+    if remarks is not None:
+        remarks.append(
+            f"The network of {name!r} takes {what}; images of other sizes are resized for it."
+        )
+
+
+def _from_least(
+    takes: Callable[[tuple[int, int]], str | None],
+    preparation: Preparation,
+    side: int,
+    step: int,
+    name: str,
+    remarks: list[str] | None,
+) -> Preparation:
+    """For a network that takes squares of this side, and none that are smaller."""
+
+    def both(other: int) -> bool:
+        return takes((other, other)) is None and takes((side, other)) is None
+
+    if both(side + step):
+        _note(remarks, name, f"images of at least {side} pixels a side")
+        return replace(preparation, least=side)
+    if both(2 * side):
+        _note(remarks, name, f"multiples of {side} pixels alone")
+        return replace(preparation, multiple_of=float(side), rounding="up")
+    _note(remarks, name, f"images of {side} x {side} pixels alone")
+    return replace(preparation, size=(side, side), keep_aspect_ratio=False)
+
+
+_UNKNOWN = "?"
+
+
+def _trial(network: nn.Module) -> Callable[[tuple[int, int]], str | None]:
+    """Whether a network takes an image of a size, as :func:`_tried`, on the meta device."""
+    meta = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+
+    def takes(size: tuple[int, int]) -> str | None:
+        pixels = torch.empty(1, 3, *size, device="meta")
+        return _tried(lambda: functional_call(network, meta, (pixels,)))
+
+    return takes
+
+
+def _tried(call: Callable[[], Any]) -> str | None:
+    """What is wrong with a call of a network; None if nothing is, "?" if that cannot be told."""
+    try:
+        with torch.no_grad():
+            call()
+    except NotImplementedError:  # it looks at numbers
+        return _UNKNOWN
+    except Exception as error:  # whatever the library makes of it
+        text = " ".join(str(error).split())
+        return _UNKNOWN if "meta" in text.lower() else f"{type(error).__name__}: {text[:200]}"
+    return None
+
+
+def _mode(name: str, processor: Any) -> str:
+    """Torch's word for the processor's filter."""
+    mode = torch_mode(getattr(processor, "resample", 2))
+    if mode is None:
+        raise _unresizable(name, processor)
+    return mode
+
+
+def _unresizable(name: str, processor: Any) -> CheckpointError:
+    wanted, resample = (getattr(processor, part, None) for part in ("size", "resample"))
+    return CheckpointError(
+        f"The image processor {type(processor).__name__} of the model {name!r} resizes "
+        f"to {wanted or 'no size'} with filter {resample}, which is not supported.",
+        remedy="Use a model whose preprocessor_config.json gives a height and a width or a "
+        "shortest edge, and bilinear or bicubic resampling.",
+    )
 
 
 def _normalised(name: str, processor: Any) -> Preparation:
@@ -202,7 +398,7 @@ def _normalised(name: str, processor: Any) -> Preparation:
 def _window(processor: Any, edge: int | None) -> tuple[int, int] | None:
     """(height, width) of what the processor cuts out at the end; None if it does not."""
     if getattr(processor, "do_center_crop", False):
-        size, side = _sides(getattr(processor, "crop_size", None), True)
+        size, side, _ = _sides(getattr(processor, "crop_size", None), True)
         return size or (None if side is None else (side, side))
     if edge is not None and getattr(processor, "crop_pct", None) is not None:
         # ConvNeXt's processor: a square of this side, cut out or, from 384 on, squashed into.
@@ -210,18 +406,16 @@ def _window(processor: Any, edge: int | None) -> tuple[int, int] | None:
     return None
 
 
-def _sides(wanted: Any, square: bool) -> tuple[tuple[int, int] | None, int | None]:
-    """((height, width), shortest edge) that is asked for; the one that is not, is None."""
+def _sides(wanted: Any, square: bool) -> tuple[tuple[int, int] | None, int | None, int | None]:
+    """((height, width), shortest edge, longest edge) that are asked for; None for those not."""
     if isinstance(wanted, int):
-        return ((wanted, wanted), None) if square else (None, wanted)
+        return ((wanted, wanted), None, None) if square else (None, wanted, None)
     if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        return (int(wanted[0]), int(wanted[-1])) if len(wanted) in (1, 2) else None, None
+        size = (int(wanted[0]), int(wanted[-1])) if len(wanted) in (1, 2) else None
+        return size, None, None
     height, width = _entry(wanted, "height"), _entry(wanted, "width")
-    if height and width:
-        return (height, width), None
-    if _entry(wanted, "longest_edge"):
-        return None, None  # a bound on the other side, which no caller here needs
-    return None, _entry(wanted, "shortest_edge")
+    size = (height, width) if height and width else None
+    return size, None if size else _entry(wanted, "shortest_edge"), _entry(wanted, "longest_edge")
 
 
 def _entry(size: Any, side: str) -> int | None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
-from ppap_host.pipelines.sources import local_folder
+from ppap_host.files.models import CONFIG, ModelFolder, from_pretrained
 
-_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+_WHOLE, _HALF = (f"diffusion_pytorch_model{part}.safetensors" for part in ("", ".fp16"))
 _REMEDY = (
     "Give the hub name or the folder of a KL autoencoder in diffusers' format with safetensors "
     "weights, such as stabilityai/sd-vae-ft-ema; a hub name is downloaded the first time."
@@ -58,6 +57,7 @@ class Autoencoder:
         self._source = source if isinstance(source, str) else None
         self._given: Any = None if isinstance(source, str) else source
         self._network: Any = None
+        self._files: tuple[Path, ...] = ()
         self._scaling, self._shift = scaling, shift
         self.checkpointing, self.tiling = checkpointing, tiling
 
@@ -69,7 +69,9 @@ class Autoencoder:
             CheckpointError: it cannot be found or downloaded, or is no KL autoencoder.
         """
         if self._network is None:
-            network: Any = self._given if self._source is None else _read(self._source)
+            network: Any = self._given
+            if self._source is not None:
+                network, self._files = _read(self._source)
             network.requires_grad_(False).eval()
             if self.checkpointing:
                 network.enable_gradient_checkpointing()
@@ -104,14 +106,8 @@ class Autoencoder:
         return self
 
     def files(self) -> Sequence[Path]:
-        """Configuration and weights; none for a network in memory."""
-        if self._source is None:
-            return ()
-        folder = local_folder(self._source, _REMEDY)
-        if folder is not None:
-            return [folder / name for name in _FILES if (folder / name).is_file()]
-        cached = [try_to_load_from_cache(self._source, name) for name in _FILES]
-        return [Path(path) for path in cached if isinstance(path, str)]
+        """Configuration and weights that were read; none before that, or of one in memory."""
+        return self._files
 
 
 class LentAutoencoder:
@@ -170,7 +166,8 @@ class LentAutoencoder:
         if frames and not self.video:
             count = z.shape[2]
             each = self.decode(z.transpose(1, 2).flatten(0, 1))
-            return each.unflatten(0, (-1, count)).transpose(1, 2)
+            film: Tensor = each.unflatten(0, (-1, count)).transpose(1, 2)
+            return film
         network = self.network
         own = own_latents(network, z, self._scaling).to(network.dtype)
         options = dict(self._options)
@@ -265,17 +262,20 @@ def _unnormalised(network: Any, z: Tensor) -> Tensor:
     return nn.functional.pixel_shuffle(rows, side)
 
 
-def _read(source: str) -> nn.Module:
-    folder = local_folder(source, _REMEDY)
+def _read(source: str) -> tuple[nn.Module, tuple[Path, ...]]:
+    """The network, and the files it was read from."""
+    folder = ModelFolder(source, "autoencoder", _REMEDY)
+    folder.need(CONFIG)
+    half = folder.find(_WHOLE) is None and folder.find(_HALF) is not None
     try:
-        network: nn.Module = AutoencoderKL.from_pretrained(
-            source if folder is None else str(folder), use_safetensors=True,
-            torch_dtype=torch.float32, low_cpu_mem_usage=False,
+        network: nn.Module = from_pretrained(
+            AutoencoderKL, folder.files[0].parent, use_safetensors=True,
+            torch_dtype=torch.float32, low_cpu_mem_usage=False, variant="fp16" if half else None,
         )  # fmt: skip
-    # diffusers, the hub's client and safetensors each have exceptions of their own; whichever it
-    # was, this name does not give an autoencoder.
+    # diffusers and safetensors each have exceptions of their own; whichever it was, this name does
+    # not give an autoencoder.
     except Exception as error:
         raise CheckpointError(
             f"{source!r} gives no autoencoder ({type(error).__name__}).", remedy=_REMEDY
         ) from error
-    return network
+    return network, folder.files

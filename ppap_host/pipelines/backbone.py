@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.models import from_pretrained, local_folder, no_larger_than, read_json
 from ppap_host.pipelines.families import Family, family_named, supported
 from ppap_host.pipelines.schedules import as_rows, fixed_variance_of, learned_variance
-from ppap_host.pipelines.sources import local_folder, quietly
 
 _REMEDY = (
     "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "
@@ -35,6 +36,7 @@ class PipelineBackbone(Backbone):
     Args:
         pipe: a pipeline in memory; its networks are frozen.
         files: that it was read from.
+        remarks: what had to be chosen among them, a sentence each.
 
     Raises:
         CheckpointError: pipelines of this kind, or with such a scheduler, are not known.
@@ -42,7 +44,7 @@ class PipelineBackbone(Backbone):
 
     name = "diffusers"
 
-    def __init__(self, pipe: Any, files: Sequence[Path] = ()) -> None:
+    def __init__(self, pipe: Any, files: Sequence[Path] = (), remarks: Sequence[str] = ()) -> None:
         made = family_named(type(pipe).__name__)
         if made is None:
             raise _unknown(type(pipe).__name__)
@@ -54,7 +56,7 @@ class PipelineBackbone(Backbone):
         self.clip = None if self.family.latent else _bounds(pipe.scheduler)
         self.fixed_variance = fixed_variance_of(pipe.scheduler)
         self._learned = learned_variance(pipe.scheduler)
-        self._files = tuple(files)
+        self._files, self._remarks = tuple(files), tuple(remarks)
         self.dtype: torch.dtype = self.family.net.dtype
 
     def walk(self, steps: int | str) -> Walk:
@@ -116,6 +118,10 @@ class PipelineBackbone(Backbone):
         """Configurations and weights; none for a pipeline in memory."""
         return self._files
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen among them."""
+        return self._remarks
+
 
 def load(checkpoint: str | None = None) -> PipelineBackbone:
     """The backbone of a pipeline on the hub or in a folder.
@@ -132,14 +138,14 @@ def load(checkpoint: str | None = None) -> PipelineBackbone:
     if checkpoint is None:
         raise CheckpointError("The backbone 'diffusers' comes without weights.", remedy=_REMEDY)
     folder = local_folder(checkpoint, _REMEDY)
-    try:
-        index = DiffusionPipeline.load_config(checkpoint if folder is None else str(folder))
-    # diffusers and the hub's client each have exceptions of their own; whichever it was, there is
-    # no pipeline of this name.
-    except Exception as error:
+    if folder is None:
+        folder = _downloaded(checkpoint)
+    described = folder / "model_index.json"
+    index = read_json(described, remedy=_REMEDY) if described.is_file() else None
+    if not isinstance(index, dict):
         raise CheckpointError(
-            f"{checkpoint!r} gives no pipeline ({type(error).__name__}).", remedy=_REMEDY
-        ) from error
+            f"{checkpoint!r} gives no pipeline: it has no {described.name}.", remedy=_REMEDY
+        )
     name = str(index.get("_class_name"))
     family = family_named(name)
     if family is None:
@@ -152,16 +158,19 @@ def load(checkpoint: str | None = None) -> PipelineBackbone:
     left_out = {part: None for part in family.left_out if part in index}
     if "requires_safety_checker" in index:
         left_out["requires_safety_checker"] = False  # type: ignore[assignment]
-    kind = getattr(diffusers, name)
+    parts = _parts(checkpoint, folder, index, left_out)
+    remarks: list[str] = []
+    variant = _variant(checkpoint, parts, remarks)
+    read = [path for part in parts for path in _read_of(part, variant)]
+    size = sum(path.stat().st_size for path in read if path.suffix == ".safetensors")
     try:
-        if folder is None:
-            found = DiffusionPipeline.download(checkpoint, use_safetensors=True, **left_out)
-            folder = Path(found)
-        with quietly():
-            pipe = kind.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, **left_out
+        with no_larger_than(checkpoint, size // 2):
+            pipe = from_pretrained(
+                getattr(diffusers, name), folder, use_safetensors=True, variant=variant, **left_out
             )
-    # As above: diffusers, transformers and safetensors raise anything for files that do not fit.
+    except CheckpointError:
+        raise
+    # diffusers, transformers and safetensors raise anything for files that do not fit.
     except Exception as error:
         raise CheckpointError(
             f"The {name} of {checkpoint!r} cannot be loaded "
@@ -171,9 +180,83 @@ def load(checkpoint: str | None = None) -> PipelineBackbone:
         ) from error
     for module in _networks(pipe):
         nn.Module.to(module, dtype=torch.float32)
-    parts = [folder / part for part in index if not part.startswith("_") and part not in left_out]
-    read = (p for part in parts for p in part.rglob("*") if p.suffix in (".json", ".safetensors"))
-    return PipelineBackbone(pipe, [folder / "model_index.json", *sorted(read)])
+    return PipelineBackbone(pipe, [folder / "model_index.json", *read], remarks)
+
+
+def _downloaded(name: str) -> Path:
+    """A pipeline of the hub, in its cache."""
+    problem: Exception | None = None
+    for variant in (None, "fp16"):
+        try:
+            index = DiffusionPipeline.load_config(name)
+            family = family_named(str(index.get("_class_name")))
+            left_out = {p: None for p in (family.left_out if family else ()) if p in index}
+            found = DiffusionPipeline.download(
+                name, use_safetensors=True, trust_remote_code=False, variant=variant, **left_out
+            )
+            return Path(found)
+        # diffusers and the hub's client each have exceptions of their own; whichever it was, there
+        # is no pipeline of this name, or none in this precision.
+        except Exception as error:
+            problem = problem or error
+    raise CheckpointError(
+        f"{name!r} gives no pipeline ({type(problem).__name__}).", remedy=_REMEDY
+    ) from problem
+
+
+def _parts(
+    name: str, folder: Path, index: Mapping[str, Any], left_out: Collection[str]
+) -> list[Path]:
+    """The folders of what a pipeline is made of, checked for code of their own."""
+    parts = []
+    for part, kind in index.items():
+        if part.startswith("_") or part in left_out or not isinstance(kind, list):
+            continue
+        library, of = [str(word) for word in (*kind, "", "")][:2]
+        if kind == [None, None]:
+            continue
+        path = folder / part
+        if library not in ("diffusers", "transformers") or Path(part).name != part:
+            raise _with_code(name, f"{library}.{of}")
+        for file in sorted(path.glob("*config.json")):
+            described = read_json(file)
+            own = isinstance(described, dict) and described.get("auto_map")
+            if own and of.startswith("Auto") and library == "transformers":
+                raise _with_code(name, f"the {of} in {part}")
+        parts.append(path)
+    return parts
+
+
+def _with_code(name: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"The pipeline {name!r} needs code of its own ({what[:200]}), which is never run.",
+        remedy="Give a pipeline that diffusers has all the parts of.",
+    )
+
+
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors"
+)
+_SETTINGS = (".json", ".txt", ".model")
+
+
+def _read_of(part: Path, variant: str | None) -> list[Path]:
+    """The files of a part that are read: its settings, its words, and one set of weights."""
+    found = sorted(path for path in part.glob("*") if path.is_file())
+    weights = [path for path in found if _WEIGHTS.fullmatch(path.name)]
+    half = [path for path in weights if ".fp16" in path.name]
+    chosen = half if half and variant else [path for path in weights if path not in half]
+    return sorted([path for path in found if path.suffix in _SETTINGS] + chosen)
+
+
+def _variant(name: str, parts: Sequence[Path], remarks: list[str]) -> str | None:
+    """The word fp16 where weights are there in half precision alone."""
+    for part in parts:
+        there = [path.name for path in part.glob("*.safetensors") if _WEIGHTS.fullmatch(path.name)]
+        if there and all(".fp16" in file for file in there):
+            remarks.append(f"{name!r} has half-precision weights only (*.fp16.safetensors).")
+            return "fp16"
+    return None
 
 
 def _unknown(name: str, where: str = "") -> CheckpointError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ppap_host.plugins.registry import Kind, registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import registry
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
 

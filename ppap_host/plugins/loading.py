@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -12,11 +14,20 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Prediction
 from ppap_host.backbones.noise import Walk
-from ppap_host.files.errors import OptionError, PluginError, nearest
+from ppap_host.files.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    OptionError,
+    PluginError,
+    PpapError,
+    nearest,
+)
 from ppap_host.files.weights import default_folder, stored
-from ppap_host.guides.guide import Guide, Target, Wrapped
-from ppap_host.plugins.containment import Watch
-from ppap_host.plugins.registry import Kind, Registry
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
+from ppap_host.plugins.containment import Watch, in_a_line
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 
@@ -51,6 +62,7 @@ def load_backbone(
     weights = _fetched(found, name, checkpoint)
     # mypy takes an abstract class for no type.
     made = found.make("backbone", name, Backbone, checkpoint=weights, **options)  # type: ignore[type-abstract]
+    _say(made)
     plugin = found.owner("backbone", name)
     if plugin is found.plugins[0]:
         return made
@@ -69,8 +81,9 @@ def _fetched(found: Registry, name: str, checkpoint: str | None) -> str | None:
 
 
 _ANSWERS: dict[str, type] = {
-    "network": nn.Module, "read_target": Target, "prepare": Tensor, "see": Tensor, "loss": Tensor,
-    "distance": Tensor, "picture": list, "measure": dict, "predict": Prediction, "walk": Walk,
+    "network": nn.Module, "read_target": Target, "understand": Target, "prepare": Tensor,
+    "see": Tensor, "loss": Tensor, "distance": Tensor, "picture": list, "measure": dict,
+    "predict": Prediction, "walk": Walk,
 }  # fmt: skip
 """What methods of guides and backbones return, as far as a slip there is likely."""
 
@@ -101,9 +114,10 @@ class Guarded(Wrapped):
     something else than it should raises a :class:`ppap_host.files.errors.PluginError`.
     """
 
-    def __init__(self, guide: Guide, plugin: str) -> None:
-        """Guards ``guide``; ``plugin`` is what to call its plugin."""
+    def __init__(self, guide: Guide, plugin: str, model: str | None = None) -> None:
+        """Guards ``guide``; ``plugin`` is what to call its plugin, ``model`` its checkpoint."""
         super().__init__(guide)
+        self._model = model
         self._who = f"The guide {self.name!r} of {plugin}"
         self._watch = Watch(self._who)
 
@@ -118,14 +132,43 @@ class Guarded(Wrapped):
             return super().tempered(joint, marginal)
 
 
+def _of_network(error: Exception) -> bool:
+    """Whether an error came up within a network, and is not about memory."""
+    if isinstance(error, PpapError | torch.OutOfMemoryError) or "allocate" in str(error):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == nn.Module.__module__ for frame, _ in frames)
+
+
+def _unseeing(who: str, model: str, given: tuple[Any, ...], error: Exception) -> CheckpointError:
+    """A network that a user has named fails where others do not: that is no fault of the plugin."""
+    shown = next((x for x in given if isinstance(x, Tensor)), None)
+    height, width = given[-1] if shown is None else shown.shape[-2:]
+    return CheckpointError(
+        f"{who} cannot look at images of {height} x {width} pixels with {model!r}: "
+        f"{in_a_line(error)}.",
+        remedy="Its network may need another size, or its configuration a resizing that it takes; "
+        "give another --model, or a backbone that makes images of another size.",
+    )
+
+
+_LOOKING = ("see", "through", "read_target")
+"""What shows images to the network."""
+
+
 def _guard(method: str) -> None:
     """Gives :class:`Guarded` a method that runs the guide's own while it is watched."""
     passed_on = getattr(Wrapped, method)
 
     @wraps(passed_on)
     def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        with self._watch(method):
-            answer = passed_on(self, *args, **kwargs)
+        try:
+            with self._watch(method):
+                answer = passed_on(self, *args, **kwargs)
+        except Exception as error:
+            if method in _LOOKING and self._model is not None and _of_network(error):
+                raise _unseeing(self._who, self._model, args, error) from error
+            raise
         _check_answer(self._who, method, answer)
         return answer
 
@@ -177,9 +220,16 @@ def load_guide(found: Registry, name: str, model: str | None = None) -> Guarded:
     guide = found.make("guide", name, Guide, model=model)  # type: ignore[type-abstract]
     plugin = found.owner("guide", name).label
     _check_name(guide, "guide", name, plugin)
-    guarded = Guarded(guide, plugin)
+    guarded = Guarded(guide, plugin, model)
     guarded.network().requires_grad_(False)
+    _say(guarded)
     return guarded
+
+
+def _say(thing: Guide | Backbone) -> None:
+    """Warns of what had to be chosen or guessed when a model was read."""
+    for remark in thing.remarks():
+        warnings.warn(remark, CheckpointWarning, stacklevel=3)
 
 
 def load_recipe(found: Registry, text: str) -> Recipe:

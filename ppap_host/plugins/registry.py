@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -22,7 +20,6 @@ from ppap_host.plugins.containment import contained, in_a_line, plain, warn_of
 from ppap_host.plugins.entry_points import (
     HOST,
     LEFT_OUT,
-    NAME,
     OWN_COMMANDS,
     PLUGINS,
     entry_points,
@@ -30,25 +27,20 @@ from ppap_host.plugins.entry_points import (
     owner,
     plugin_commands,
 )
-from ppap_host.plugins.hookspecs import INTERFACE, OLDEST_INTERFACE, Entry
+from ppap_host.plugins.hookspecs import Entry
+from ppap_host.plugins.plugin import (
+    ANSWERS,
+    HOOKS,
+    PUBLISHED,
+    SLOW_IMPORT,
+    WEIGHTS_HOOK,
+    Kind,
+    Plugin,
+    fault_of,
+    of_another_interface,
+)
 
 T = TypeVar("T")
-
-SLOW_IMPORT = 0.5
-"""Seconds of import after which a plugin is reported as slow."""
-
-Kind = Literal["guide", "backbone", "recipe", "expert set"]
-HOOKS: dict[Kind, str] = {
-    "guide": "ppap_guides",
-    "backbone": "ppap_backbones",
-    "recipe": "ppap_recipes",
-    "expert set": "ppap_expert_sets",
-}
-WEIGHTS_HOOK = "ppap_weights"
-ANSWERS: dict[str, type] = {**dict.fromkeys(HOOKS.values(), Entry), WEIGHTS_HOOK: PublishedFile}
-"""What the list is made of that a hook returns."""
-PUBLISHED = "published file"
-"""What files of :data:`WEIGHTS_HOOK` are called in messages; they are no kind of entry."""
 
 # What the project itself publishes, so that an unknown name can be answered with a command.
 KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
@@ -73,72 +65,6 @@ KNOWN_PLUGINS: dict[Kind, dict[str, str]] = {
         "glide": "ppap-plugin-openai",
     },
 }
-
-
-Status = Literal["ok", "warning", "slow", "left out", "broken"]
-
-_FACTORY = re.compile(r"[\w.]+:[\w.]+")
-
-
-@dataclass
-class Plugin:
-    """One plugin as it was found.
-
-    Attributes:
-        name: of its entry point.
-        distribution, version: of the package that declares it.
-        module: the entry point's value.
-        problem: why it offers nothing, or None if it works.
-        warning: what is wrong with it although it works, or None.
-        unwanted: whether the user has left it out.
-        seconds: its import and its hooks took.
-        offers: what it registered, by kind.
-        published: files of weights that it declares.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    module: str
-    problem: str | None = None
-    warning: str | None = None
-    unwanted: bool = False
-    seconds: float = 0.0
-    offers: dict[Kind, list[Entry]] = field(default_factory=dict)
-    published: list[PublishedFile] = field(default_factory=list)
-
-    @property
-    def status(self) -> Status:
-        """In a word."""
-        if self.unwanted:
-            return "left out"
-        if self.problem:
-            return "broken"
-        if self.seconds > SLOW_IMPORT:
-            return "slow"
-        return "warning" if self.warning else "ok"
-
-    def packages(self, owners: Mapping[str, Sequence[str]]) -> set[str]:
-        """Packages and modules of its code, as far as its entries tell.
-
-        Args:
-            owners: of top-level packages: a factory may stand in somebody else's library, whose
-                faults are not the plugin's.
-        """
-        factories = [entry.factory for entries in self.offers.values() for entry in entries]
-        modules = [name.partition(":")[0] for name in (self.module, *factories)]
-        own = {
-            module
-            for module in modules
-            if (top := module.split(".")[0]) == modules[0].split(".")[0]
-            or self.distribution in owners.get(top, ())
-        }
-        return own | {module.rpartition(".")[0] for module in own} - {""}
-
-    @property
-    def label(self) -> str:
-        """Distribution and version, for messages."""
-        return f"{self.distribution} {self.version}".strip()
 
 
 class Registry:
@@ -206,7 +132,7 @@ class Registry:
         try:
             loaded = load()
             doing = "fails when it is asked for its ppap_interface"
-            problem = _of_another_interface(plugin, getattr(loaded, "ppap_interface", None))
+            problem = of_another_interface(plugin, getattr(loaded, "ppap_interface", None))
             doing = "fails in a hook"
             return problem or self._register(plugin, loaded)
         except KeyboardInterrupt:
@@ -253,7 +179,7 @@ class Registry:
                 return f"{hook} names {', '.join(twice)} twice"
         for kind, hook in HOOKS.items():
             for entry in answers[hook]:
-                fault = _fault(entry)
+                fault = fault_of(entry)
                 if fault is not None:
                     return f"{hook} returns an entry {fault}"
             if answers[hook]:
@@ -384,6 +310,14 @@ class Registry:
         except (PpapError, KeyboardInterrupt):
             raise
         except BaseException as error:
+            named = next((value for value in options.values() if value is not None), None)
+            if named is not None:
+                raise PluginError(
+                    f"The {kind} {name!r} of {plugin.label} cannot be made of {named!r}: "
+                    f"{in_a_line(error)}.",
+                    remedy="If the plugin can read others, the file is at fault: check it, or give "
+                    "another one. --debug shows where it fails.",
+                ) from error
             raise PluginError(
                 f"The {kind} {name!r} of {plugin.label} cannot be made: {in_a_line(error)}.",
                 remedy="This is a fault of the plugin; tell its authors (--debug shows where).",
@@ -462,49 +396,6 @@ def _version_of(point: metadata.EntryPoint) -> str:
         return (point.dist and point.dist.version) or ""
     except Exception:  # of a distribution without metadata
         return ""
-
-
-def _of_another_interface(plugin: Plugin, wanted: object) -> str | None:
-    """Why a plugin that was written for this interface cannot be used; None if it can.
-
-    An older interface that is still served leaves a warning with the plugin.
-    """
-    served = f"{INTERFACE}"
-    if OLDEST_INTERFACE < INTERFACE:
-        served = f"{OLDEST_INTERFACE} to {INTERFACE}"
-    if wanted is None:
-        return f"declares no ppap_interface; its module must name one, and this host has {served}"
-    if type(wanted) is not int or abs(wanted) > 999_999:
-        shown = plain(repr(wanted)) if isinstance(wanted, str | float | bool) else "that it does"
-        return f"declares the ppap_interface {shown}, which is no version; this host has {served}"
-    if wanted > INTERFACE:
-        return (
-            f"is written for interface {wanted}, and this host has {served}: "
-            "`pip install --upgrade ppap-host`"
-        )
-    if wanted < OLDEST_INTERFACE:
-        return (
-            f"is written for interface {wanted}, and this host has {served}: "
-            f"`pip install --upgrade {plugin.distribution}`, or use an older ppap-host"
-        )
-    if wanted < INTERFACE:
-        plugin.warning = (
-            f"is written for interface {wanted}; it works, but a later host will serve "
-            f"{INTERFACE} only: `pip install --upgrade {plugin.distribution}`"
-        )
-    return None
-
-
-def _fault(entry: Entry) -> str | None:
-    """What is wrong with an entry, if anything is."""
-    # Not isinstance: what is derived from str may do anything when it is compared.
-    if not (type(entry.name) is str and NAME.fullmatch(entry.name)):
-        return f"named {entry.name!r}: a name has lower-case letters, digits and hyphens"
-    if not (type(entry.factory) is str and _FACTORY.fullmatch(entry.factory)):
-        return f"{entry.name!r} with the factory {entry.factory!r}: write 'module:attribute'"
-    if type(entry.summary) is not str or "\n" in entry.summary:
-        return f"{entry.name!r} whose summary is not one line of text"
-    return None
 
 
 def _claimed_twice(kind: str, name: str, plugins: Iterable[Plugin]) -> PluginError:

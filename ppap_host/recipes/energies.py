@@ -94,10 +94,13 @@ class MonteCarlo(Energy):
     width: float = 1.0
     fading: bool = True
 
+    def deviation(self, level: NoiseLevel) -> float:
+        """Standard deviation of the noise at a level of the state."""
+        return self.width * (level.sigma / level.scale if self.fading else 1.0)
+
     def __call__(self, question: Question, state: Tensor) -> Tensor:
         """The smoothed loss."""
-        fade = question.level.sigma / question.level.scale if self.fading else 1.0
-        deviation = self.width * fade
+        deviation = self.deviation(question.level)
         if not deviation:
             return question.loss(state)
         losses = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, repeat_condition
+from ppap_host.files.errors import SamplingError
 from ppap_host.plugins.containment import contained, warn_of
 from ppap_host.runs.setup import Setup, Stage
 from ppap_host.sampling.balance import BALANCES
 from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event, stream
 from ppap_host.sampling.streams import ImageNoise
+
+NOT_FINITE = "Use --dtype float32, a smaller --cfg or --scale, or weights that are finite."
 
 
 @dataclass
@@ -119,3 +122,34 @@ def _watched(steps: Iterator[Event], stage: Stage, guided: bool) -> Iterator[Eve
         if event is None:
             return
         yield event
+
+
+def generate(
+    setup: Setup,
+    indices: Sequence[int],
+    health: Health,
+    watch: Callable[[Event], None] | None = None,
+    *,
+    guided: bool = True,
+) -> Tensor:
+    """The images of these indices, RGB in [-1, 1], float32 [b, 3, h, w] on the run's device.
+
+    Args:
+        watch: told of every event.
+        guided: whether the guides are asked.
+
+    Raises:
+        SamplingError: one of them is not finite.
+    """
+    making = batch_of(setup, indices, health, guided=guided)
+    while True:
+        try:
+            event = next(making)
+        except StopIteration as end:
+            batch: Batch = end.value
+            break
+        if watch is not None:
+            watch(event)
+    for k, reason in batch.failed.items():
+        raise SamplingError(f"Image {k} could not be made: {reason}.", remedy=NOT_FINITE)
+    return batch.x

@@ -32,6 +32,7 @@ class Choice:
 
     Attributes:
         guide: the guide, with its experts if it has any.
+        recipe_text: the recipe as one would write it, with the settings that were chosen.
         experts: name or path of the set, None without one.
         files: what was read of it.
         calibration_file: what the guide's calibration was read from, None without one.
@@ -39,6 +40,7 @@ class Choice:
 
     guide: Guide
     recipe: Recipe
+    recipe_text: str
     experts: str | None = None
     files: tuple[Path, ...] = ()
     calibration_file: Path | None = None
@@ -87,7 +89,7 @@ def fitting_set(
         fits = (
             metadata.get("network_sha256") == network
             and tuple(metadata.get("image_size", ())) == backbone.image_size
-            and metadata.get("harvest", {}).get("backbone") == backbone.name
+            and (metadata.get("harvest") or {}).get("backbone") == backbone.name
             and _same_files(metadata.get("backbone", {}).get("files"), backbone)
         )
         if fits:
@@ -131,6 +133,7 @@ def choose(
         OptionError: the recipe and the experts exclude each other; names a recipe that fits.
     """
     recipe = None if recipe_name is None else load_recipe(found, recipe_name)
+    usual = recipe_name or guide.usual_recipe(backbone) or _USUAL["predicted"]
     wanted = config.experts
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:
@@ -138,21 +141,23 @@ def choose(
                 f"The recipe {recipe.name!r} needs experts, and --experts is none.",
                 remedy="Leave out --experts none, or use --recipe x0.",
             )
-        return Choice(guide, _within(recipe or found.load("recipe", "x0"), config))
+        return Choice(guide, _within(recipe or load_recipe(found, usual), config), usual)
     if wanted is not None:
         path = expert_set_path(wanted, found)
         experts = ExpertSet.load(path)
-        recipe = recipe or found.load("recipe", _USUAL[experts.view])
+        text = recipe_name or _USUAL[experts.view]
+        recipe = load_recipe(found, text)
         _check_view(recipe, experts.view, guide, wanted)
-        return _with_set(config, guide, recipe, experts, wanted, path, backbone, walk)
+        return _with_set(config, guide, recipe, text, experts, wanted, path, backbone, walk)
     if recipe is not None and not recipe.needs_experts:
-        return Choice(guide, _within(recipe, config))
+        return Choice(guide, _within(recipe, config), usual)
     view: View = "noised" if recipe is None or recipe.sees_noise else "predicted"
     fitting = fitting_set(guide, backbone, found, view=view)
     if fitting is not None:
         name, experts, path = fitting
-        recipe = recipe or found.load("recipe", "ppap")
-        return _with_set(config, guide, recipe, experts, name, path, backbone, walk)
+        text = recipe_name or _USUAL["noised"]
+        recipe = load_recipe(found, text)
+        return _with_set(config, guide, recipe, text, experts, name, path, backbone, walk)
     if recipe is not None:
         how = f"ppap tune {guide.name}" + (" --view predicted" if view == "predicted" else "")
         raise OptionError(
@@ -161,7 +166,7 @@ def choose(
             remedy=f"Make one with `ppap harvest` and `{how}` and give it with --experts, or use "
             "--recipe x0, which needs none.",
         )
-    return Choice(guide, _within(found.load("recipe", "x0"), config))
+    return Choice(guide, _within(load_recipe(found, usual), config), usual)
 
 
 def _check_view(recipe: Recipe, view: View, guide: Guide, name: str) -> None:
@@ -189,6 +194,7 @@ def _with_set(
     config: GuideConfig,
     guide: Guide,
     recipe: Recipe,
+    text: str,
     experts: ExpertSet,
     name: str,
     path: Path,
@@ -200,7 +206,7 @@ def _with_set(
     for level in walk.levels[:-1]:
         if level.log_snr in recipe.interval:
             experts.serving(level)
-    return Choice(wrapped, recipe, name, (path,))
+    return Choice(wrapped, recipe, text, name, (path,))
 
 
 def _within(recipe: Recipe, config: GuideConfig) -> Recipe:

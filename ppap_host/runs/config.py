@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 
+from ppap_host.files import reading
 from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.files.settings import (
     Batch,
@@ -45,8 +45,9 @@ class GuideConfig:
 
     Attributes:
         name: what it is called in results. Where ``what`` is left out, also what steers.
-        target: what it should see: a label, a path, or what :class:`Given` takes. None for guides
-            without one, such as rewards. A tuple has one target an image.
+        target: what it should see: a label, a path, or another
+            :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
+            tuple has one target an image.
         scale: guidance strength; None takes the guide's own default for the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
@@ -237,6 +238,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if getattr(value, "in_memory", None) is False:  # a target with what is known of it
+        return value.text
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -323,15 +326,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: it is missing or not valid TOML.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"Cannot read the configuration {str(path)!r}: {error.strerror}.",
-            remedy="Write one with `ppap run ... --print-config > run.toml`.",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"The configuration {str(path)!r} is not valid TOML ({error}).",
-            remedy="Write one with `ppap run ... --print-config > run.toml`.",
-        ) from None
+    return reading.read_toml(
+        path, OptionError, "Write one with `ppap run ... --print-config > run.toml`."
+    )

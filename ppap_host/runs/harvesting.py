@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode
-from ppap_host.experts.harvest import FORMAT, Harvest, Watch, _make_folder, _read, conditions
+from ppap_host.experts.harvest import (
+    DESCRIPTION,
+    FORMAT,
+    Harvest,
+    HarvestConfig,
+    Watch,
+    conditions,
+    write_tensor,
+)
 from ppap_host.files import images
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError, SamplingError
+from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
+from ppap_host.files.writing import write_json, write_png
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.devices import pick_device, pick_dtype
@@ -27,57 +35,8 @@ from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 
-
-@dataclass(frozen=True)
-class HarvestConfig:
-    """Everything that decides the images of a harvest.
-
-    Attributes:
-        backbone, checkpoint, backbone_options: the diffusion model, as for a run. A
-            class-conditional one is given random classes, image by image.
-        num: images.
-        prompts: for text backbones; image k is made with prompt k modulo their number. Empty:
-            unconditional.
-        cfg: classifier-free guidance scale with prompts; None takes the backbone's default.
-        steps, sampler, eta: as for a run.
-        seed: >= 0.
-        shard: images a file.
-        batch: images made at a time; must divide ``shard``.
-        device, dtype: as for a run.
-    """
-
-    backbone: str = "shapes"
-    checkpoint: str | None = None
-    backbone_options: Mapping[str, str] = field(default_factory=dict)
-    num: int = 2000
-    prompts: tuple[str, ...] = ()
-    cfg: float | None = None
-    steps: int | str = 25
-    sampler: str = "ddim"
-    eta: float = 0.0
-    seed: int = 0
-    shard: int = 100
-    batch: int = 20
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name, low in (("num", 1), ("seed", 0), ("shard", 1), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise OptionError(
-                    f"--{name} {getattr(self, name)} is out of range.",
-                    remedy=f"Give a whole number from {low} on.",
-                )
-        if self.shard % self.batch:
-            raise OptionError(
-                f"--batch {self.batch} does not divide --shard {self.shard}.",
-                remedy="Give a batch that does; the same batches must come out of any number of "
-                "processes.",
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self) | {"prompts": list(self.prompts)}
+SHOWN = 48
+"""Images on the sheet of a harvest."""
 
 
 def harvest(
@@ -119,33 +78,62 @@ def harvest(
             plugin.distribution for plugin, _ in found.names("backbone")[config.backbone]
         ),
     }
-    _make_folder(out)
-    if process == 0:
-        _check_same(out, described)
-        for left in out.glob(".images-*"):  # half-written by a process that was killed
-            left.unlink(missing_ok=True)
-        if not (out / "harvest.json").exists():
-            text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-            images.write_file(out / "harvest.json", text.encode())
-    wait()
-    result = Harvest(out, described)
-    mine = list(range(process, result.shards, processes))
-    total, done = sum(len(result.rows(i)) for i in mine), 0
-    for i in mine:
-        rows = result.rows(i)
-        if not result.images_file(i).exists():
+    with Job(out) if process == 0 else nullcontext():
+        if process == 0:
+            _begin(out, described)
+        wait()
+        result = Harvest(out, described)
+        mine = range(process, result.shards, processes)
+        total, done = sum(len(result.rows(i)) for i in mine), 0
+        for i in mine:
+            rows = result.rows(i)
+            if not _is_made(result, i):
 
-            def on_batch(made: float, before: int = done) -> None:
-                watch("harvesting images", int(before + made), total)
+                def on_batch(made: float, before: int = done) -> None:
+                    watch("harvesting images", int(before + made), total)
 
-            pixels = maker.make(rows, on_batch)
-            images.write_file(result.images_file(i), save({"rgb": pixels}))
-        done += len(rows)
-        watch("harvesting images", done, total)
-    wait()
-    if process == 0:
-        _write_sheet(result)
+                write_tensor(result.images_file(i), "rgb", maker.make(rows, on_batch))
+            done += len(rows)
+            watch("harvesting images", done, total)
+        wait()
+        if process == 0:
+            _write_sheet(result)
     return Harvest.open(out)
+
+
+def _begin(out: Path, described: dict[str, Any]) -> None:
+    """Describes the harvest in its folder, or looks whether it is the one that is there.
+
+    Raises:
+        OptionError: it is another one; names what differs.
+    """
+    if not os.path.exists(out / DESCRIPTION):
+        write_json(out / DESCRIPTION, described)
+        return
+    there = Harvest.begun(out).description
+    mine, theirs = ({**d["config"], "model_files": d["model_files"]} for d in (described, there))
+    differing = sorted(k for k in mine if mine[k] != theirs.get(k))
+    # Where it is computed does not decide what it is.
+    differing = [k for k in differing if k != "device"]
+    if differing:
+        pairs = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine[k]!r} now" for k in differing[:4])
+        raise OptionError(
+            f"{str(out)!r} holds a harvest of other settings ({pairs}).",
+            remedy="Give the same settings to go on with it, or another folder with --out.",
+        )
+
+
+def _is_made(result: Harvest, shard: int) -> bool:
+    """Whether a shard is there, whole: not only its name."""
+    if not os.path.lexists(result.images_file(shard)):
+        return False
+    try:
+        result.images(shard)
+    except CheckpointError as error:
+        text = f"{error.message} It is made again."
+        warnings.warn(text, DamageWarning, stacklevel=2)
+        return False
+    return True
 
 
 class _Maker:
@@ -189,32 +177,21 @@ class _Maker:
                 watch=step,
             )
             with torch.no_grad():
-                made.append(images.to_pixels(self.backbone.decode(x)).cpu())
+                decoded = self.backbone.decode(x)
+            if not decoded.isfinite().all():
+                raise SamplingError(
+                    f"An image of {part[0]} to {part[-1]} is not finite once it is decoded.",
+                    remedy="Use --dtype float32, or weights that are finite.",
+                )
+            made.append(images.to_pixels(decoded).cpu())
         return torch.cat(made).contiguous()  # decoders may leave another memory format
 
 
-def _check_same(out: Path, described: dict[str, Any]) -> None:
-    """Refuses to mix two harvests."""
-    if not os.path.exists(out / "harvest.json"):
-        return
-    there = Harvest._described(out).description
-    mine, theirs = ({**d["config"], "model_files": d["model_files"]} for d in (described, there))
-    differing = sorted(k for k in mine if mine[k] != theirs.get(k))
-    # Where it is computed does not decide what it is.
-    differing = [k for k in differing if k != "device"]
-    if differing:
-        pairs = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine[k]!r} now" for k in differing[:4])
-        raise OptionError(
-            f"{str(out)!r} holds a harvest of other settings ({pairs}).",
-            remedy="Give the same settings to go on with it, or another folder with --out.",
-        )
-
-
 def _write_sheet(result: Harvest) -> None:
-    """The first images, to look at."""
-    if (result.folder / "sheet.png").exists():
-        return
-    pixels = _read(result.images_file(0), "rgb")[:48]
+    """The first images, to look at; says how many there are of all."""
+    pixels = result.images(0)[:SHOWN]
     pictures = images.from_tensor(images.to_unit(pixels))
     rows = [("", [("", p) for p in pictures[i : i + 8]]) for i in range(0, len(pictures), 8)]
-    images.write_png(result.folder / "sheet.png", images.contact_sheet(rows, cell=128))
+    if len(result) > len(pictures):
+        rows[0] = (f"The first {len(pictures)} of {len(result)} images", rows[0][1])
+    write_png(result.folder / "sheet.png", images.contact_sheet(rows, cell=128))

@@ -1,5 +1,6 @@
 """One run: from a configuration to pictures with their measures, a contact sheet and a record."""
 
+# Long because a run, its result and its record are one thing.
 from __future__ import annotations
 
 import io
@@ -19,7 +20,8 @@ from torch import Tensor
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, PpapError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_pixels
-from ppap_host.runs.batches import Batch, batch_of
+from ppap_host.guides.targets import Given
+from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
 from ppap_host.runs.setup import Setup, model_files, set_up
@@ -29,8 +31,6 @@ from ppap_host.sampling.loop import Event
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
-
-_NOT_FINITE = "Use --dtype float32, a smaller --cfg or --scale, or weights that are finite."
 
 SATURATED = 0.5
 """Share of an image's pixels at the bounds from which a run warns of it."""
@@ -127,6 +127,7 @@ class Result:
         folder.write_images(self.record, self.record["images"], self._pictures)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
+        folder.close()
         self.folder = folder.path
         return self
 
@@ -147,7 +148,7 @@ class Run:
         out: a folder to write each batch to as it ends; None keeps everything in memory.
         watch: told of progress.
         keep_gradients: whether events hold the guides' gradients.
-        record: begun by the caller, with its folder, where there is one.
+        clock: that has measured the loading.
     """
 
     def __init__(
@@ -168,6 +169,11 @@ class Run:
         with self.clock.part("hash"):
             record |= _described(setup)
             self._shown.targets = _kept(setup)
+        with self.clock.part("measure"):
+            record["target_measures"] = _of_targets(setup)
+        with self.clock.part("hash"):
+            record["targets"] = [kept.row for kept in self._shown.targets]
+            record["warnings"] = _doubts(setup)
             if out is not None:
                 _keep_targets(record, self._shown, out)
                 self._result.folder = out.path
@@ -213,7 +219,7 @@ class Run:
         if failed and not self.record["images"]:
             first, reason = next(iter(failed.items()))
             raise SamplingError(
-                f"No image could be made: of image {first}, {reason}.", remedy=_NOT_FINITE
+                f"No image could be made: of image {first}, {reason}.", remedy=NOT_FINITE
             )
         return self._result
 
@@ -240,10 +246,12 @@ class Run:
             raise
         finally:
             record["seconds"] = dict(self.clock.seconds)
-            if self._folder is not None and (self._folder.path / "run.json").exists():
-                # A second failure here (a disk that is full) must not hide the first.
-                with suppress(OutputError):
-                    self._write_record()
+            if self._folder is not None:
+                if (self._folder.path / "run.json").exists():
+                    # A second failure here (a disk that is full) must not hide the first.
+                    with suppress(OutputError):
+                        self._write_record()
+                self._folder.close()
 
     def _batch(self, indices: list[int], guided: bool) -> Generator[Event, None, Batch]:
         """The events of a batch; its images are the generator's value."""
@@ -255,7 +263,8 @@ class Run:
             try:
                 event = next(making)
             except StopIteration as end:
-                return end.value
+                batch: Batch = end.value
+                return batch
             self._done += len(indices)
             self._watch("sampling" if guided else "sampling without guides", self._done, total)
             yield event
@@ -303,8 +312,9 @@ class Run:
             saturated = _saturated(pictures)
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
             record["warnings"] = [
-                *self.health.warnings(), *_too_strong(setup, self.health), *_of_latents(setup),
-                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
+                *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
+                *_of_latents(setup), *_of_saturated(self._shown.saturated),
+                *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -320,7 +330,7 @@ def run(
     config: RunConfig,
     out: Path,
     watch: Watch | None = None,
-    target_files: Mapping[int | str, str] | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -330,7 +340,7 @@ def run(
     Args:
         out: a new folder, or one without a record.
         watch: told of progress.
-        target_files: as for :func:`~ppap_host.runs.setup.set_up`.
+        moved: as for :func:`~ppap_host.runs.setup.set_up`.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
@@ -344,16 +354,18 @@ def run(
         with clock.part("load"):
             if watch is not None:
                 watch("loading models", 0, 1)
-            setup = set_up(config, target_files)
+            setup = set_up(config, moved)
         going = Run(setup, folder, watch, clock=clock)
     except KeyboardInterrupt:
         folder.write_record(record | {"status": "interrupted"})
+        folder.close()
         raise
     except PpapError:
         folder.forget()
         raise
     except BaseException:
         folder.write_record(record | {"status": "failed"})
+        folder.close()
         raise
     try:
         return going.finish()
@@ -385,10 +397,18 @@ def _described(setup: Setup) -> dict[str, Any]:
         },
         "versions": package_versions(setup.plugins),
         "model_files": model_files(setup),
+        "remarks": _remarks(setup),
         "device": named,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _remarks(setup: Setup) -> list[str]:
+    """What had to be chosen or guessed when the models were read."""
+    found = [remark for stage in setup.stages for remark in stage.backbone.remarks()]
+    found += [remark for active in setup.guides for remark in active.guide.remarks()]
+    return list(dict.fromkeys(found))
 
 
 def _kept(setup: Setup) -> list[Kept]:
@@ -399,21 +419,58 @@ def _kept(setup: Setup) -> list[Kept]:
             row: dict[str, Any] = {"guide": i, "given": target.text}
             if len(g.targets) > 1:
                 row["row"] = j
-            files: list[Path | Image.Image] = list(target.files)
-            found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}"))
-    for name, path in setup.inputs.items():
-        row = {"input": name, "given": getattr(setup.config, name)}
-        found.append(Kept("", row, {}, [path], name))
+            row["understood"] = target.understood
+            files: list[Path | Given] = list(target.files)
+            if target.given is not None and target.given.in_memory:
+                row["head"] = target.given.head
+                files.append(target.given)
+            moved = (target.given.moved if target.given is not None else None) or {}
+            found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}", moved))
+    for name, reading in setup.inputs.items():
+        row = {"input": name, "given": reading.given.text, "understood": reading.understood}
+        found.append(Kept("", row, {}, reading.files, name, reading.given.moved or {}))
     return found
 
 
 def _keep_targets(record: dict[str, Any], shown: Shown, folder: RunFolder) -> None:
-    """Copies the files of targets into the folder, and notes them in the record."""
-    record["targets"] = [
-        kept.row | folder.copy_target(file, kept.file if n == 0 else f"{kept.file}-{n}")
-        for kept in shown.targets
-        for n, file in enumerate(kept.files)
-    ]
+    """Copies the files of targets into the folder, and notes all targets in the record."""
+    record["targets"] = []
+    for kept in shown.targets:
+        names = [kept.file if n == 0 else f"{kept.file}-{n}" for n in range(len(kept.files))]
+        rows = [
+            kept.row | _path_as_given(kept, file) | folder.copy_target(file, name)
+            for name, file in zip(names, kept.files, strict=True)
+        ]
+        record["targets"] += rows or [kept.row]
+
+
+def _path_as_given(kept: Kept, file: Path | Given) -> dict[str, str]:
+    """The path under which a file is asked for again, wherever it was read now."""
+    if isinstance(file, Given):
+        return {}
+    was = {now: before for before, now in kept.moved.items()}
+    return {"file": was.get(str(file), str(file))}
+
+
+def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
+    """What each guide measures of its own targets, one row a target: None if it is no photograph.
+
+    It says what the measures of a result can be compared with.
+    """
+    found: dict[str, list[dict[str, float] | None]] = {}
+    for g in setup.guides:
+        rows: list[dict[str, float] | None] = []
+        for target in g.targets:
+            if target.photo is None:
+                rows.append(None)
+                continue
+            with torch.no_grad():
+                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                measured = g.guide.measure(output, target.value)
+            rows.append({name: round(values[0], 6) for name, values in measured.items()})
+        if any(rows):
+            found[g.name] = rows
+    return found
 
 
 def _measured(
@@ -435,6 +492,13 @@ def _measured(
         if seen:
             views[g.name] = seen
     return rows, views
+
+
+def _doubts(setup: Setup) -> list[str]:
+    """What was not sure of the targets, each once."""
+    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
+    return list(dict.fromkeys(found))
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:
@@ -483,4 +547,4 @@ def _of_saturated(indices: list[int]) -> list[str]:
 
 
 def _of_failed(failed: Mapping[str, str]) -> list[str]:
-    return [f"Image {k} could not be made: {reason}. {_NOT_FINITE}" for k, reason in failed.items()]
+    return [f"Image {k} could not be made: {reason}. {NOT_FINITE}" for k, reason in failed.items()]

@@ -15,6 +15,7 @@ import torch
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.errors import OptionError, RecordError
+from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.settings import read
 from ppap_host.guides.functions import Reward
 from ppap_host.guides.guide import Guide
@@ -24,7 +25,7 @@ from ppap_host.plugins.registry import registry
 from ppap_host.runs.config import GuideConfig, RunConfig, called, code_of, refuse_code
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.folder import RunFolder
-from ppap_host.runs.record import find_targets, read_record
+from ppap_host.runs.record import checked_record, find_targets, read_record
 from ppap_host.runs.run import Result, Run, Watch, run
 from ppap_host.runs.setup import as_backbone, set_up
 
@@ -203,12 +204,18 @@ def rerun(
             again.
         PpapError: as :func:`sample`.
     """
-    source = record if isinstance(record, Mapping) else read_record(Path(record))
+    if isinstance(record, Mapping):
+        source = checked_record(record, "the record")
+    else:
+        source = read_record(Path(record))
     place = None if isinstance(record, Mapping) else Path(record)
-    config, sources = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
-    if out is not None:
-        return run(config, Path(out), watch, sources)
-    return Run(set_up(config, sources), None, watch).finish()
+    config, moved = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
+    # What is given again may be fetched; what only the record names may not.
+    given = guides is not None or backbone is not None or "checkpoint" in changes
+    with nothing_fetched("" if given else "the record" if place is None else str(place)):
+        if out is not None:
+            return run(config, Path(out), watch, moved)
+        return Run(set_up(config, moved), None, watch).finish()
 
 
 def from_record(
@@ -219,8 +226,8 @@ def from_record(
     backbone: Any = None,
     changes: Mapping[str, Any] | None = None,
     code: Sequence[str] = (),
-) -> tuple[RunConfig, dict[int | str, str]]:
-    """The configuration that makes a record's images again, and where its targets are.
+) -> tuple[RunConfig, dict[str, str] | None]:
+    """The configuration that makes a record's images again, and where its files are now.
 
     Args:
         place: the file or the folder that the record was read from.
@@ -229,18 +236,20 @@ def from_record(
     Raises:
         RecordError, OptionError: as :func:`rerun`.
     """
-    shown = "the record" if place is None else str(place)
+    shown, named = "the record" if place is None else str(place), changes or {}
     values = {**record["config"], **{k: tuple(v) if isinstance(v, list) else v
                                      for k, v in (changes or {}).items()}}  # fmt: skip
-    sources: dict[int | str, str] = {}
+    moved: dict[str, str] | None = None
     if guides is not None:
         values["guides"] = []
     else:
         folder = Path(".") if place is None else place if os.path.isdir(place) else place.parent
-        sources = find_targets(record, folder)
+        moved, again = find_targets(record, folder)
+        moved |= {str(path): str(path) for key in ("image", "mask") if (path := named.get(key))}
+        values["guides"] = _given_again(values["guides"], again)
     if backbone is not None:
         values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
-    _refuse_objects(values, shown, sources)
+    _refuse_objects(values, shown)
     config = RunConfig.from_dict(values, shown)
     if guides is not None:
         chosen = (guides,) if isinstance(guides, GuideConfig) else tuple(guides)
@@ -248,24 +257,41 @@ def from_record(
     else:
         refuse_code(config, shown, code)
     _refuse_hub_names(config, record, shown)
-    return config, sources
+    return config, moved
 
 
-def _refuse_objects(values: Mapping[str, Any], shown: str, sources: Mapping[Any, str]) -> None:
+def _given_again(
+    guides: Sequence[Mapping[str, Any]], again: Mapping[tuple[int, int], str]
+) -> list[dict[str, Any]]:
+    """The guides of a record with the copies of targets that were in memory."""
+    found = []
+    for i, guide in enumerate(guides):
+        target = guide.get("target")
+        if isinstance(target, list):
+            target = [again.get((i, j), row) for j, row in enumerate(target)]
+        else:
+            target = again.get((i, 0), target)
+        found.append({**guide, "target": target})
+    return found
+
+
+def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
     """Raises RecordError for what was in memory when the record was written."""
-    backbone = values["backbone"]
+    backbone = values.get("backbone")
     if isinstance(backbone, Mapping):
         raise RecordError(
             f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",
             remedy="Give it again: ppap.rerun(..., backbone=...).",
         )
-    for i, guide in enumerate(values.get("guides", ())):
+    for guide in values.get("guides", ()):
         if isinstance(guide.get("what"), Mapping):
             raise RecordError(
                 f"The guide {guide.get('name')!r} of {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",
             )
-        if isinstance(guide.get("target"), Mapping) and i not in sources:
+        target = guide.get("target")
+        rows = target if isinstance(target, list) else [target]
+        if any(isinstance(row, Mapping) for row in rows):
             raise RecordError(
                 f"The target of {guide.get('name')!r} in {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",
@@ -318,6 +344,7 @@ def load_backbone(
     made = load_backbone_named(registry(), what, checkpoint, options)
     made.to(place, pick_dtype(dtype, place))
     made.device, made.dtype = place, pick_dtype(dtype, place)
+    made.origin = {"backbone": what, "checkpoint": checkpoint, "backbone_options": options}
     return made
 
 
@@ -339,4 +366,6 @@ def load_guide(
         PpapError: it cannot be found or read.
     """
     place = pick_device(str(device))
-    return load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))
+    guide = load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))
+    guide.origin = {"what": name, "model": model}
+    return guide

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,14 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files import images
 from ppap_host.files.errors import DeviceError, OptionError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide
-from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
@@ -46,6 +46,7 @@ class ActiveGuide:
     guide: Guide
     targets: tuple[Target, ...]
     recipe: Recipe
+    recipe_text: str
     scale: float
     experts: str | None = None
     expert_files: tuple[Path, ...] = ()
@@ -104,7 +105,7 @@ class Setup:
         stages: the base, and the upsampler of a cascade.
         guides: in the configuration's order, as they see the finished images.
         plugins: distributions that it uses.
-        inputs: files of the image to fill in and its mask.
+        inputs: the image to fill in and its mask.
         objects: what is in memory and cannot be loaded again from a record.
     """
 
@@ -113,7 +114,7 @@ class Setup:
     guides: list[ActiveGuide]
     device: torch.device
     plugins: set[str]
-    inputs: dict[str, Path] = field(default_factory=dict)
+    inputs: dict[str, Reading] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
 
     @property
@@ -127,22 +128,22 @@ class Setup:
         guides = []
         for given, last in zip(self.config.guides, self.guides, strict=True):
             steered = [g for stage in self.stages for g in stage.guides if g.config is last.config]
-            chosen = {(g.recipe.name, g.experts or NONE, g.scale) for g in steered}
+            chosen = {(g.recipe_text, g.experts or NONE, g.scale) for g in steered}
             if len(chosen) == 1:  # otherwise the stages of a cascade choose for themselves again
                 ((recipe, experts, scale),) = chosen
-                named = given.recipe or self.config.recipe
-                given = replace(given, scale=scale, experts=experts, recipe=named or recipe)
-            guides.append(given)
+                given = replace(given, scale=scale, experts=experts, recipe=recipe)
+            guides.append(replace(given, **(getattr(given.steers, "origin", None) or {})))
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
             sampler=base.sampler, eta=base.eta, cfg=base.cfg if self.config.conditional else None,
+            **(getattr(self.config.backbone, "origin", None) or {}),
         )  # fmt: skip
 
 
 def set_up(
     config: RunConfig,
-    target_files: Mapping[int | str, str] | None = None,
+    moved: Mapping[str, str] | None = None,
     found: Registry | None = None,
 ) -> Setup:
     """Checks a configuration and loads what it names.
@@ -150,8 +151,7 @@ def set_up(
     What is in memory already stays as it is: its device, number format, mode and gradients.
 
     Args:
-        target_files: where to read the targets of these guides, and "image" and "mask", instead of
-            where the configuration says, for repeating a run whose files have moved.
+        moved: for repeating a run whose files are elsewhere now: path as given -> path.
         found: the plugins to choose from; by default those installed.
 
     Raises:
@@ -182,21 +182,17 @@ def set_up(
     stages = [_stage("base", backbone, config.steps, config.cfg, config)]
     if upsampler is not None:
         stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
-    sources = target_files or {}
-    inputs = {
-        name: Path(sources.get(name, path))
-        for name, path in (("image", config.image), ("mask", config.mask))
-        if path is not None
-    }
+    inputs: dict[str, Reading] = {}
     for stage in stages:
         if isinstance(config.backbone, str):
             stage.backbone.to(device, dtype)
             stage.backbone.device, stage.backbone.dtype = device, dtype
-        _set_conditions(stage, config, inputs, device)
+        inputs |= _set_conditions(stage, config, moved, device)
     guides = [
-        _set_up_guide(i, g, config, stages, device, dtype, sources.get(i), found, objects)
-        for i, g in enumerate(config.guides)
+        _set_up_guide(g, config, stages, device, dtype, moved, found, objects)
+        for g in config.guides
     ]
+    _refuse_what_does_nothing(config, stages)
     return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
 
 
@@ -213,7 +209,8 @@ def _backbone(
             f"The backbone {called(given)!r} is in memory, and a checkpoint or options are given.",
             remedy="Leave them out, or name the backbone.",
         )
-    objects.append(f"the backbone {called(given)!r}")
+    if getattr(given, "origin", None) is None:
+        objects.append(f"the backbone {called(given)!r}")
     backbone = given if isinstance(given, Backbone) else as_backbone(given, found)
     if config.device != "auto" and pick_device(config.device) != backbone.device:
         raise DeviceError(
@@ -232,6 +229,25 @@ def as_backbone(thing: Any, found: Registry) -> Backbone:
     made = found.load("backbone", "diffusers")(checkpoint=thing)
     assert isinstance(made, Backbone)
     return made
+
+
+def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> None:
+    """Raises OptionError for options that would change nothing."""
+    if not config.churn and (config.churn_range is not None or config.churn_noise != 1):
+        raise OptionError(
+            "--churn-range and --churn-noise say how --churn puts noise back, and there is none.",
+            remedy="Add --churn, or leave them out.",
+        )
+    for stage in stages:
+        levels = [level.log_snr for level in stage.walk.levels[:-1]]
+        for g in stage.guides:
+            asked = levels[:: g.recipe.every]
+            if not any(level in g.recipe.interval for level in asked):
+                raise OptionError(
+                    f"The guide {g.name!r} would never be asked: none of its {len(asked)} steps "
+                    "is in its interval of noise levels.",
+                    remedy=f"The steps go from log-SNR {levels[0]:.1f} to {levels[-1]:.1f}.",
+                )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
@@ -260,13 +276,12 @@ def _plugins(config: RunConfig, found: Registry) -> set[str]:
 
 
 def _set_up_guide(
-    number: int,
     config: GuideConfig,
     run: RunConfig,
     stages: list[Stage],
     device: torch.device,
     dtype: torch.dtype,
-    source: str | None,
+    moved: Mapping[str, str] | None,
     found: Registry,
     objects: list[str],
 ) -> ActiveGuide:
@@ -284,22 +299,20 @@ def _set_up_guide(
         guide.to(device, dtype)
     else:
         _check_device(guide, config.name, device)
-    given = config.target if source is None else source
-    rows = given if isinstance(given, tuple) else (given,)
-    if any(not (row is None or isinstance(row, str | os.PathLike)) for row in rows):
+    rows = config.target if isinstance(config.target, tuple) else (config.target,)
+    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
+    if any(row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
-    targets = {
-        size: tuple(target_of(guide, row, size, device) for row in rows) for size in sizes
-    }
+    targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
     active = []
     for stage, choice in zip(steered, choices, strict=True):
         usual = choice.guide.usual_scale(choice.recipe.name)
         active.append(
             ActiveGuide(
                 config, choice.guide, targets[stage.backbone.image_size], choice.recipe,
-                usual if config.scale is None else config.scale, choice.experts, choice.files,
-                choice.calibration_file, files, ours,
+                choice.recipe_text, usual if config.scale is None else config.scale,
+                choice.experts, choice.files, choice.calibration_file, files, ours,
             )
         )  # fmt: skip
         stage.guides.append(active[-1])
@@ -322,7 +335,8 @@ def guide_of(
     targeted = config.target is not None
     if code is not None:
         return as_guide(_load_code(*code), config.name, targeted), True, (code[0],)
-    objects.append(f"the guide {config.name!r}")
+    if getattr(what, "origin", None) is None:
+        objects.append(f"the guide {config.name!r}")
     return as_guide(what, config.name, targeted), False, ()
 
 
@@ -403,19 +417,29 @@ def calibrated(config: GuideConfig, choice: Choice) -> Choice:
 
 
 def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
-    target = guide.read_target("" if given is None else os.fspath(given), size)
+    """What a guide reads of a target, on the run's device."""
+    target = guide.read_target("" if given is None else given, size)
     return replace(target, value=target.value.to(device))
 
 
 def _set_conditions(
-    stage: Stage, config: RunConfig, inputs: Mapping[str, Path], device: torch.device
-) -> None:
-    """What the images are conditioned on, and the unconditional branch where one is needed."""
+    stage: Stage, config: RunConfig, moved: Mapping[str, str] | None, device: torch.device
+) -> dict[str, Reading]:
+    """What the images are conditioned on, and the unconditional branch where one is needed.
+
+    Returns:
+        The image to fill in and its mask, where there are any.
+    """
     backbone = stage.backbone
     given: Condition = {}
-    if inputs:
-        image, known = images.read_known(inputs["image"], inputs["mask"], backbone.image_size)
-        given = backbone.inpainting(image.to(device), known.to(device))
+    inputs: dict[str, Reading] = {}
+    if config.image is not None and config.mask is not None:
+        photo, mask, known = read_known(
+            Given.of(config.image, ("photo",), moved), Given.of(config.mask, ("mask",), moved),
+            backbone.image_size,
+        )  # fmt: skip
+        given = backbone.inpainting(photo.pixels.to(device), known.to(device))
+        inputs = {"image": photo, "mask": mask}
     each = isinstance(config.prompt, tuple) or isinstance(config.class_index, tuple)
     rows = range(config.num) if each else range(1)
     prompts, classes = config.of_images("prompt", rows), config.of_images("class_index", rows)
@@ -423,6 +447,7 @@ def _set_conditions(
     stage.unconditional = stage.condition
     if stage.cfg != 1:
         stage.unconditional = {**encode(backbone, [""], [None]), **given}
+    return inputs
 
 
 def model_files(setup: Setup) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ppap_host.files import images
+from ppap_host.guides.targets import Given
 
 COLUMNS = 8
 MOST = 64
@@ -24,15 +25,17 @@ class Kept:
         of: the guide that it is for, "" for none.
         row: what the record says of it.
         pictures: what people are shown of it.
-        files: that it was read from, or a picture in memory.
+        files: that it was read from, or what was given in memory.
         file: what its copy is called, without an ending.
+        moved: where its files were read, by their paths as given, if they are elsewhere now.
     """
 
     of: str
     row: dict[str, Any]
     pictures: Mapping[str, Image.Image]
-    files: Sequence[Path | Image.Image]
+    files: Sequence[Path | Given]
     file: str
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -134,7 +134,8 @@ class Evaluator:
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
         balance: how several guides make room for each other.
-        stream: noise for what recipes draw themselves, by name; see :meth:`ImageNoise.stream`.
+        stream: noise for what recipes draw themselves, by name; see
+            :meth:`~ppap_host.sampling.streams.ImageNoise.stream`.
         keep_gradients: whether :attr:`said` holds the gradients themselves.
 
     Attributes:
@@ -164,6 +165,7 @@ class Evaluator:
         self.ancestral, self.health, self.balance = ancestral, health, balance
         self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
+        self._entered = dict[int, Tensor]()
         self._keep_gradients = keep_gradients
         self.said: dict[str, Said] = {}
         self.unguided: Tensor | None = None
@@ -210,22 +212,36 @@ class Evaluator:
                 source = guided if move.ascent.after else reading
                 source = replace(source, memory=self._memory[i, r])
                 ways.append(self._way(self.guidance[i], move, source, draws[i], keep=through > 0))
-            for (_, move), way in zip(asked, self.balance(ways), strict=True):
+            # What others have done to the state that entered the step cannot be taken back.
+            mine = [i for i, _ in asked]
+            before = [way for i, way in self._entered.items() if i not in mine]
+            balanced = self.balance([*before, *ways])[len(before) :]
+            for (_, move), way in zip(asked, balanced, strict=True):
                 guided = move.place(guided, way, self.ancestral)
         return guided
 
     def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
-        """The state that enters a step, moved by the recipes that do so before the backbone."""
+        """The state that enters a step, moved by the recipes that do so before the backbone.
+
+        They make room for each other as all guides do. Those that change the step itself come
+        later: they make room for these, too.
+        """
+        nothing = torch.zeros_like(x)
+        unread = Estimate(step.now, x, nothing, nothing, step=step)
+        moved: list[tuple[int, Move, Tensor]] = []
         for i in self._active(step, step.now):
             for r, move in enumerate(self.guidance[i].recipe.moves):
                 if move.place.enters:
-                    nothing = torch.zeros_like(x)
-                    memory = self._memory[i, r]
-                    unread = Estimate(step.now, x, nothing, nothing, step=step, memory=memory)
                     draws = self._shared_draws(x, f"smoothing {i}")
-                    way = self._way(self.guidance[i], move, unread, draws, keep=False)
-                    x = move.place(unread, way, self.ancestral).x
-        return x
+                    source = replace(unread, memory=self._memory[i, r])
+                    way = self._way(self.guidance[i], move, source, draws, keep=False)
+                    moved.append((i, move, way))
+        self._entered.clear()
+        ways = self.balance([way for *_, way in moved]) if moved else []
+        for (i, move, _), way in zip(moved, ways, strict=True):
+            unread = move.place(unread, way, self.ancestral)
+            self._entered[i] = self._entered.get(i, 0.0) + way
+        return unread.x
 
     def recurrence(self, step: Step) -> int:
         """How often a step is taken: as often as the guide says that wants it most often."""

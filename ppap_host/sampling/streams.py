@@ -1,7 +1,9 @@
-"""Noise for each image from its own stream."""
+"""Where randomness comes from: streams that are never the same for two purposes or two images."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -13,6 +15,51 @@ Draw = Callable[[], Tensor]
 
 
 Stream = Callable[[str], Draw]
+
+
+def derived(purpose: str, *parts: int | str) -> np.random.SeedSequence:
+    """What a stream of random numbers starts from, for one purpose and one place in it.
+
+    Seeds have no upper bound, and numpy's own way with a list of numbers cuts each into words of 32
+    bits and pads the end with zeros: [2**32, 1] and [0, 1, 1] are one list to it. Here the list is
+    written down as JSON, which no two lists share, and hashed.
+
+    Args:
+        purpose: in words, one for each use of randomness.
+        parts: seed, step, index ... or names.
+    """
+    text = json.dumps([purpose, *parts])
+    return np.random.SeedSequence(np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u4"))
+
+
+def of_image(seed: int, index: int, stage: int = 0, name: str = "") -> np.random.SeedSequence:
+    """What the stream of one image starts from.
+
+    Numbers below 2**32 are numpy's own list of them, as the pictures of seeds were made that
+    people have written down; larger ones are :func:`derived`.
+
+    Args:
+        seed: of the run or the harvest, >= 0.
+        index: of the image in it.
+        stage: of a cascade.
+        name: of a stream beside the sampler's; empty for the sampler's.
+    """
+    if max(seed, index, stage) >= 1 << 32:
+        return derived("image", seed, index, stage, name)
+    words = [seed, index, stage] if stage or name else [seed, index]
+    if name:
+        words.append(zlib.crc32(name.encode()))
+    return np.random.SeedSequence(words)
+
+
+def word(sequence: np.random.SeedSequence) -> int:
+    """One whole number in [0, 2**63), for generators that are seeded with one."""
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(sequence: np.random.SeedSequence) -> torch.Generator:
+    """A generator of torch's on the CPU."""
+    return torch.Generator().manual_seed(word(sequence))
 
 
 class ImageNoise:
@@ -37,15 +84,11 @@ class ImageNoise:
         stage: int = 0,
         name: str = "",
     ) -> None:
-        self._streams = []
         self._seed, self._indices, self._shape, self._stage = seed, indices, shape, stage
         seeds = [seed] * len(indices) if isinstance(seed, int) else seed
-        for own, k in zip(seeds, indices, strict=True):
-            entropy = [own, k, stage] if stage or name else [own, k]
-            if name:
-                entropy.append(zlib.crc32(name.encode()))
-            word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-            self._streams.append(torch.Generator().manual_seed(int(word >> np.uint64(1))))
+        self._streams = [
+            generator(of_image(own, k, stage, name)) for own, k in zip(seeds, indices, strict=True)
+        ]
 
     def __call__(self) -> Tensor:
         """The next draw for every image, float32 [b, c, h, w] on the CPU."""

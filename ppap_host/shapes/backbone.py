@@ -14,6 +14,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.models import from_pretrained, own_path
 from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, Networks, Refiner, WordTokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "backbone"
@@ -46,14 +47,11 @@ class ShapesBackbone(Backbone):
     default_eta = 1.0
 
     def __init__(self, checkpoint: str | None = None) -> None:
-        folder = WEIGHTS if checkpoint is None else Path(checkpoint)
-        loading = dict(
-            use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True,
-            torch_dtype=torch.float32,
-        )  # fmt: skip
+        folder = WEIGHTS if checkpoint is None else own_path(checkpoint)
+        loading = dict(use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32)
         try:
             unet, refiner, text = (
-                kind.from_pretrained(folder / part, **loading) for part, kind in _PARTS.items()
+                from_pretrained(kind, folder / part, **loading) for part, kind in _PARTS.items()
             )
         except Exception as error:
             raise CheckpointError(

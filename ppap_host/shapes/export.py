@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppap_host.files import images
+from ppap_host.files import images, writing
 from ppap_host.files.errors import OutputError
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
@@ -47,7 +47,7 @@ def render_scenes(
             millimetres = (view.depth[i, 0] * 1000).round().clamp(0, 65535).numpy()
             segments = Image.fromarray(view.segmentation[i].numpy()).convert("P")
             segments.putpalette(_PALETTE)
-            images.write_png(out / f"{k:05d}.png", picture)
+            writing.write_png(out / f"{k:05d}.png", picture)
             _write(out / f"{k:05d}-depth.png", Image.fromarray(millimetres.astype(np.uint16)))
             _write(out / f"{k:05d}-segmentation.png", segments)
             label = int(scenes.labels[i])
@@ -73,12 +73,12 @@ def render_scenes(
         "scenes": rows,
     }
     text = json.dumps(described, indent=2) + "\n"
-    images.write_file(out / "scenes.json", text.encode())
+    writing.write_file(out / "scenes.json", text.encode())
     lines = [("", shown[i : i + 8]) for i in range(0, len(shown), 8)]
-    images.write_png(out / "sheet.png", images.contact_sheet(lines, cell=128))
+    writing.write_png(out / "sheet.png", images.contact_sheet(lines, cell=128))
 
 
 def _write(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    images.write_file(path, buffer.getvalue())
+    writing.write_file(path, buffer.getvalue())

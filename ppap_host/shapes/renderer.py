@@ -10,6 +10,7 @@ Colours are anti-aliased adaptively: one ray per pixel first, then a grid of ray
 whose colour differs from a neighbour's.
 """
 
+# Long because it is one ray caster: every solid is intersected, shaded and shadowed alike.
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -9,6 +9,7 @@ Scene ``k`` of seed ``s`` is a function of ``(s, k)`` only, so data sets can be 
 order, in any batch size and by any number of workers.
 """
 
+# Long because what a scene may be, and how it is told in words, is one table and its draws.
 from __future__ import annotations
 
 import colorsys
@@ -20,9 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppap_host.sampling.streams import derived
+
 __all__ = [
     "CLASS_NAMES",
     "COLORS",
+    "HUES",
     "MAX_SOLIDS",
     "SEGMENTS",
     "SHAPES",
@@ -38,6 +42,10 @@ SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone")
 COLORS: tuple[str, ...] = ("red", "yellow", "green", "cyan", "blue", "purple")
 """Names of the solid colours; the position in the tuple is the colour index."""
 
+HUES: tuple[float, ...] = (0.0, 50.0, 126.0, 182.0, 228.0, 286.0)
+"""Nominal hues of the colours in degrees (HSV), a little off the multiples of 60 towards what
+people call by these names: a "yellow" of 60 degrees looks lime."""
+
 SEGMENTS: tuple[str, ...] = ("wall", "floor", *SHAPES)
 """Names of the segmentation ids 0..5."""
 
@@ -52,9 +60,6 @@ MAX_SOLIDS = 3
 
 _SIZE_WORDS = ("", "small", "large")
 
-# Hue in degrees.  Nominal hues are moved a little off the multiples of 60 towards what people
-# call by these names (a "yellow" of 60 degrees looks lime).
-_HUES = (0.0, 50.0, 126.0, 182.0, 228.0, 286.0)
 _SATURATIONS = (0.84, 0.86, 0.74, 0.78, 0.80, 0.66)
 _VALUES = (0.86, 0.94, 0.70, 0.82, 0.84, 0.72)
 _HUE_JITTER = 6.0
@@ -229,7 +234,7 @@ def sample_scenes(seed: int, start: int, count: int) -> Scenes:
     """Sample scenes ``start .. start + count - 1`` of the endless sequence of ``seed``.
 
     Args:
-        seed: 0 .. 2**64 - 1.
+        seed: >= 0.
         start: index of the first scene, >= 0.
         count: number of scenes, >= 0.
 
@@ -239,10 +244,8 @@ def sample_scenes(seed: int, start: int, count: int) -> Scenes:
     Raises:
         ValueError: if an argument is out of range.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    if start < 0 or count < 0:
-        raise ValueError(f"start and count must not be negative, got {start} and {count}")
+    if min(seed, start, count) < 0:
+        raise ValueError(f"seed, start and count must not be negative: {seed}, {start}, {count}")
     drafts = [_draft(seed, start + i) for i in range(count)]
 
     def scalar(values: list[float]) -> Tensor:
@@ -318,8 +321,11 @@ class _Draw:
     """Cheap scalar uniform numbers from one counter-based stream."""
 
     def __init__(self, seed: int, index: int) -> None:
-        key = np.array([seed, index], dtype=np.uint64)
-        self._generator = np.random.Generator(np.random.Philox(key=key))
+        if max(seed, index) < 1 << 64:
+            stream = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
+        else:
+            stream = np.random.Philox(derived("scene", seed, index))
+        self._generator = np.random.Generator(stream)
         self._buffer: list[float] = []
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
@@ -467,7 +473,7 @@ def _box_overlap(a: _Box, b: _Box) -> float:
 
 
 def _new_solid(draw: _Draw, shape: int, color: int, scale: float) -> _Solid:
-    hue = _HUES[color] + draw.uniform(-_HUE_JITTER, _HUE_JITTER)
+    hue = HUES[color] + draw.uniform(-_HUE_JITTER, _HUE_JITTER)
     saturation = _SATURATIONS[color] + draw.uniform(-0.06, 0.06)
     value = _VALUES[color] + draw.uniform(-0.06, 0.05)
     albedo = _linear(colorsys.hsv_to_rgb((hue % 360.0) / 360.0, saturation, value))

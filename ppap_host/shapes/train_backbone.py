@@ -30,7 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, cosine_betas
-from ppap_host.files.images import contact_sheet, from_tensor, write_png
+from ppap_host.files.images import contact_sheet, from_tensor
+from ppap_host.files.writing import write_png
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM
 from ppap_host.sampling.streams import ImageNoise

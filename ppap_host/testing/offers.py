@@ -8,7 +8,8 @@ from typing import get_args
 
 from ppap_host.files.errors import PluginError, unknown_name
 from ppap_host.plugins.loading import load_backbone
-from ppap_host.plugins.registry import Kind, Plugin, Registry
+from ppap_host.plugins.plugin import Kind, Plugin
+from ppap_host.plugins.registry import Registry
 from ppap_host.testing.backbones import check_backbone
 from ppap_host.testing.checks import Check, ConformanceError
 from ppap_host.testing.guides import check_guide

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
 from ppap_host.files.errors import TargetError
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 
 _LAST = 980  # of the cosine schedule's 1000 steps; what follows is all but pure noise
 
@@ -114,17 +115,17 @@ class PullGuide(Guide):
         noised = level.scale * x
         return (noised - level.sigma * self.world.predict(noised, level, {}).eps) / level.alpha
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """A number from -1 to 1: the grey of the wanted image.
 
         Raises:
             TargetError: it is none.
         """
         try:
-            return Target(text, torch.full((1, 3, *size), float(text)))
+            return Target(given.words, torch.full((1, 3, *size), float(given.words)))
         except ValueError:
             raise TargetError(
-                f"The target {text!r} is no number.", remedy="Give one from -1 to 1."
+                f"The target {given.words!r} is no number.", remedy="Give one from -1 to 1."
             ) from None
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

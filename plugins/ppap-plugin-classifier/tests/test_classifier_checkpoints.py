@@ -357,13 +357,16 @@ def test_a_name_too_long_for_a_file_is_said() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt", ".PTH", ".ckpt", ".pth.tar"])
-def test_pickles_are_never_opened(tmp_path: Path, suffix: str) -> None:
+def test_weights_without_an_architecture_and_pickles_without_any_are_said(
+    tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(pickle.dumps({"fc.weight": 1}))
-    for name in (str(path), f"resnet18:{path}"):
-        with pytest.raises(CheckpointError, match="pickle") as caught:
-            ClassifierGuide(name)
-        assert "save_file" in caught.value.remedy
+    with pytest.raises(CheckpointError, match="does not say what network") as caught:
+        ClassifierGuide(str(path))
+    assert f"resnet18:{path}" in caught.value.remedy
+    with pytest.raises(CheckpointError, match=r"'fc\.weight' is no plain tensor"):
+        ClassifierGuide(f"resnet18:{path}")
 
 
 def test_a_folder_with_a_pickle_only_is_refused(resnet: Path) -> None:
@@ -388,7 +391,9 @@ def test_an_empty_folder_and_a_lone_file_are_said(resnet: Path, tmp_path: Path) 
 )
 def test_a_damaged_config_is_said(resnet: Path, text: str) -> None:
     (resnet / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="does not describe a model of timm or transformers"):
+    with pytest.raises(
+        CheckpointError, match=r"does not describe a model|not readable JSON|no JSON object|empty"
+    ):
         ClassifierGuide(str(resnet))
 
 

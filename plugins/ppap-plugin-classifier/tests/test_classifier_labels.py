@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from ppap_plugin_classifier.checkpoint.from_timm import read_labels
-from ppap_plugin_classifier.labels import Labels
+from ppap_plugin_classifier.labels import named, numbered
 
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.labels import Labels
 
 
 @pytest.fixture(scope="module")
 def imagenet() -> Labels:
-    return read_labels("test", {"num_classes": 1000})
+    return numbered(1000)
 
 
 @pytest.fixture
@@ -47,10 +47,72 @@ def test_namesakes_are_told_apart(imagenet: Labels) -> None:
     assert "number" in caught.value.remedy
 
 
-def test_a_whole_name_comes_before_a_synonym() -> None:
+def test_a_name_that_is_another_ones_synonym_is_refused() -> None:
     labels = Labels(["mouth organ, harp", "harp", "organ"])
-    assert labels.find("harp") == 1
     assert labels.find("mouth organ") == 0
+    with pytest.raises(TargetError, match=r"0 is mouth organ, harp; 1 is harp\."):
+        labels.find("harp")
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("caf\u00e9", "cafe\u0301"),  # one letter, or a letter and an accent
+        ("cafe\u0301", "CAF\u00c9"),
+        ("stra\u00dfe", "STRASSE"),
+        ("\u0130stanbul", "i\u0307stanbul"),
+        ("\u03bc\u03c5\u03c2", "\u039c\u03a5\u03a3"),  # a sigma at the end of a word
+        ("\uff23\uff21\uff34", "cat"),  # full-width letters
+        ("\ufb01sh", "fish"),  # a ligature
+        ("well\u2010known", "well known"),  # Unicode's own hyphen
+        ("sky\u00a0scraper", "sky-scraper"),  # a blank that does not break
+    ],
+)
+def test_forms_of_unicode_make_no_difference(written: str, asked: str) -> None:
+    labels = Labels(["other", written])
+    assert labels.find(asked) == labels.find(written) == 1
+
+
+def test_names_that_differ_in_case_alone_are_refused() -> None:
+    with pytest.raises(TargetError, match="means 2 classes"):
+        Labels(["Cardigan", "cardigan", "dog"]).find("Cardigan")
+
+
+def torchvisions() -> list[str]:
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [("ashcan", 412), ("trash can", 412), ("Dustbin", 412), ("n02747177", 412), ("crane bird", 134),
+     ("tank suit", 639), ("n02012849", 134)],
+)  # fmt: skip
+def test_imagenets_names_have_their_synonyms_wherever_they_come_from(text: str, index: int) -> None:
+    assert named(torchvisions()).find(text) == index
+    # With a class of background before the others, as TensorFlow's networks have them.
+    assert named(["background", *torchvisions()]).find(text) == index + 1
+
+
+def test_a_part_of_imagenet_has_its_synonyms_as_well() -> None:
+    some = torchvisions()[400:440]
+    assert named(some).find("trash can") == 12
+
+
+def test_other_names_get_no_synonyms_of_imagenet() -> None:
+    some = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+            "truck"]  # fmt: skip
+    labels = named(some)
+    assert labels.synonyms == () and labels.keys == ()
+
+
+def test_wordnets_ids_for_names_are_explained() -> None:
+    labels = named(["n02747177", "n02102040", "n01440764"])
+    assert labels.find("trash can") == labels.find("n02747177") == labels.find("0") == 0
+    assert labels.short(2) == "tench"
+    # Eight digits alone are no synset of ImageNet's.
+    assert named(["n99999999", "n02102040"]).names == ["n99999999", "n02102040"]
 
 
 def test_a_name_made_of_digits_comes_before_a_number() -> None:
@@ -90,7 +152,7 @@ def test_nonsense_is_said_without_far_fetched_suggestions(few: Labels, text: str
 
 
 def test_a_checkpoint_without_names_has_numbers() -> None:
-    labels = read_labels("test", {"num_classes": 7})
+    labels = numbered(7)
     assert labels.find("6") == 6
     assert labels.find("class 3") == 3
     assert len(labels) == 7

@@ -176,7 +176,7 @@ def test_other_models_are_refused(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "preprocessor_config.json"])
 def test_a_missing_file_is_said(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=f"has no {file}"):
         ClipGuide(str(folder))
 
 
@@ -191,7 +191,7 @@ def test_damaged_weights_are_said(folder: Path) -> None:
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="cut short"):
         ClipGuide(str(folder))
 
 
@@ -206,8 +206,12 @@ def test_one_tower_alone_is_refused(folder: Path) -> None:
 def test_code_in_a_repository_is_never_run(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('run')")
     remote = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Words", None]})
+    edit(folder / "config.json", auto_map=remote)
+    # All its classes are transformers' own, and the file is left alone.
+    assert ClipGuide(str(folder)).read_target("a red cube", (32, 32)).value.shape == (1, 12)
     edit(folder / "config.json", auto_map=remote, model_type="evil")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="'evil'"):
         ClipGuide(str(folder))
 
 

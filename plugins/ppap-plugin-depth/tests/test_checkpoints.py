@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ppap_plugin_depth.checkpoint import read_preparation
 from ppap_plugin_depth.guide import DepthGuide
 from transformers import (
     BertConfig,
@@ -29,6 +28,7 @@ from transformers import (
 
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import to_tensor
+from ppap_host.guides.preprocessing import read_processor
 
 SMALL_DPT: dict[str, Any] = dict(
     image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
@@ -145,7 +145,7 @@ def test_prepare_matches_the_image_processor(processor: Any, picture: tuple[int,
     coarse = rng.integers(60, 190, (6, 7, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(picture[::-1], Image.Resampling.BICUBIC)
     expected = processor(images=image, return_tensors="pt")["pixel_values"]
-    prepared = read_preparation("test", processor)(to_tensor(image))
+    prepared = read_processor("test", processor)(to_tensor(image))
     assert prepared.shape == expected.shape
     # One 8-bit step, in units of the smallest standard deviation.
     torch.testing.assert_close(prepared, expected.float(), atol=1.2 / 255 / 0.22, rtol=0)
@@ -201,9 +201,7 @@ def test_damaged_weights_are_said(folders: dict[str, Path], tmp_path: Path) -> N
 def test_strange_preprocessing_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders["dpt"] / name).read_bytes())
-    ViTImageProcessor(size={"shortest_edge": 40}).save_pretrained(tmp_path)
-    assert (
-        "shortest_edge" in json.loads((tmp_path / "preprocessor_config.json").read_text())["size"]
-    )
-    with pytest.raises(CheckpointError, match="shortest_edge"):
+    ViTImageProcessor(size={"longest_edge": 40}).save_pretrained(tmp_path)
+    assert "longest_edge" in json.loads((tmp_path / "preprocessor_config.json").read_text())["size"]
+    with pytest.raises(CheckpointError, match="longest_edge"):
         DepthGuide(str(tmp_path))

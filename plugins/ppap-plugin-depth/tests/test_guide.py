@@ -108,8 +108,8 @@ def test_a_larger_map_is_fitted_to_the_output(guide: DepthGuide, views: Render) 
 
 def test_bad_targets_are_said(guide: DepthGuide, tmp_path: Path) -> None:
     holes = tmp_path / "holes.npy"
-    np.save(holes, np.array([[1.0, 0.0], [2.0, 3.0]], dtype=np.float32))
-    with pytest.raises(TargetError, match="zero or below"):
+    np.save(holes, np.array([[-1.0, 0.0], [np.nan, np.inf]], dtype=np.float32))
+    with pytest.raises(TargetError, match="all of it is holes"):
         guide.read_target(str(holes), (64, 64))
     text = tmp_path / "words.txt"
     text.write_text("a red cube")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone, ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, linear_betas
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.gradients import Normalised
@@ -81,8 +82,8 @@ class ContrastGuide(Guide):
     def network(self) -> nn.Module:
         return nn.Identity()
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        return Target(text, torch.tensor([float(text)]))
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        return Target(given.words, torch.tensor([float(given.words)]))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -149,7 +150,7 @@ def test_another_network_is_refused_by_the_published_names(files: tuple[str, str
 
 
 def test_a_published_file_is_found_in_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"DiT-XL-2-512x512\.pt: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"no file .*DiT-XL-2-512x512\.pt"):
         registry().make("backbone", "dit-xl-2-512", Backbone, checkpoint=str(tmp_path))  # type: ignore[type-abstract]
 
 

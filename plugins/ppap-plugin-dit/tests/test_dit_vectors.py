@@ -1,27 +1,20 @@
 """DiT networks and their sampling against recorded outputs of facebookresearch/DiT.
 
-The cases lie outside the repository, under ``PPAP_VECTORS`` (default: ``shared/vectors`` beside
-it). Every folder there whose ``case.json`` speaks of a DiT is collected, and what is checked
-follows from that file's content alone: its settings, its inputs, its outputs and its tolerances.
-``-rP`` shows the largest error of each output.
+What is checked follows from the content of a case alone: its settings, its inputs, its outputs and
+its tolerances. ``-rP`` shows the largest error of each output.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
+import vectors
 from ppap_plugin_dit.backbone import DiTBackbone
 from ppap_plugin_dit.dit import DiTConfig, infer_config, load_dit, read_dit
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,8 +23,6 @@ from ppap_host.backbones.noise import NoiseLevel, Walk, respace
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
-_DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
-VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))
 DIFFUSION = {
     "timestep_respacing", "noise_schedule", "learn_sigma", "sigma_small", "predict_xstart",
     "rescale_learned_sigmas", "diffusion_steps", "use_kl",
@@ -39,121 +30,32 @@ DIFFUSION = {
 """Settings of a diffusion process; the two about the training loss change no sample."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A folder of recorded numbers and the content of its ``case.json``."""
-
-    folder: Path
-    content: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.content["config"]
-        return settings
-
-    def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "io.safetensors")
-
-    def backbones(self) -> Iterator[DiTBackbone]:
-        """One for every checkpoint file of the case, which all hold the same network."""
-        for name in self.content["checkpoint"]["files"]:
-            yield self.backbone(self.folder / name)
-
-    def backbone(self, path: Path | None = None) -> DiTBackbone:
-        path = self.folder / self.content["checkpoint"]["files"][0] if path is None else path
-        config = DiTConfig.from_arguments(self.settings["init_kwargs"])
-        network, found = load_dit(path, config)
-        diffusion = self.settings.get("diffusion", {}).get("create_diffusion", {})
-        assert diffusion.keys() <= DIFFUSION
-        backbone = DiTBackbone(
-            network,
-            null_class=found.null_class,
-            noise_schedule=diffusion.get("noise_schedule", "linear"),
-            diffusion_steps=diffusion.get("diffusion_steps", 1000),
-            predict_xstart=diffusion.get("predict_xstart", False),
-        )
-        assert diffusion.get("learn_sigma", config.learn_sigma) == config.learn_sigma
-        backbone.fixed_variance = "small" if diffusion.get("sigma_small") else "large"
-        return backbone
+def backbones(case: vectors.Case) -> Iterator[DiTBackbone]:
+    """One for every checkpoint file of the case, which all hold the same network."""
+    for name in case.content["checkpoint"]["files"]:
+        yield backbone_of(case, case.folder / name)
 
 
-def _collect() -> Iterator[Case]:
-    for path in sorted(VECTORS.rglob("case.json")):
-        content = json.loads(path.read_text())
-        if content.get("system") == "dit":
-            yield Case(path.parent, content)
+def backbone_of(case: vectors.Case, path: Path | None = None) -> DiTBackbone:
+    path = case.folder / case.content["checkpoint"]["files"][0] if path is None else path
+    config = DiTConfig.from_arguments(case.config["init_kwargs"])
+    network, found = load_dit(path, config)
+    diffusion = case.config.get("diffusion", {}).get("create_diffusion", {})
+    assert diffusion.keys() <= DIFFUSION
+    backbone = DiTBackbone(
+        network,
+        null_class=found.null_class,
+        noise_schedule=diffusion.get("noise_schedule", "linear"),
+        diffusion_steps=diffusion.get("diffusion_steps", 1000),
+        predict_xstart=diffusion.get("predict_xstart", False),
+    )
+    assert diffusion.get("learn_sigma", config.learn_sigma) == config.learn_sigma
+    backbone.fixed_variance = "small" if diffusion.get("sigma_small") else "large"
+    return backbone
 
 
-def _is_forward(case: Case) -> bool:
-    return "out.model" in case.content["outputs"]
-
-
-def _is_guided_forward(case: Case) -> bool:
-    return case.settings.get("method") == "forward_with_cfg"
-
-
-def _is_trajectory(case: Case) -> bool:
-    return "diffusion" in case.settings
-
-
-_KINDS: tuple[Callable[[Case], bool], ...] = (_is_forward, _is_guided_forward, _is_trajectory)
-CASES = list(_collect())
-
-
-def cases(kind: Callable[[Case], bool]) -> pytest.MarkDecorator:
-    """Run a test for every case of a kind, or skip it saying why there is none."""
-    chosen = [pytest.param(case, id=case.folder.name) for case in CASES if kind(case)]
-    if not chosen:
-        reason = f"no DiT case of this kind under {VECTORS}; set PPAP_VECTORS"
-        chosen = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
-    return pytest.mark.parametrize("case", chosen)
-
-
-class Report:
-    """Compares results with a case's recorded outputs, and keeps the largest errors."""
-
-    def __init__(self, case: Case, record_property: Callable[[str, object], None]) -> None:
-        self.case, self.record = case, record_property
-        self.io = case.tensors()
-        self.failures: list[str] = []
-        self.compared: set[str] = set()
-        self.worst: dict[str, float] = {}
-
-    def compare(self, name: str, ours: Tensor) -> None:
-        """The case's rule: each leading index within tolerance of its own largest value."""
-        theirs = self.io[name]
-        assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)}"
-        general = self.case.content["tolerance"]
-        pattern = re.sub(r"^(out\.probe\.).*", r"\1<module>", name)
-        own = self.case.content["outputs"].get(pattern, {}).get("tolerance")
-        tolerance = float(general.get(name, general["default"] if own is None else own))
-        error = (ours.double() - theirs.double()).abs()
-        if theirs.dtype == torch.float64:  # tables: relative
-            excess = error / theirs.abs()
-        elif not theirs.is_floating_point():
-            excess = error
-        else:
-            peak = theirs.abs().double().flatten(1).amax(dim=1) if theirs.ndim > 1 else (
-                theirs.abs().double()
-            )  # fmt: skip
-            excess = (error.flatten(1).amax(dim=1) if error.ndim > 1 else error) / peak.clamp(1)
-        largest = float(excess.max())
-        if not largest <= tolerance:
-            self.failures.append(f"{name}: {largest:.3g} of {tolerance:.3g}")
-        self.worst[name] = max(largest, self.worst.get(name, 0.0))
-        self.compared.add(name)
-
-    def close(self) -> None:
-        """Fail if anything was out of tolerance, or any output was not looked at."""
-        for name, worst in self.worst.items():
-            self.record(f"largest error of {name}", f"{worst:.2e}")
-            print(f"{self.case.folder.name}: {name}: largest error {worst:.2e}")
-        self.record("largest_error", f"{max(self.worst.values()):.2e}")
-        assert not self.failures, self.failures
-        unchecked = {name for name in self.io if name.startswith("out.")} - self.compared
-        assert not unchecked, f"outputs of the case that are not compared: {unchecked}"
-        named = {name for name in self.case.content["outputs"] if "<" not in name}
-        assert named <= self.compared, f"outputs not recorded: {named - self.compared}"
+def is_forward(case: vectors.Case) -> bool:
+    return case.system == "dit" and case.holds("out.model")
 
 
 def network_output(backbone: DiTBackbone, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -227,26 +129,25 @@ def _capture(module: nn.Module, into: dict[str, Tensor], name: str) -> Removable
     return module.register_forward_hook(hook)
 
 
-@cases(_is_forward)
-def test_vector_forward(case: Case, record_property: Callable[[str, object], None]) -> None:
+@vectors.take(is_forward)
+def test_vector_forward(case: vectors.Case) -> None:
     """A network gives the recorded output and gradient, and what is recorded on the way."""
-    report = Report(case, record_property)
-    io = report.io
-    for backbone in case.backbones():
+    io = case.recorded
+    for backbone in backbones(case):
         x = io["in.x"].clone().requires_grad_()
         seen: dict[str, Tensor] = {}
         hooks = [_capture(module, seen, name) for name, module in probed(backbone).items()]
         out = network_output(backbone, x, io["in.t"], io["in.y"])
         for hook in hooks:
             hook.remove()
-        report.compare("out.model", out.detach())
+        case.compare("out.model", out)
         if "in.vjp_cotangent" in io:
             (gradient,) = torch.autograd.grad((out * io["in.vjp_cotangent"]).sum(), x)
-            report.compare("out.vjp_dx", gradient)
+            case.compare("out.vjp_dx", gradient)
         if "in.t_fractional" in io:
             with torch.no_grad():
                 fractional = network_output(backbone, io["in.x"], io["in.t_fractional"], io["in.y"])
-            report.compare("out.model_fractional_t", fractional)
+            case.compare("out.model_fractional_t", fractional)
         probes = case.content["outputs"].get("out.probe.<module>")
         if probes is not None:
             (row,) = re.findall(r"batch element (\d+)", probes["meaning"])
@@ -255,42 +156,36 @@ def test_vector_forward(case: Case, record_property: Callable[[str, object], Non
                 value = seen[key.removeprefix("out.probe.")].detach()
                 if value.ndim == 4:  # a patch convolution: tokens are rows in the published code
                     value = value.flatten(2).transpose(1, 2)
-                report.compare(key, value[int(row)].flatten()[: int(count)])
+                case.compare(key, value[int(row)].flatten()[: int(count)])
             assert sum(k.startswith("out.probe.") for k in io) == probes["count"]
-    report.close()
 
 
-@cases(_is_guided_forward)
-def test_vector_forward_with_cfg(
-    case: Case, record_property: Callable[[str, object], None]
-) -> None:
+@vectors.take(lambda case: case.system == "dit" and case.config.get("method") == "forward_with_cfg")
+def test_vector_forward_with_cfg(case: vectors.Case) -> None:
     """Classifier-free guidance of the host changes the channels that the published one does."""
-    report = Report(case, record_property)
-    io = report.io
+    io = case.recorded
     level = NoiseLevel(0.5, 0.5, 0.0)  # not looked at: every row has its own time
-    for backbone in case.backbones():
+    for backbone in backbones(case):
         conditional, null = halves({"labels": io["in.y"], "time": io["in.t"]})
         with torch.no_grad():
             half = io["in.x"][: len(io["in.x"]) // 2]
             raw = network_output(backbone, torch.cat([half, half]), io["in.t"], io["in.y"])
-            report.compare("out.raw", raw)
-            for name, scale in case.settings["cfg_scale"].items():
+            case.compare("out.raw", raw)
+            for name, scale in case.config["cfg_scale"].items():
                 denoise = both_halves(TimedRows(backbone), conditional, null, scale)
                 guided = denoise(io["in.x"], level)
                 assert guided.v is not None
-                report.compare(f"out.{name}", torch.cat([guided.eps, guided.v], dim=1))
-    report.close()
+                case.compare(f"out.{name}", torch.cat([guided.eps, guided.v], dim=1))
 
 
-@cases(_is_trajectory)
-def test_vector_sampling(case: Case, record_property: Callable[[str, object], None]) -> None:
+@vectors.take(lambda case: case.system == "dit" and "diffusion" in case.config)
+def test_vector_sampling(case: vectors.Case) -> None:
     """The host's loop and solvers make the recorded trajectory, both halves of it."""
-    report = Report(case, record_property)
-    io, diffusion = report.io, case.settings["diffusion"]
+    io, diffusion = case.recorded, case.config["diffusion"]
     process, scale = diffusion["create_diffusion"], diffusion.get("cfg_scale")
     spacing = process["timestep_respacing"] or str(process["diffusion_steps"])
     spacing = ",".join(map(str, spacing)) if isinstance(spacing, list) else str(spacing)
-    for backbone in case.backbones():
+    for backbone in backbones(case):
         backbone.clip = (-1.0, 1.0) if diffusion["clip_denoised"] else None
         walk = backbone.walk(spacing)
         solver: Solver = {
@@ -352,13 +247,15 @@ def test_vector_sampling(case: Case, record_property: Callable[[str, object], No
                 ]
             ),
             "out.log_variance": torch.stack(
-                [log_variance(backbone, walk, i, r.estimate.v, r.x_next) for i, r in enumerate(reports)]
+                [
+                    log_variance(backbone, walk, i, r.estimate.v, r.x_next)
+                    for i, r in enumerate(reports)
+                ]
             ),
         }
-        for name in io:
-            if name.startswith("out."):
-                report.compare(name, ours[name])
-    report.close()
+        for name in case.outputs:
+            # Tables are relative to each of their numbers.
+            case.compare(name, ours[name], relative=io[name].dtype == torch.float64)
 
 
 def log_variance(backbone: Backbone, walk: Walk, i: int, v: Tensor | None, x: Tensor) -> Tensor:
@@ -371,22 +268,23 @@ def log_variance(backbone: Backbone, walk: Walk, i: int, v: Tensor | None, x: Te
     return torch.full_like(x, posterior.log_lower if small else posterior.log_upper)
 
 
-@cases(_is_forward)
-def test_vector_forward_notices_diffusers_own_settings(case: Case) -> None:
+@vectors.take(is_forward, vectors.nothing)
+def test_vector_forward_notices_diffusers_own_settings(case: vectors.Case) -> None:
     """The comparison has teeth: with diffusers' timestep embedding the output is another."""
-    io, backbone = case.tensors(), case.backbone()
+    io, backbone = case.recorded, backbone_of(case)
     backbone.transformer.transformer_blocks[0].norm1.emb.time_proj.downscale_freq_shift = 1
     with torch.no_grad():
         out = network_output(backbone, io["in.x"], io["in.t"], io["in.y"])
     assert (out - io["out.model"]).abs().max() > 10 * case.content["tolerance"]["default"]
 
 
-def test_vector_training_checkpoint_loads() -> None:
+@vectors.take(
+    lambda case: case.system == "dit" and any(case.folder.glob("train_checkpoint*.pt")),
+    vectors.nothing,
+)
+def test_vector_training_checkpoint_loads(case: vectors.Case) -> None:
     """A whole training checkpoint, with its argparse.Namespace, gives its averaged weights."""
-    found = sorted(VECTORS.glob("dit/*/train_checkpoint*.pt"))
-    if not found:
-        pytest.skip(f"no DiT training checkpoint under {VECTORS}; set PPAP_VECTORS")
-    for path in found:
+    for path in case.folder.glob("train_checkpoint*.pt"):
         with torch.serialization.safe_globals([Namespace]):
             content = torch.load(path, weights_only=True)
         state = read_dit(path)
@@ -398,11 +296,3 @@ def test_vector_training_checkpoint_loads() -> None:
         with torch.no_grad():
             out = network(x, timestep=torch.tensor([1]), class_labels=torch.tensor([0])).sample
         assert out.isfinite().all()
-
-
-def test_vector_cases_are_all_understood() -> None:
-    """No recorded DiT is left out because its case looks unlike the known kinds."""
-    if not CASES:
-        pytest.skip(f"no DiT case under {VECTORS}; set PPAP_VECTORS")
-    for case in CASES:
-        assert any(kind(case) for kind in _KINDS), case.folder

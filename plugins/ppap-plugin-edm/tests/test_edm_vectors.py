@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import vectors
 from ppap_plugin_edm.backbone import EDMBackbone, time_steps
 from ppap_plugin_edm.checkpoint import Snapshot, build, load, make, read
 from ppap_plugin_edm.networks import (
@@ -30,8 +29,6 @@ from ppap_host.recipes.estimate import Estimate
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import Churn, Heun
 
-_DEFAULT = Path(__file__).parents[4] / "shared" / "vectors"
-VECTORS = Path(os.environ.get("PPAP_VECTORS", _DEFAULT))
 COMPONENTS: dict[str, Callable[..., nn.Module]] = {
     "UNetBlock": UNetBlock,
     "Conv2d": ResampledConv,
@@ -40,91 +37,29 @@ COMPONENTS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def kind_of(case: dict[str, Any]) -> str:
-    """What a case holds, told by its settings, not by its name."""
-    config, outputs = case.get("config", {}), case["outputs"]
-    if "files" in case:
-        return "files"
-    if "sampler_args" in config:
-        return "sampling"
-    if "class" in config and "out.D" in outputs:
-        return "network"
-    if "limits" in config:
-        return "steps"
-    if config and all(isinstance(c, dict) and "component" in c for c in config.values()):
-        return "blocks"
-    return "unknown"
+def of_kind(kind: str) -> Callable[[vectors.Case], bool]:
+    """Cases of a kind, told by their settings, not by their names."""
+
+    def kind_of(case: vectors.Case) -> str:
+        config = case.config.values()
+        if "files" in case.content:
+            return "files"
+        if "sampler_args" in case.config:
+            return "sampling"
+        if "class" in case.config and case.holds("out.D"):
+            return "network"
+        if "limits" in case.config:
+            return "steps"
+        return "blocks" if all(isinstance(c, dict) and "component" in c for c in config) else "?"
+
+    return lambda case: case.system == "edm" and kind_of(case) == kind
 
 
-def cases(kind: str) -> list[Any]:
-    """The case folders of a kind."""
-    found = []
-    for path in sorted(VECTORS.glob("edm/*/case.json")):
-        if kind_of(json.loads(path.read_text())) == kind:
-            found.append(pytest.param(path.parent, id=path.parent.name))
-    reason = f"no EDM {kind} vectors in {VECTORS}; set PPAP_VECTORS"
-    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
-
-
-class Comparison:
-    """Compares outputs with a case's, and knows which were."""
-
-    def __init__(self, folder: Path) -> None:
-        self.case = json.loads((folder / "case.json").read_text())
-        self.io = load_file(folder / "io.safetensors")
-        self.errors: dict[str, float] = {}
-
-    def meaning(self, name: str) -> str:
-        """What the case says of an input or an output."""
-        text: str = (self.case["inputs"] | self.case["outputs"])[name]["meaning"]
-        return text
-
-    def slice_of(self, name: str) -> int:
-        """Which x of the case an output belongs to: "D(x[4]; sigma[4])"."""
-        match = re.search(r"x\[(\d+)\]", self.meaning(name))
-        assert match is not None, f"{name} does not say for which x it is"
-        return int(match[1])
-
-    def tolerance(self, name: str) -> float:
-        """The largest error that the case allows."""
-        told = self.case["tolerance"]
-        exact = told.get("exact", [])
-        if name in exact:
-            return 0.0
-        own = self.case["outputs"].get(name, {}).get("tolerance")
-        for found in (own, told.get(name), told.get(name.removeprefix("out."))):
-            if isinstance(found, float):
-                return found
-        return float(told["default"])
-
-    def close(self, name: str, ours: Tensor, rule: str = "peak-relative") -> None:
-        """Asserts that an output is what the case holds, by its rule."""
-        theirs = self.io[name]
-        assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)}"
-        assert self.case["tolerance"]["rule"].startswith(rule)
-        a, b = (t.detach().double().reshape(len(t), -1) for t in (ours, theirs))
-        scale = b.abs()
-        if rule == "peak-relative":
-            scale = scale.amax(dim=1, keepdim=True).clamp(min=1)
-        error = torch.where(a == b, 0.0, (a - b).abs() / scale)
-        assert (error <= self.tolerance(name)).all(), f"{name}: error {error.max():.3g}"
-        self.errors[name] = float(error.max())
-
-    def finish(self, record_property: Any) -> None:
-        """Asserts that every output was compared; records the errors."""
-        wanted = {name for name in self.io if name.startswith("out.")}
-        assert wanted == self.errors.keys(), wanted ^ self.errors.keys()
-        listed = {name for name in self.case["outputs"] if "<" not in name}
-        assert listed <= self.errors.keys()
-        record_property("largest_error", max(self.errors.values()))
-        record_property("errors", json.dumps(self.errors))
-
-
-def test_vector_kinds_are_all_known() -> None:
-    paths = sorted(VECTORS.glob("edm/*/case.json"))
-    if not paths:
-        pytest.skip(f"no EDM vectors in {VECTORS}; set PPAP_VECTORS")
-    assert not [p.parent.name for p in paths if kind_of(json.loads(p.read_text())) == "unknown"]
+def slice_of(case: vectors.Case, name: str) -> int:
+    """Which x of the case an output belongs to: "D(x[4]; sigma[4])"."""
+    match = re.search(r"x\[(\d+)\]", case.says(name))
+    assert match is not None, f"{name} does not say for which x it is"
+    return int(match[1])
 
 
 # Networks
@@ -157,18 +92,17 @@ def noise_of(network: Denoiser, run: Callable[[], Any]) -> Tensor:
     return found[0].flatten()[0]
 
 
-@pytest.mark.parametrize("folder", cases("network"))
-def test_vector_networks(folder: Path, record_property: Any) -> None:
-    comparison = Comparison(folder)
-    case, io = comparison.case, comparison.io
-    path, config = folder / case["checkpoint"]["file"], case["config"]
+@vectors.take(of_kind("network"))
+def test_vector_networks(case: vectors.Case) -> None:
+    io, checkpoint, config = case.recorded, case.content["checkpoint"], case.config
+    path = case.folder / checkpoint["file"]
     snapshot = read(path)
     assert snapshot.class_name == config["class"]
     told = {k: tuple(v) if isinstance(v, list) else v for k, v in snapshot.arguments.items()}
     named = {k: tuple(v) if isinstance(v, list) else v for k, v in config["init_kwargs"].items()}
     assert told == named
     network = load(path)
-    weights = load_file(folder / case["checkpoint"]["same_weights"])
+    weights = load_file(case.folder / checkpoint["same_weights"])
     assert network.state_dict().keys() == weights.keys()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
@@ -184,7 +118,7 @@ def test_vector_networks(folder: Path, record_property: Any) -> None:
     def denoised(x: Tensor, sigma: Tensor, *given: Tensor | None) -> Tensor:
         return network(x, sigma, *given)  # type: ignore[no-any-return]
 
-    compare = comparison.close
+    compare = case.compare
     compare("out.D", torch.stack([denoised(x[i], sigma[i], labels) for i in count]))
     with torch.no_grad():
         assert torch.equal(rebuilt(x[0], sigma[0], labels), denoised(x[0], sigma[0], labels))
@@ -193,7 +127,7 @@ def test_vector_networks(folder: Path, record_property: Any) -> None:
     noise = [noise_of(network, lambda i=i: network(x[i], sigma[i], labels)) for i in count]
     compare("out.c_noise", torch.stack(noise))
     compare("out.D_vec", denoised(io["in.x_vec"], io["in.sigma_vec"], labels))
-    match = re.search(r"at sigma ([\d.]+)", comparison.meaning("out.D_zero"))
+    match = re.search(r"at sigma ([\d.]+)", case.says("out.D_zero"))
     assert match is not None
     zero, level = torch.zeros_like(io["out.D_zero"]), torch.tensor(float(match[1]))
     compare("out.D_zero", denoised(zero, level, labels))
@@ -205,30 +139,28 @@ def test_vector_networks(folder: Path, record_property: Any) -> None:
         ("out.D_augment", labels, *(io[k] for k in io if k.startswith("in.augment"))),
     ):
         if name in io:
-            i = comparison.slice_of(name)
+            i = slice_of(case, name)
             compare(name, denoised(x[i], sigma[i], *given))
     if "out.round_sigma_out" in io:
         assert isinstance(network, iDDPMPrecond)
         compare("out.round_sigma_out", network.round_sigma(io["in.round_sigma_in"]))
         compare("out.round_sigma_index", network.nearest(io["in.round_sigma_in"]))
-    i = comparison.slice_of("out.vjp_dx")
+    i = slice_of(case, "out.vjp_dx")
     leaf = x[i].clone().requires_grad_(True)
     product = (io["in.vjp_cotangent"] * network(leaf, sigma[i], labels)).sum()
     compare("out.vjp_dx", *torch.autograd.grad(product, leaf))
     probes = [name for name in io if name.startswith("out.probe.")]
     for name in probes:
-        i = comparison.slice_of("out.probe.<module>")
+        i = slice_of(case, "out.probe.<module>")
         part = f"model.{name.removeprefix('out.probe.')}"
         output = outputs_of(network, part, lambda i=i: network(x[i], sigma[i], labels))[0]
         compare(name, output[:16] if output.ndim == 1 else output[:4, :4, :4])
-    comparison.finish(record_property)
 
 
-@pytest.mark.parametrize("folder", cases("blocks"))
-def test_vector_blocks(folder: Path, record_property: Any) -> None:
-    comparison = Comparison(folder)
-    io, weights = comparison.io, load_file(folder / "state_dict.safetensors")
-    for name, config in comparison.case["config"].items():
+@vectors.take(of_kind("blocks"))
+def test_vector_blocks(case: vectors.Case) -> None:
+    io, weights = case.recorded, load_file(case.folder / "state_dict.safetensors")
+    for name, config in case.config.items():
         arguments = dict(config["args"])
         module = COMPONENTS[config["component"]](**arguments).eval()
         prefix = f"{name}."
@@ -238,37 +170,34 @@ def test_vector_blocks(folder: Path, record_property: Any) -> None:
             assert module.num_heads == config["num_heads"]
         given = [io[f"in.{name}.{key}"] for key in ("x", "emb") if f"in.{name}.{key}" in io]
         with torch.no_grad():
-            comparison.close(f"out.{name}.y", module(*given))
-    comparison.finish(record_property)
+            case.compare(f"out.{name}.y", module(*given))
 
 
 # Files
 
 
-@pytest.mark.parametrize("folder", cases("files"))
+@vectors.take(of_kind("files"))
 def test_vector_hostile_and_honest_files(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+    case: vectors.Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison = Comparison(folder)
-    io, weights = comparison.io, load_file(folder / "state_dict.safetensors")
+    io, weights = case.recorded, load_file(case.folder / "state_dict.safetensors")
     monkeypatch.chdir(tmp_path)
-    for name, told in comparison.case["files"].items():
+    for name, told in case.content["files"].items():
         if not told["may_load"]:
             with pytest.raises(CheckpointError) as caught:
-                load(folder / name)
+                load(case.folder / name)
             assert caught.value.remedy
             called = re.search(r"reduce call is \w+\.(\w+)", told["content"])
             if called is not None:
                 assert called[1] in caught.value.message
         else:
-            network = load(folder / name)
+            network = load(case.folder / name)
             state = network.state_dict()
             assert state.keys() == weights.keys()
             assert all(torch.equal(tensor, weights[k]) for k, tensor in state.items())
             with torch.no_grad():
-                comparison.close("out.D", network(io["in.x"], io["in.sigma"]))
+                case.compare("out.D", network(io["in.x"], io["in.sigma"]))
         assert not list(tmp_path.iterdir()), f"{name} was run"
-    comparison.finish(record_property)
 
 
 # Time steps
@@ -292,14 +221,13 @@ def raised_levels(walk: Walk, churn: Churn) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("folder", cases("steps"))
-def test_vector_time_steps(folder: Path, record_property: Any) -> None:
-    comparison = Comparison(folder)
-    config, io = comparison.case["config"], comparison.io
+@vectors.take(of_kind("steps"))
+def test_vector_time_steps(case: vectors.Case) -> None:
+    config, io = case.config, case.recorded
     limits = {name: (number(a), number(b)) for name, (a, b) in config["limits"].items()}
     pattern = r"([\d.]+)"
-    for name in comparison.case["outputs"]:
-        meaning, arguments = comparison.meaning(name), dict(config["defaults"])
+    for name in case.outputs:
+        meaning, arguments = case.says(name), dict(config["defaults"])
         parts = name.removeprefix("out.").split("_")
         rounded = parts[-1] != "unrounded"
         kind, steps = parts[-2 if rounded else -3], int(parts[-1 if rounded else -2])
@@ -330,20 +258,18 @@ def test_vector_time_steps(folder: Path, record_property: Any) -> None:
             times = torch.tensor(raised_levels(Walk((*levels, CLEAN)), churn), dtype=torch.float64)
         if len(io[name]) == steps + 1:
             times = torch.cat([times, times.new_zeros(1)])
-        comparison.close(name, times, rule="relative")
-    comparison.finish(record_property)
+        case.compare(name, times)
 
 
 # Sampling
 
 
-@pytest.mark.parametrize("folder", cases("sampling"))
-def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
-    comparison = Comparison(folder)
-    case, io = comparison.case, comparison.io
-    settings = {name: number(value) for name, value in case["config"]["sampler_args"].items()}
+@vectors.take(of_kind("sampling"))
+def test_vector_sampling_trajectory(case: vectors.Case) -> None:
+    io = case.recorded
+    settings = {name: number(value) for name, value in case.config["sampler_args"].items()}
     grid = {name: settings[name] for name in ("sigma_min", "sigma_max", "rho")}
-    backbone = EDMBackbone(str(folder / case["checkpoint"]["file"]), **grid)
+    backbone = EDMBackbone(str(case.folder / case.content["checkpoint"]["file"]), **grid)
     churn = Churn(*(settings[f"S_{name}"] for name in ("churn", "min", "max", "noise")))
     condition = {}
     if "in.class_index" in io:
@@ -384,10 +310,9 @@ def test_vector_sampling_trajectory(folder: Path, record_property: Any) -> None:
     }
     for name, value in ours.items():
         if name in io:
-            comparison.close(name, value)
+            case.compare(name, value)
     levels = final.permute(0, 2, 3, 1) * 127.5 + 128
     difference = levels.clamp(0, 255).to(torch.uint8).int() - io["out.images_uint8"].int()
     assert difference.abs().max() <= 1
     assert ((levels - levels.round()).abs()[difference != 0] <= 0.02).all()
-    comparison.errors["out.images_uint8"] = float(difference.abs().max())
-    comparison.finish(record_property)
+    case.met("out.images_uint8", float(difference.abs().max()))

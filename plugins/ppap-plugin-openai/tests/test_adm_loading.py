@@ -215,8 +215,8 @@ def refusal(path: Path, config: ADMConfig = SMALL) -> CheckpointError:
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    assert "no such file" in str(refusal(tmp_path / "none.pt"))
-    assert "cannot be read" in str(refusal(tmp_path))
+    assert "no file" in str(refusal(tmp_path / "none.pt"))
+    assert "is a folder" in str(refusal(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -278,11 +278,26 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, form: str) -> None:
 
 def test_only_plain_state_dicts_are_read(tmp_path: Path) -> None:
     state = random_state(SMALL)
-    wrapped = refusal(saved(tmp_path / "wrapped.pt", {"state_dict": state, "step": 10}))
-    assert "'state_dict', 'step'" in wrapped.message
-    assert "file of its own" in wrapped.remedy
+    two = refusal(saved(tmp_path / "two.pt", {"student": state, "teacher": state, "step": 10}))
+    assert "2 networks: 'student', 'teacher'" in two.message
+    assert "file of its own" in two.remedy and "['student']" in two.remedy
     assert "holds a list" in refusal(saved(tmp_path / "list.pt", [1, 2])).message
     assert read_state_dict(saved(tmp_path / "plain.pt", state)).keys() == state.keys()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.diffusion."])
+def test_the_forms_in_which_trainings_save_give_the_same_network(
+    tmp_path: Path, prefix: str
+) -> None:
+    state = random_state(SMALL)
+    expected = outputs(saved(tmp_path / "plain.pt", state))
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    remarks: list[str] = []
+    path = saved(tmp_path / "training.pt", {"state_dict": wrapped, "optimizer": {}, "epoch": 3})
+    load_adm(path, SMALL, remarks)
+    assert torch.equal(outputs(path), expected)
+    assert "under ['state_dict']" in remarks[0]
+    assert prefix == "_orig_mod." or remarks[1].startswith(f"{prefix!r} is taken off")
 
 
 # What is refused: files that do not fit

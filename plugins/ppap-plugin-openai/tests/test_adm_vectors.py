@@ -1,23 +1,19 @@
 """ADM networks against recorded outputs of openai/guided-diffusion.
 
-The cases lie outside the repository, under ``PPAP_VECTORS`` (default: ``shared/vectors`` beside
-it). Every folder there whose ``case.json`` speaks of an ADM network is collected, and what is
-checked follows from that file's content alone: its settings, its inputs, its outputs and its
-tolerances. ``-rP`` shows the largest error of each output.
+What is checked follows from the content of a case alone: its settings, its inputs, its outputs and
+its tolerances. ``-rP`` shows the largest error of each output.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import vectors
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from ppap_plugin_openai.adm import (
@@ -33,120 +29,43 @@ from ppap_plugin_openai.adm import (
     load_adm_classifier,
     published_layout,
 )
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
-ROOT = Path(os.environ.get("PPAP_VECTORS", _REPOSITORY.parent / "shared" / "vectors"))
+
+def weights(case: vectors.Case, *, classifier: bool) -> Path:
+    """The one file of weights, or of two the classifier's or the other."""
+    files: list[str] = [name for name in case.content["files"] if name.endswith(".pt")]
+    if len(files) > 1:
+        files = [name for name in files if ("classifier" in name) == classifier]
+    (name,) = files
+    return case.folder / name
 
 
-@dataclass(frozen=True)
-class Case:
-    """A folder of recorded numbers and the content of its ``case.json``."""
-
-    folder: Path
-    content: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.content["config"]
-        return settings
-
-    def has(self, *names: str) -> bool:
-        """Whether all of these are inputs or outputs."""
-        return set(names) <= set(self.content["inputs"]) | set(self.content["outputs"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "io.safetensors")
-
-    def weights(self, *, classifier: bool) -> Path:
-        """The one file of weights, or of two the classifier's or the other."""
-        files: list[str] = [name for name in self.content["files"] if name.endswith(".pt")]
-        if len(files) > 1:
-            files = [name for name in files if ("classifier" in name) == classifier]
-        (name,) = files
-        return self.folder / name
-
-    def model(self) -> UNet2DModel:
-        config = ADMConfig.from_flags(self.settings["model"])
-        return load_adm(self.weights(classifier=False), config)
-
-    def classifier(self) -> ADMClassifier:
-        config = ADMClassifierConfig.from_flags(self.settings["classifier"])
-        return load_adm_classifier(self.weights(classifier=True), config)
+def model_of(case: vectors.Case) -> UNet2DModel:
+    return load_adm(weights(case, classifier=False), ADMConfig.from_flags(case.config["model"]))
 
 
-def _collect() -> Iterator[Case]:
-    for path in sorted(ROOT.rglob("case.json")):
-        content = json.loads(path.read_text())
-        if content.get("system") == "adm":
-            yield Case(path.parent, content)
+def classifier_of(case: vectors.Case) -> ADMClassifier:
+    config = ADMClassifierConfig.from_flags(case.config["classifier"])
+    return load_adm_classifier(weights(case, classifier=True), config)
 
 
-def _is_forward(case: Case) -> bool:
-    return "model" in case.settings and case.has("x", "t", "output")
+def is_forward(case: vectors.Case) -> bool:
+    return case.system == "adm" and "model" in case.config and case.holds("x", "t", "output")
 
 
-def _is_classifier(case: Case) -> bool:
-    return "classifier" in case.settings and case.has("x", "t", "logits")
+def is_classifier(case: vectors.Case) -> bool:
+    return case.system == "adm" and "classifier" in case.config and case.holds("x", "t", "logits")
 
 
-def _is_trajectory(case: Case) -> bool:
-    return "model" in case.settings and case.has("x_T", "sample", "pred_xstart", "model_t")
+def is_trajectory(case: vectors.Case) -> bool:
+    names = ("x_T", "sample", "pred_xstart", "model_t")
+    return case.system == "adm" and "model" in case.config and case.holds(*names)
 
 
-def _is_layout(case: Case) -> bool:
-    configs = case.settings.values()
-    return bool(configs) and all(isinstance(c, dict) and "builder" in c for c in configs)
-
-
-_KINDS: tuple[Callable[[Case], bool], ...] = (
-    _is_forward,
-    _is_classifier,
-    _is_trajectory,
-    _is_layout,
-)
-CASES = list(_collect())
-
-
-def cases(kind: Callable[[Case], bool]) -> pytest.MarkDecorator:
-    """Run a test for every case of a kind, or skip it saying why there is none."""
-    chosen = [pytest.param(case, id=case.folder.name) for case in CASES if kind(case)]
-    if not chosen:
-        reason = (
-            f"no case of this kind under {ROOT}"
-            if ROOT.is_dir()
-            else f"{ROOT} is not there; set PPAP_VECTORS to the folder of recorded cases"
-        )
-        chosen = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
-    return pytest.mark.parametrize("case", chosen)
-
-
-class Report:
-    """Compares results with a case's recorded outputs, and keeps the largest errors."""
-
-    def __init__(self, case: Case, record_property: Callable[[str, object], None]) -> None:
-        self.case = case
-        self.record = record_property
-        self.failures: list[str] = []
-        self.unchecked = set(case.content["outputs"])
-
-    def compare(self, name: str, actual: Tensor, expected: Tensor) -> None:
-        tolerance = self.case.content["tolerance"]
-        tolerance = tolerance.get("per_output", {}).get(name, tolerance)
-        assert actual.shape == expected.shape, name
-        error = (actual.double() - expected.double()).abs()
-        allowed = tolerance["atol"] + tolerance["rtol"] * expected.double().abs()
-        self.record(f"largest error of {name}", f"{error.max():.2e}")
-        print(f"{self.case.folder.name}: {name}: largest error {error.max():.2e}")
-        if not bool((error <= allowed).all()):
-            self.failures.append(f"{name}: {error.max():.3e}, {(error / allowed).max():.2f} times")
-        self.unchecked.discard(name)
-
-    def close(self, *, not_the_networks: frozenset[str] = frozenset()) -> None:
-        """Fail if anything was out of tolerance, or any output was not looked at."""
-        assert not self.failures, self.failures
-        assert self.unchecked <= not_the_networks, f"unchecked: {self.unchecked}"
+def is_layout(case: vectors.Case) -> bool:
+    configs = case.config.values()
+    return case.system == "adm" and all(isinstance(c, dict) and "builder" in c for c in configs)
 
 
 def _capture(module: nn.Module, into: dict[str, Tensor], name: str) -> None:
@@ -156,76 +75,67 @@ def _capture(module: nn.Module, into: dict[str, Tensor], name: str) -> None:
     module.register_forward_hook(hook)
 
 
-@cases(_is_forward)
-def test_vector_forward(case: Case, record_property: Callable[[str, object], None]) -> None:
+@vectors.take(is_forward)
+def test_vector_forward(case: vectors.Case) -> None:
     """A U-Net gives the recorded output, and the recorded values on the way to it."""
-    io, unet = case.tensors(), case.model()
+    io, unet = case.recorded, model_of(case)
     seen: dict[str, Tensor] = {}
     _capture(unet.time_proj, seen, "timestep_embedding")
     _capture(unet.time_embedding, seen, "time_embed")
     assert unet.mid_block is not None
     _capture(unet.mid_block, seen, "middle_block")
-    report = Report(case, record_property)
     with torch.no_grad():
         if "t_fractional" in io:
             fractional = unet(io["x"], io["t_fractional"], class_labels=io.get("y")).sample
-            report.compare("output_fractional_t", fractional, io["output_fractional_t"])
+            case.compare("output_fractional_t", fractional)
         output = unet(io["x"], io["t"], class_labels=io.get("y")).sample
-    report.compare("output", output, io["output"])
+    case.compare("output", output)
     for name, value in seen.items():
         if name in io:
-            report.compare(name, value, io[name])
-    report.close()
+            case.compare(name, value)
 
 
-@cases(_is_classifier)
-def test_vector_classifier(case: Case, record_property: Callable[[str, object], None]) -> None:
+@vectors.take(is_classifier)
+def test_vector_classifier(case: vectors.Case) -> None:
     """A noise-aware classifier gives the recorded logits and gradient."""
-    io, classifier = case.tensors(), case.classifier()
+    io, classifier = case.recorded, classifier_of(case)
     seen: dict[str, Tensor] = {}
     _capture(classifier.mid_block, seen, "middle_block")
-    report = Report(case, record_property)
-    x = io["x"].requires_grad_()
+    x = io["x"].clone().requires_grad_()
     logits = classifier(x, io["t"])
-    report.compare("logits", logits.detach(), io["logits"])
+    case.compare("logits", logits)
     if "y" in io:
         chosen = _selected_log_probability(logits, io["y"])
         (gradient,) = torch.autograd.grad(chosen.sum(), x)
-        report.compare("selected_log_prob", chosen.detach(), io["selected_log_prob"])
-        report.compare("gradient", gradient, io["gradient"])
+        case.compare("selected_log_prob", chosen)
+        case.compare("gradient", gradient)
     if "middle_block" in io:
-        report.compare("middle_block", seen["middle_block"].detach(), io["middle_block"])
-    report.close()
+        case.compare("middle_block", seen["middle_block"])
 
 
-@cases(_is_trajectory)
-def test_vector_networks_of_trajectory(
-    case: Case, record_property: Callable[[str, object], None]
-) -> None:
+@vectors.take(is_trajectory, lambda name: name in ("pred_xstart", "selected_log_prob", "gradient"))
+def test_vector_networks_of_trajectory(case: vectors.Case) -> None:
     """At every state of a recorded trajectory, network and classifier agree with the record.
 
     Sampling itself is not the subject: each step starts from the recorded state, so only the
     step's clean estimate and gradient depend on the networks.
     """
-    io, unet = case.tensors(), case.model()
-    report = Report(case, record_property)
-    flags, sampling = case.settings["model"], case.settings["sampling"]
+    io, unet = case.recorded, model_of(case)
+    flags, sampling = case.config["model"], case.config["sampling"]
     states = torch.cat([io["x_T"][None], io["sample"][:-1]]).flatten(0, 1)
     steps, batch = io["sample"].shape[:2]
     shape = io["sample"].shape
     labels = io["y"].repeat(steps) if "y" in io else None
 
-    if "classifier" in case.settings:
-        classifier = case.classifier()
+    if "classifier" in case.config:
+        classifier = classifier_of(case)
         assert labels is not None
         x = states.clone().requires_grad_()
         logits = classifier(x, io["classifier_t"].repeat_interleave(batch))
         chosen = _selected_log_probability(logits, labels)
         (gradient,) = torch.autograd.grad(chosen.sum() * sampling["classifier_scale"], x)
-        report.compare(
-            "selected_log_prob", chosen.detach().view(steps, batch), io["selected_log_prob"]
-        )
-        report.compare("gradient", gradient.view(shape), io["gradient"])
+        case.compare("selected_log_prob", chosen.view(steps, batch))
+        case.compare("gradient", gradient.view(shape))
 
     t = io["model_t"].repeat_interleave(batch)
     with torch.no_grad():
@@ -242,17 +152,16 @@ def test_vector_networks_of_trajectory(
         eps = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
         eps = eps - (1 - abar).sqrt() * io["gradient"].flatten(0, 1)
         clean = (noisy - (1 - abar).sqrt() * eps) / abar.sqrt()
-    report.compare("pred_xstart", clean.view(shape), io["pred_xstart"])
-    report.close(not_the_networks=frozenset({"sample", "image_uint8", "model_t", "classifier_t"}))
+    case.compare("pred_xstart", clean.view(shape))
 
 
-@cases(_is_layout)
-def test_vector_layouts(case: Case, record_property: Callable[[str, object], None]) -> None:
+@vectors.take(is_layout)
+def test_vector_layouts(case: vectors.Case) -> None:
     """Published files' tensors are all named, in order, and all find a place in a network."""
     (file,) = (name for name in case.content["files"] if name.endswith(".json"))
     layouts = json.loads((case.folder / file).read_text())
-    assert layouts.keys() == case.settings.keys()
-    for checkpoint, settings in case.settings.items():
+    assert layouts.keys() == case.config.keys()
+    for checkpoint, settings in case.config.items():
         config: ADMConfig | ADMClassifierConfig
         if settings["builder"] == "create_classifier":
             config = ADMClassifierConfig.from_flags(settings["flags"])
@@ -276,27 +185,17 @@ def test_vector_layouts(case: Case, record_property: Callable[[str, object], Non
             name, published = by_file[checkpoint]
             assert name in identify(expected)
             assert published == config
-        record_property(checkpoint, parameters)
 
 
-def test_vector_cases_are_all_understood() -> None:
-    """No recorded network is left out because its case looks unlike the known kinds."""
-    if not CASES:
-        pytest.skip(f"no ADM case under {ROOT}; set PPAP_VECTORS to the folder of recorded cases")
-    described = [case for case in CASES if {"model", "classifier"} & case.settings.keys()]
-    for case in described:
-        assert any(kind(case) for kind in _KINDS), case.folder
-
-
-@cases(_is_forward)
-def test_vector_forward_notices_wrong_flags(case: Case) -> None:
+@vectors.take(is_forward, vectors.nothing)
+def test_vector_forward_notices_wrong_flags(case: vectors.Case) -> None:
     """The comparison has teeth: flags that no shape betrays still change the output."""
-    io = case.tensors()
-    config = ADMConfig.from_flags(case.settings["model"])
+    io = case.recorded
+    config = ADMConfig.from_flags(case.config["model"])
     wrong = replace(config, use_new_attention_order=not config.use_new_attention_order)
-    unet = load_adm(case.weights(classifier=False), wrong)
+    unet = load_adm(weights(case, classifier=False), wrong)
     if all(block.heads == 1 for block in unet.modules() if isinstance(block, Attention)):
-        pytest.skip("with one head the two orders of queries, keys and values are the same")
+        return  # with one head the two orders of queries, keys and values are the same
     with torch.no_grad():
         output = unet(io["x"], io["t"], class_labels=io.get("y")).sample
     error = (output - io["output"]).abs().max().item()

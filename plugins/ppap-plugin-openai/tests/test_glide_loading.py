@@ -214,7 +214,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, words: s
     error = refusal(path)
     assert words in error.message
     assert error.remedy
-    assert "no such file" in refusal(tmp_path / "none.pt").message
+    assert "no file" in refusal(tmp_path / "none.pt").message
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path, random_state: State) -> None:
@@ -260,10 +260,14 @@ def test_no_two_published_networks_share_a_layout() -> None:
 
 
 def test_only_plain_tensors_are_weights(tmp_path: Path) -> None:
-    for strange in (torch.empty(2, device="meta"), "text"):
+    for strange in (torch.empty(2, device="meta"), [1], Path("x")):
         path = saved(tmp_path / "model.pt", {"fine": torch.ones(2), "strange": strange})
         with pytest.raises(CheckpointError, match="'strange' is no plain tensor"):
             read_state_dict(path)
+    remarks: list[str] = []
+    path = saved(tmp_path / "model.pt", {"fine": torch.ones(2), "note": "text", "epoch": 3})
+    assert list(read_state_dict(path, remarks)) == ["fine"]
+    assert remarks == ["Of model.pt what is no tensor is left aside: note, epoch."]
     sparse = {"strange": torch.eye(3).to_sparse()}
     for new in (True, False):
         torch.save(sparse, tmp_path / "model.pt", _use_new_zipfile_serialization=new)

@@ -1,8 +1,6 @@
 """GLIDE against recorded outputs of openai/glide-text2im.
 
-The cases lie outside the repository, under ``PPAP_VECTORS`` (default: ``shared/vectors`` beside
-it). Every folder there whose ``case.json`` speaks of GLIDE is collected, and what is checked
-follows from that file's content alone. ``-rP`` shows the largest errors.
+What is checked follows from the content of a case alone. ``-rP`` shows the largest errors.
 """
 
 from __future__ import annotations
@@ -11,14 +9,12 @@ import gzip
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
+import vectors
 from diffusers.models.attention_processor import Attention
 from ppap_plugin_openai.backbone import BETAS
 from ppap_plugin_openai.glide import (
@@ -40,132 +36,43 @@ from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, respace
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
-ROOT = Path(os.environ.get("PPAP_VECTORS", _REPOSITORY.parent / "shared" / "vectors"))
-Record = Callable[[str, object], None]
+
+def config_of(case: vectors.Case) -> GlideConfig:
+    flags = dict(case.config["model"])
+    if case.config.get("n_vocab_override"):
+        flags["n_vocab"] = case.config["n_vocab_override"]
+    return GlideConfig.from_flags(flags)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A folder of recorded numbers and the content of its ``case.json``."""
-
-    folder: Path
-    content: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.content["config"]
-        return settings
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        sampling: dict[str, Any] = self.settings["sampling"]
-        return sampling
-
-    def has(self, *names: str) -> bool:
-        """Whether all of these are inputs or outputs."""
-        return set(names) <= set(self.content["inputs"]) | set(self.content["outputs"])
-
-    def tensors(self, file: str = "io.safetensors") -> dict[str, Tensor]:
-        return load_file(self.folder / file)
-
-    def config(self) -> GlideConfig:
-        flags = dict(self.settings["model"])
-        if self.settings.get("n_vocab_override"):
-            flags["n_vocab"] = self.settings["n_vocab_override"]
-        return GlideConfig.from_flags(flags)
-
-    def network(self) -> GlideNetwork:
-        (name,) = (file for file in self.content["files"] if file.endswith(".pt"))
-        return load_glide(self.folder / name, self.config())
-
-    def backbone(self) -> GlideBackbone:
-        flags = self.settings["model"]
-        cls = GlideUpsampler if flags["super_res"] else GlideBackbone
-        backbone = cls(
-            self.network(),
-            noise_schedule=flags["noise_schedule"],
-            diffusion_steps=flags["diffusion_steps"],
-        )
-        backbone.clip = (-1.0, 1.0) if self.sampling["clip_denoised"] else None
-        return backbone
+def network_of(case: vectors.Case) -> GlideNetwork:
+    (name,) = (file for file in case.content["files"] if file.endswith(".pt"))
+    return load_glide(case.folder / name, config_of(case))
 
 
-def _collect() -> Iterator[Case]:
-    for path in sorted(ROOT.rglob("case.json")):
-        content = json.loads(path.read_text())
-        if content.get("system") == "glide":
-            yield Case(path.parent, content)
+def backbone_of(case: vectors.Case) -> GlideBackbone:
+    flags = case.config["model"]
+    cls = GlideUpsampler if flags["super_res"] else GlideBackbone
+    backbone = cls(
+        network_of(case),
+        noise_schedule=flags["noise_schedule"],
+        diffusion_steps=flags["diffusion_steps"],
+    )
+    backbone.clip = (-1.0, 1.0) if case.config["sampling"]["clip_denoised"] else None
+    return backbone
 
 
-def _is_forward(case: Case) -> bool:
-    return "model" in case.settings and case.has("x", "t", "tokens", "mask", "output")
+def is_forward(case: vectors.Case) -> bool:
+    names = ("x", "t", "tokens", "mask", "output")
+    return case.system == "glide" and "model" in case.config and case.holds(*names)
 
 
-def _is_trajectory(case: Case) -> bool:
-    return "sampling" in case.settings and case.has("tokens", "mask", "sample", "pred_xstart")
+def is_vocabulary(case: vectors.Case) -> bool:
+    return case.system == "glide" and "n_vocab" in case.config and "text_ctx" not in case.config
 
 
-def _is_schedule(case: Case) -> bool:
-    return "diffusion" in case.settings
-
-
-def _is_layout(case: Case) -> bool:
-    configs = case.settings.values()
-    return bool(configs) and all(isinstance(c, dict) and "builder" in c for c in configs)
-
-
-def _is_tokenizer(case: Case) -> bool:
-    return "text_ctx" in case.settings
-
-
-def _is_vocabulary(case: Case) -> bool:
-    return "n_vocab" in case.settings and not _is_tokenizer(case)
-
-
-_KINDS = (_is_forward, _is_trajectory, _is_schedule, _is_layout, _is_tokenizer, _is_vocabulary)
-CASES = list(_collect())
-
-
-def cases(kind: Callable[[Case], bool]) -> pytest.MarkDecorator:
-    """Run a test for every case of a kind, or skip it saying why there is none."""
-    chosen = [pytest.param(case, id=case.folder.name) for case in CASES if kind(case)]
-    if not chosen:
-        reason = (
-            f"no GLIDE case of this kind under {ROOT}"
-            if ROOT.is_dir()
-            else f"{ROOT} is not there; set PPAP_VECTORS to the folder of recorded cases"
-        )
-        chosen = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
-    return pytest.mark.parametrize("case", chosen)
-
-
-class Report:
-    """Compares results with a case's recorded outputs, and keeps the largest errors."""
-
-    def __init__(self, case: Case, record_property: Record) -> None:
-        self.case = case
-        self.record = record_property
-        self.failures: list[str] = []
-        self.unchecked = set(case.content["outputs"])
-
-    def compare(self, name: str, actual: Tensor, expected: Tensor) -> None:
-        tolerance = self.case.content["tolerance"]
-        tolerance = tolerance.get("per_output", {}).get(name, tolerance)
-        assert actual.shape == expected.shape, name
-        error = (actual.double() - expected.double()).abs()
-        allowed = tolerance["atol"] + tolerance["rtol"] * expected.double().abs()
-        largest = float(error.max()) if error.numel() else 0.0
-        self.record(f"largest error of {name}", f"{largest:.2e}")
-        print(f"{self.case.folder.name}: {name}: largest error {largest:.2e}")
-        if not bool((error <= allowed).all()):
-            self.failures.append(f"{name}: {largest:.3e}, {(error / allowed).max():.2f} times")
-        self.unchecked.discard(name)
-
-    def close(self) -> None:
-        """Fail if anything was out of tolerance, or any output was not looked at."""
-        assert not self.failures, self.failures
-        assert not self.unchecked, f"unchecked: {self.unchecked}"
+def is_layout(case: vectors.Case) -> bool:
+    configs = case.config.values()
+    return case.system == "glide" and all(isinstance(c, dict) and "builder" in c for c in configs)
 
 
 def _capture(module: nn.Module, into: dict[str, Tensor], name: str) -> None:
@@ -175,43 +82,40 @@ def _capture(module: nn.Module, into: dict[str, Tensor], name: str) -> None:
     module.register_forward_hook(hook)
 
 
-@cases(_is_forward)
-def test_vector_glide_forward(case: Case, record_property: Record) -> None:
+@vectors.take(is_forward)
+def test_vector_glide_forward(case: vectors.Case) -> None:
     """A network gives the recorded output, and the recorded values on the way to it."""
-    io, network = case.tensors(), case.network()
+    io, network = case.recorded, network_of(case)
     seen: dict[str, Tensor] = {}
     assert network.unet.mid_block is not None
     _capture(network.unet.mid_block, seen, "middle_block")
     _capture(network.unet.class_embedding, seen, "xf_proj")
-    report = Report(case, record_property)
     images = {name: io[name] for name in ("low_res", "inpaint_image", "inpaint_mask") if name in io}
     with torch.no_grad():
         states = network.text(io["tokens"], io["mask"].bool())
         if "output_no_inpaint_inputs" in io:
             bare = {name: value for name, value in images.items() if "inpaint" not in name}
             output = network(io["x"], io["t"], states, **bare)
-            report.compare("output_no_inpaint_inputs", output, io["output_no_inpaint_inputs"])
+            case.compare("output_no_inpaint_inputs", output)
         output = network(io["x"], io["t"], states, **images)
-    report.compare("output", output, io["output"])
+    case.compare("output", output)
     seen["xf_out"] = states.transpose(1, 2)
     for name, value in seen.items():
         if name in io:
-            report.compare(name, value, io[name])
-    report.close()
+            case.compare(name, value)
 
 
-@cases(_is_trajectory)
-def test_vector_glide_trajectory(case: Case, record_property: Record) -> None:
+@vectors.take(lambda case: case.system == "glide" and "sampling" in case.config)
+def test_vector_glide_trajectory(case: vectors.Case) -> None:
     """The host's sampler, guidance and schedule walk the recorded path.
 
     With classifier-free guidance the first half of the record's rows is the result. The second is
     what the reference carries along: states of their own under the first half's guided noise and
     the unconditional branch's variance. It is walked too, so that every number is compared.
     """
-    io, backbone = case.tensors(), case.backbone()
-    backbone.keeps_known = "denoised_fn" in case.sampling
-    report = Report(case, record_property)
-    scale = case.sampling.get("guidance_scale")
+    io, backbone, sampling = case.recorded, backbone_of(case), case.config["sampling"]
+    backbone.keeps_known = "denoised_fn" in sampling
+    scale = sampling.get("guidance_scale")
     guided = scale is not None
     rows = len(io["tokens"]) // 2 if guided else len(io["tokens"])
     condition = backbone.encode_tokens(io["tokens"], io["mask"].bool())
@@ -224,15 +128,15 @@ def test_vector_glide_trajectory(case: Case, record_property: Record) -> None:
     images = {}
     if isinstance(backbone, GlideUpsampler):
         images = backbone.conditioned_on(io["base_sample"])
-        report.compare("low_res", images["low_res"], io["low_res"])
+        case.compare("low_res", images["low_res"])
     if "inpaint_mask" in io:
         images |= backbone.inpainting(io["inpaint_image"][:rows], io["inpaint_mask"][:rows])
     if "x_T_unit" in io:
-        temperature = case.sampling.get("upsample_temp", 1.0)
+        temperature = sampling.get("upsample_temp", 1.0)
         if isinstance(backbone, GlideUpsampler) and temperature == 0.997:
             assert backbone.start_temperature == temperature
         start = temperature * io["x_T_unit"]
-        report.compare("x_T", start, io["x_T"])
+        case.compare("x_T", start)
     else:
         start = io["x_T"]
     guide_free = ClassifierFree(
@@ -250,35 +154,29 @@ def test_vector_glide_trajectory(case: Case, record_property: Record) -> None:
         assert first.v is not None and second.v is not None
         return Prediction(torch.cat([first.eps] * 2), torch.cat([first.v, second.v]))
 
-    ddim = "ddim" in case.sampling["sampler"]
-    solver: Solver = DDIM(case.sampling.get("eta", 0.0)) if ddim else DDPM()
+    ddim = "ddim" in sampling["sampler"]
+    solver: Solver = DDIM(sampling.get("eta", 0.0)) if ddim else DDPM()
     draws = iter(io["noise"]) if "noise" in io else iter(())
-    reports: list[Event] = []
+    events: list[Event] = []
     sample(
         backbone,
         denoise,
-        backbone.walk(case.settings["model"]["timestep_respacing"]),
+        backbone.walk(case.config["model"]["timestep_respacing"]),
         solver,
         lambda: next(draws),
         start=start,
-        watch=reports.append,
+        watch=events.append,
     )
-    report.compare("sample", torch.stack([r.x_next for r in reports]), io["sample"])
-    estimates = torch.stack([r.estimate.x0 for r in reports])
-    report.compare("pred_xstart", estimates, io["pred_xstart"])
-    times = torch.tensor([int(r.estimate.level.time) for r in reports])
-    report.compare("model_t", times, io["model_t"])
-    report.close()
+    case.compare("sample", torch.stack([e.x_next for e in events]))
+    case.compare("pred_xstart", torch.stack([e.estimate.x0 for e in events]))
+    case.compare("model_t", torch.tensor([int(e.estimate.level.time) for e in events]))
 
 
-@cases(_is_schedule)
-def test_vector_glide_schedules(case: Case, record_property: Record) -> None:
+@vectors.take(lambda case: case.system == "glide" and "diffusion" in case.config)
+def test_vector_glide_schedules(case: vectors.Case) -> None:
     """Betas, kept steps and posteriors are the recorded ones, in both precisions."""
-    io, diffusion = case.tensors(), case.settings["diffusion"]
-    exact = (
-        case.tensors("io_f64.safetensors") if "io_f64.safetensors" in case.content["files"] else {}
-    )
-    report = Report(case, record_property)
+    diffusion, wide = case.config["diffusion"], case.folder / "io_f64.safetensors"
+    exact = load_file(wide) if wide.exists() else {}
     steps, ours = diffusion["diffusion_steps"], {}
     for spacing in diffusion["timestep_respacing"]:
         label = spacing.replace(",", "-") or "full"
@@ -301,23 +199,22 @@ def test_vector_glide_schedules(case: Case, record_property: Record) -> None:
                 ours[f"{name}/{label}/{table}"] = torch.tensor(values, dtype=torch.float64)
             ours[f"{name}/betas"] = torch.from_numpy(betas)
             ours[f"{name}/alphas_cumprod"] = torch.from_numpy(schedule.alphas_cumprod)
-    for name in case.content["outputs"]:
-        report.compare(name, ours[name], io[name])
+    for name in case.outputs:
+        case.compare(name, ours[name])
         if name in exact:
             torch.testing.assert_close(
                 ours[name].double(), exact[name].double(), rtol=1e-9, atol=1e-12, msg=name
             )
-    report.close()
 
 
-@cases(_is_layout)
-def test_vector_glide_layouts(case: Case, record_property: Record) -> None:
+@vectors.take(is_layout)
+def test_vector_glide_layouts(case: vectors.Case) -> None:
     """Published files' tensors are all named, in order, and all find a place in a network."""
     (file,) = (name for name in case.content["files"] if name.endswith(".json"))
     layouts = json.loads((case.folder / file).read_text())
-    assert layouts.keys() == case.settings.keys()
+    assert layouts.keys() == case.config.keys()
     by_file = {entry.file: (name, entry) for name, entry in PUBLISHED_GLIDE.items()}
-    for checkpoint, settings in case.settings.items():
+    for checkpoint, settings in case.config.items():
         config = GlideConfig.from_flags(settings["flags"])
         expected = {name: tuple(shape) for name, shape in layouts[checkpoint]["state_dict"].items()}
         assert list(published_layout(config).items()) == list(expected.items()), checkpoint
@@ -333,7 +230,6 @@ def test_vector_glide_layouts(case: Case, record_property: Record) -> None:
             assert identify(expected) == [name]
             assert entry.config == config
             assert entry.noise_schedule == settings["flags"]["noise_schedule"]
-        record_property(checkpoint, parameters)
 
 
 def _converted(state: dict[str, Tensor], config: GlideConfig) -> dict[str, Tensor]:
@@ -342,69 +238,54 @@ def _converted(state: dict[str, Tensor], config: GlideConfig) -> dict[str, Tenso
     return convert(state, _entries(config), "")
 
 
-@cases(_is_vocabulary)
-def test_vector_glide_vocabulary(case: Case, record_property: Record) -> None:
+@vectors.take(is_vocabulary)
+def test_vector_glide_vocabulary(case: vectors.Case) -> None:
     """The vocabulary's files are read as they are, and are those that were recorded."""
     for name, described in case.content["files"].items():
         data = (case.folder / name).read_bytes()
         assert len(data) == described["bytes"]
         assert hashlib.sha256(data).hexdigest() == described["sha256"]
     tokenizer = PromptTokenizer.read(case.folder)
-    assert tokenizer.size == case.settings["n_vocab"]
-    assert tokenizer.size - 1 == case.settings["end_token"]
+    assert tokenizer.size == case.config["n_vocab"]
+    assert tokenizer.size - 1 == case.config["end_token"]
     assert tokenizer.files == vocabulary_files(case.folder)
-    record_property("tokens", tokenizer.size)
 
 
-def _vocabularies(case: Case) -> Iterator[Path]:
-    named = str(case.settings.get("vocabulary", "")).split(" ")[0]
+def _vocabularies(case: vectors.Case) -> Iterator[Path]:
+    named = str(case.config.get("vocabulary", "")).split(" ")[0]
     folders = [case.folder, case.folder / named]
-    folders += [other.folder for other in CASES if _is_vocabulary(other)]
+    folders += [other.folder for other in vectors.CASES if is_vocabulary(other)]
     return (folder for folder in folders if folder.is_dir() and vocabulary_files(folder))
 
 
-@cases(_is_tokenizer)
-def test_vector_glide_tokens(case: Case, record_property: Record, tmp_path: Path) -> None:
+@vectors.take(lambda case: case.system == "glide" and "text_ctx" in case.config)
+def test_vector_glide_tokens(case: vectors.Case, tmp_path: Path) -> None:
     """Every recorded prompt becomes the recorded tokens, padding and mask, however it is packed."""
-    folder = next(_vocabularies(case), None)
-    if folder is None:
-        pytest.skip(f"no vocabulary for {case.folder}")
+    folder = next(_vocabularies(case))
     files = vocabulary_files(folder)
     assert files is not None
     for path, name in zip(files, ("vocab.json", "merges.txt"), strict=True):
         data = path.read_bytes()
         (tmp_path / name).write_bytes(gzip.decompress(data) if path.suffix == ".gz" else data)
-    io = case.tensors()
     (file,) = (name for name in case.content["files"] if name.endswith(".json"))
     rows = json.loads((case.folder / file).read_text())
-    report = Report(case, record_property)
     for source in (folder, tmp_path):
         tokenizer = PromptTokenizer.read(source)
-        assert tokenizer.size == case.settings["n_vocab"]
+        assert tokenizer.size == case.config["n_vocab"]
         for row in rows:
             assert tokenizer.encode(row["prompt"]) == row["tokens"], row["prompt"]
-        for length in case.settings["text_ctx"]:
+        for length in case.config["text_ctx"]:
             tokens, mask = tokenizer([row["prompt"] for row in rows], length)
-            report.compare(f"padded_tokens_{length}", tokens, io[f"padded_tokens_{length}"])
-            report.compare(f"mask_{length}", mask.long(), io[f"mask_{length}"])
-            by_hand = padded([row["tokens"] for row in rows], length, case.settings["end_token"])
+            case.compare(f"padded_tokens_{length}", tokens)
+            case.compare(f"mask_{length}", mask.long())
+            by_hand = padded([row["tokens"] for row in rows], length, case.config["end_token"])
             assert all(torch.equal(a, b) for a, b in zip(by_hand, (tokens, mask), strict=True))
-    record_property("prompts", len(rows))
-    report.close()
 
 
-def test_vector_glide_cases_are_all_understood() -> None:
-    """No recorded case is left out because it looks unlike the known kinds."""
-    if not CASES:
-        pytest.skip(f"no GLIDE case under {ROOT}; set PPAP_VECTORS to the folder of cases")
-    for case in CASES:
-        assert sum(kind(case) for kind in _KINDS) == 1, case.folder
-
-
-@cases(_is_forward)
-def test_vector_glide_forward_notices_what_is_easy_to_get_wrong(case: Case) -> None:
+@vectors.take(is_forward, vectors.nothing)
+def test_vector_glide_forward_notices_what_is_easy_to_get_wrong(case: vectors.Case) -> None:
     """The comparison has teeth: mask, pooled position and number of heads all show."""
-    io, config = case.tensors(), case.config()
+    io, config = case.recorded, config_of(case)
     images = {name: io[name] for name in ("low_res", "inpaint_image", "inpaint_mask") if name in io}
 
     def error(network: GlideNetwork, states: Tensor) -> float:
@@ -412,7 +293,7 @@ def test_vector_glide_forward_notices_what_is_easy_to_get_wrong(case: Case) -> N
             output = network(io["x"], io["t"], states, **images)
         return float((output - io["output"]).abs().max())
 
-    network = case.network()
+    network = network_of(case)
     least = 10 * case.content["tolerance"]["atol"]
     with torch.no_grad():
         states = network.text(io["tokens"], io["mask"].bool())

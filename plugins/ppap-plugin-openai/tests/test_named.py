@@ -27,8 +27,9 @@ from ppap_host.backbones.backbone import Backbone, ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, cosine_betas, linear_betas
 from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.plugins.registry import registry
+from ppap_host.runs.batches import generate
 from ppap_host.runs.config import RunConfig
-from ppap_host.runs.run import generate, set_up
+from ppap_host.runs.setup import set_up
 from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM

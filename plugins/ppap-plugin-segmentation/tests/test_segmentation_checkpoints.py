@@ -17,9 +17,7 @@ import torch
 from PIL import Image
 from ppap_plugin_segmentation.checkpoint import load_checkpoint
 from ppap_plugin_segmentation.from_smp import read_albumentations
-from ppap_plugin_segmentation.from_transformers import read_processor
 from ppap_plugin_segmentation.guide import SegmentationGuide
-from ppap_plugin_segmentation.model import Preparation
 from torch import nn
 from transformers import (
     BertConfig,
@@ -33,6 +31,7 @@ from transformers import (
 
 from ppap_host.files.errors import CheckpointError, PpapError
 from ppap_host.files.images import to_tensor
+from ppap_host.guides.preprocessing import Preparation, read_processor
 
 TINY: dict[str, Any] = dict(encoder_name="tu-resnet10t", encoder_weights=None, stem_width=8,
                             channels=(8, 16, 24, 32))  # fmt: skip
@@ -226,16 +225,18 @@ def test_prepare_matches_the_image_processor(processor: Any, picture: tuple[int,
 
 @pytest.mark.parametrize(
     ("asked", "given"),
-    [((64, 64), (64, 64)), ((70, 100), (64, 96)), ((16, 1), (32, 32)), ((48, 80), (64, 96))],
+    [((64, 64), (64, 64)), ((70, 100), (96, 128)), ((16, 1), (32, 32)), ((48, 80), (64, 96))],
 )
-def test_sides_become_the_nearest_multiple(asked: tuple[int, int], given: tuple[int, int]) -> None:
-    assert Preparation(multiple_of=32).output_size(*asked) == given
+def test_sides_become_the_next_larger_multiple(
+    asked: tuple[int, int], given: tuple[int, int]
+) -> None:
+    assert Preparation(multiple_of=32, rounding="up").output_size(*asked) == given
 
 
 def test_smp_nets_get_multiples_of_their_stride(folders: dict[str, Path]) -> None:
     x = torch.zeros(1, 3, 100, 60)
     assert SegmentationGuide(str(folders["unet"])).prepare(x).shape[-2:] == (104, 64)
-    assert SegmentationGuide(str(folders["fpn"])).prepare(x).shape[-2:] == (96, 64)
+    assert SegmentationGuide(str(folders["fpn"])).prepare(x).shape[-2:] == (128, 64)
 
 
 def test_smp_nets_without_a_description_are_shown_imagenets_normalisation(
@@ -287,7 +288,7 @@ def test_other_transforms_are_refused(steps: Any) -> None:
 
 
 def test_strange_image_processors_are_refused() -> None:
-    odd = SimpleNamespace(do_resize=True, size={"longest_edge": 40}, resample=2)
+    odd = SimpleNamespace(do_resize=True, size={"longest_edge": 40}, resample=2, rescale_factor=1)
     with pytest.raises(CheckpointError, match="longest_edge"):
         read_processor("test", odd)
 

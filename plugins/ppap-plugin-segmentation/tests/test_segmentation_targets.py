@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from ppap_plugin_segmentation.labelmaps import Conventions, read_labels
 from ppap_plugin_segmentation.losses import cross_entropy, divergence, measures, outcomes
 from ppap_plugin_segmentation.targets import (
     APART,
     find_class,
     one_class,
     one_hot,
-    read_labels,
-    read_mask,
     resized,
     split_class,
 )
 from torch.nn import functional as F
 
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.targets import Given
 
 NAMES = ("wall", "floor", "sphere", "cube", "traffic light")
 SIZE = (16, 16)
@@ -45,6 +45,15 @@ def _logits(seed: int, count: int = 2) -> torch.Tensor:
 
 
 # --- reading label maps
+
+
+def _read(
+    target: Path | str, names: Sequence[str] = NAMES, size: tuple[int, int] = SIZE
+) -> torch.Tensor | None:
+    """The indices of a label map, None for a photograph."""
+    given = Given.of(str(target), ("photo", "labels", "mask"))
+    found, _ = read_labels(given, size, Conventions(tuple(names)))
+    return None if found is None else found.indices
 
 
 def _as_palette(labels: Labels) -> Image.Image:
@@ -66,7 +75,7 @@ def test_a_label_map_of_any_kind_is_read_unmixed(tmp_path: Path, kind: str) -> N
         Image.fromarray(labels).save(path)
     else:
         np.save(path, labels.astype(np.float32 if kind == "real.npy" else np.int64))
-    found = read_labels(path, SIZE, NAMES)
+    found = _read(path)
     assert found is not None
     expected = np.where(labels == 255, -1, labels.astype(np.int64))[::2, ::2]
     np.testing.assert_array_equal(found[0].numpy(), expected)
@@ -76,7 +85,7 @@ def test_a_label_map_is_cropped_to_the_aspect_ratio(tmp_path: Path) -> None:
     labels = np.zeros((16, 32), dtype=np.int64)
     labels[:, 8:24] = 3
     np.save(tmp_path / "wide.npy", labels)
-    found = read_labels(tmp_path / "wide.npy", SIZE, NAMES)
+    found = _read(tmp_path / "wide.npy")
     assert found is not None
     assert found.unique().tolist() == [3]
 
@@ -89,15 +98,14 @@ def _photograph(path: Path) -> None:
 def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
     for name in ("grey.png", "grey.jpg"):
         _photograph(tmp_path / name)
-        assert read_labels(tmp_path / name, SIZE, NAMES) is None
-    # A JPEG never holds labels, however dark: its compression would have changed them.
+        assert _read(tmp_path / name) is None
+    # A JPEG never holds labels: its compression would have changed them. Nor a photograph so dark.
     Image.fromarray(_labels()).save(tmp_path / "dark.jpg", quality=100)
-    assert read_labels(tmp_path / "dark.jpg", SIZE, NAMES) is None
-    Image.new("RGB", (16, 16), (1, 1, 1)).save(tmp_path / "dark.png")
-    assert read_labels(tmp_path / "dark.png", SIZE, NAMES) is None
+    with pytest.raises(TargetError, match="changes numbers"):
+        _read(tmp_path / "dark.jpg")
     photograph = Image.open(tmp_path / "grey.png").convert("RGB").quantize(64)
     photograph.save(tmp_path / "palette.png")
-    assert read_labels(tmp_path / "palette.png", SIZE, NAMES) is None
+    assert _read(tmp_path / "palette.png") is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,6 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
     [
         (lambda m: np.where(m == 0, 7, m), "index 7, but the network has 5 classes"),
         (lambda m: m + 0.5, "no class indices"),
-        (lambda m: m.astype(int) - 1, "no class indices"),
         (lambda m: m * 0 + 255, "nothing to compare"),
         (lambda m: m[0], "shape"),
     ],
@@ -115,14 +122,14 @@ def test_bad_label_maps_are_said(
 ) -> None:
     np.save(tmp_path / "map.npy", make(_labels()))
     with pytest.raises(TargetError, match=complaint) as caught:
-        read_labels(tmp_path / "map.npy", SIZE, NAMES)
+        _read(tmp_path / "map.npy")
     assert caught.value.remedy
 
 
 def test_a_16_bit_map_with_an_index_too_high_is_said(tmp_path: Path) -> None:
     Image.fromarray(_labels().astype(np.uint16) + 40).save(tmp_path / "map.png")
     with pytest.raises(TargetError, match="index 44"):
-        read_labels(tmp_path / "map.png", SIZE, NAMES)
+        _read(tmp_path / "map.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
@@ -130,13 +137,13 @@ def test_a_mask_without_a_class_is_said(tmp_path: Path, mode: str) -> None:
     mask = Image.fromarray(np.where(_labels() > 2, 255, 0).astype(np.uint8)).convert(mode)
     mask.save(tmp_path / "mask.png")
     with pytest.raises(TargetError, match="black and white") as caught:
-        read_labels(tmp_path / "mask.png", SIZE, NAMES)
+        _read(tmp_path / "mask.png")
     assert "light=" in caught.value.remedy
 
 
 def test_255_is_a_class_where_the_network_has_so_many(tmp_path: Path) -> None:
     np.save(tmp_path / "map.npy", np.full((4, 4), 255))
-    found = read_labels(tmp_path / "map.npy", SIZE, [str(i) for i in range(300)])
+    found = _read(tmp_path / "map.npy", [str(i) for i in range(300)])
     assert found is not None
     assert found.unique().tolist() == [255]
 
@@ -148,7 +155,7 @@ def test_files_that_are_no_images_are_said(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     for name in ("absent.png", "absent.npy", "words.png", "cut.png"):
         with pytest.raises(TargetError):
-            read_labels(tmp_path / name, SIZE, NAMES)
+            _read(tmp_path / name)
 
 
 # --- one class
@@ -164,22 +171,29 @@ def test_classes_go_by_name_or_number(text: str, index: int | None) -> None:
 
 
 def test_a_class_and_its_mask_are_told_apart_from_paths(tmp_path: Path) -> None:
-    assert split_class("cube=a/mask.png", NAMES) == (3, Path("a/mask.png"))
-    assert split_class("cube=a=b.png", NAMES) == (3, Path("a=b.png"))
-    assert split_class("a/cube=mask.png", NAMES) is None
-    assert split_class("mask.png", NAMES) is None
+    def split(text: str) -> tuple[int, str] | None:
+        found = split_class(Given.of(text, ("photo", "labels", "mask")), NAMES)
+        return None if found is None else (found[0], found[1].text)
+
+    assert split("cube=a/mask.png") == (3, "mask:a/mask.png")
+    assert split("cube=mask,invert=yes:a.png") == (3, "mask,invert=yes:a.png")
+    assert split("mask,of=cube,invert=yes:a.png") == (3, "mask,invert=yes:a.png")
+    assert split("cube=a=b.png") == (3, "mask:a=b.png")
+    assert split("a/cube=mask.png") is None
+    assert split("mask.png") is None
+    assert split("photo:cube=mask.png") is None
     odd = tmp_path / "a=b.png"
     odd.touch()
-    assert split_class(str(odd), NAMES) is None
+    assert split(str(odd)) is None
 
 
 def test_an_unknown_class_gets_suggestions() -> None:
     with pytest.raises(TargetError, match="'sphre'") as caught:
-        split_class("sphre=mask.png", NAMES)
+        split_class(Given.of("sphre=mask.png"), NAMES)
     assert "'sphere'" in caught.value.remedy
     assert "traffic light" in caught.value.remedy
     with pytest.raises(TargetError, match="names no file"):
-        split_class("cube=", NAMES)
+        split_class(Given.of("cube="), NAMES)
 
 
 def test_white_is_the_class(tmp_path: Path) -> None:
@@ -187,18 +201,18 @@ def test_white_is_the_class(tmp_path: Path) -> None:
     pixels[:, 16:] = 255
     for mode in ("L", "1", "RGB"):
         Image.fromarray(pixels).convert(mode).save(tmp_path / "mask.png")
-        mask = read_mask(tmp_path / "mask.png", SIZE)
+        mask = Given.of(tmp_path / "mask.png").mask(SIZE).share
         assert mask.shape == (1, 16, 16)
         assert mask[0, :, :6].max() < 0.02
         assert mask[0, :, 10:].min() > 0.98
     Image.fromarray(pixels * 0).save(tmp_path / "nowhere.png")
-    assert read_mask(tmp_path / "nowhere.png", SIZE).max() == 0
+    assert Given.of(tmp_path / "nowhere.png").mask(SIZE).share.max() == 0
 
 
 def test_class_indices_in_place_of_a_mask_are_said(tmp_path: Path) -> None:
     Image.fromarray(_labels()).save(tmp_path / "map.png")
     with pytest.raises(TargetError, match="no white pixel"):
-        read_mask(tmp_path / "map.png", SIZE)
+        Given.of(tmp_path / "map.png").mask(SIZE)
 
 
 # --- the value

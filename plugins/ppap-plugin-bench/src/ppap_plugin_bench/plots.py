@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,10 @@ def plot_tuning(record: Mapping[str, Any], path: Path) -> None:
     figure, (left, right) = new_figure(10, 3.8, ncols=2)
     history = record["history"]
     steps = [row["step"] for row in history]
-    names = [f"{low:.1f} to {high:.1f}" for low, high in record["ranges"]]
+    names = [
+        " to ".join("..." if bound is None else f"{bound:.1f}" for bound in part)
+        for part in record["ranges"]
+    ]
     for i, name in enumerate(names):
         values = [row["held_out"][i] for row in history]
         left.plot(steps, values, color=COLOURS[i % len(COLOURS)], label=name, linewidth=1.6)

@@ -76,7 +76,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
 
     from ppap_host.backbones.backbone import repeat_condition
     from ppap_host.runs.config import GuideConfig, RunConfig
-    from ppap_host.runs.run import set_up
+    from ppap_host.runs.setup import set_up
     from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 
     config = RunConfig(guides=(GuideConfig("depth", str(target)),), num=batch, batch=batch)
@@ -89,7 +89,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
     evaluator = Evaluator(
         base.backbone,
         lambda x, level: base.backbone.predict(x, level, condition),
-        [Guidance(active.guide, active.target.value, active.recipe, active.scale)],
+        [Guidance(active.guide, active.targets[0].value, active.recipe, active.scale)],
         ancestral=base.solver.ancestral,
         health=Health(),
     )
@@ -100,7 +100,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
 
     def guide_alone() -> None:
         leaf = x.clone().requires_grad_(True)
-        loss = active.guide.loss(active.guide.see(leaf), active.target.value)
+        loss = active.guide.loss(active.guide.see(leaf), active.targets[0].value)
         torch.autograd.grad(loss.sum(), leaf)
 
     def whole_step() -> None:

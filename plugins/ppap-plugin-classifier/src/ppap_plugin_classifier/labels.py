@@ -1,97 +1,91 @@
-"""The names of a classifier's classes, and which of them a person means."""
+"""What a classifier's classes are called, with all that is known of ImageNet's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from ppap_host.files.errors import TargetError, nearest
+from ppap_host.guides.labels import Labels, plain
 
-_SHOWN = 12
-"""So many classes are listed in full when a name is unknown."""
-
-
-def _plain(text: str) -> str:
-    """Lower case, with single blanks where there are blanks, underscores or hyphens."""
-    return re.sub(r"[\s_-]+", " ", text).strip().lower()
+_ENOUGH = 0.9
+"""From this share of names on that are ImageNet's, they are taken for ImageNet's."""
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What the classes are called.
+def numbered(classes: int) -> Labels:
+    """For a checkpoint that does not name its classes: ImageNet's if there are as many.
 
-    Attributes:
-        names: one a class, in the order of the logits; synonyms are separated by commas.
-        keys: further names of each class, such as WordNet's "n02099601"; empty if there are none.
-        details: one explanation a class, for telling namesakes apart; empty if there are none.
+    Which ImageNet it is, timm tells by their number.
     """
+    from timm.data import infer_imagenet_subset
 
-    names: Sequence[str]
-    keys: Sequence[str] = ()
-    details: Sequence[str] = ()
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        return Labels.numbered(classes)
+    info = _imagenet(subset)
+    return Labels(
+        info.label_descriptions(),
+        info.label_names(),
+        details=info.label_descriptions(detailed=True),
+    )
 
-    @classmethod
-    def numbered(cls, count: int) -> Labels:
-        """For a checkpoint that does not say what its classes are."""
-        return cls([f"class {index}" for index in range(count)])
 
-    def __len__(self) -> int:
-        return len(self.names)
+def named(names: Sequence[str], keys: Sequence[str] = ()) -> Labels:
+    """For a checkpoint that names its classes, in the order of its outputs.
 
-    def short(self, index: int) -> str:
-        """The first of a class's synonyms."""
-        return self.names[index].split(",")[0].strip()
+    Where nearly all are ImageNet's, by WordNet's keys or by names, they get what else ImageNet's
+    classes are called: published models say "ashcan" alone, and people "trash can".
 
-    def find(self, text: str) -> int:
-        """The class that ``text`` names.
+    Args:
+        keys: a further name of each class.
+    """
+    if all(re.fullmatch(r"n\d{8}", name) for name in names):
+        known = _imagenet("imagenet-22k")
+        synsets = set(known.label_names())
+        if all(name in synsets for name in names):
+            described = [known.label_name_to_description(name) for name in names]
+            return Labels(described, keys or tuple(names))
+    found = [_synset(name, k, len(names)) for k, name in enumerate(names)]
+    if sum(key is not None for key in found) < max(10, _ENOUGH * len(names)):
+        return Labels(names, keys)
+    info = _imagenet("imagenet-1k")
+    also = [
+        () if key is None else tuple(info.label_name_to_description(key).split(","))
+        for key in found
+    ]
+    return Labels(names, keys or tuple(key or "" for key in found), also)
 
-        A whole name comes first, then any of its synonyms or keys, then the number of a class.
-        Upper and lower case, blanks, hyphens and underscores make no difference.
 
-        Raises:
-            TargetError: no class is called that, or several are, or the number is out of range.
-        """
-        wanted = _plain(text)
-        hits = [k for k, name in enumerate(self.names) if _plain(name) == wanted]
-        hits = hits or [k for k in range(len(self)) if wanted in self._also(k)]
-        if len(hits) == 1:
-            return hits[0]
-        if hits:
-            options = "; ".join(f"{k} is {self._explained(k)}" for k in hits)
-            raise TargetError(
-                f"The label {text!r} means {len(hits)} classes: {options}.",
-                remedy="Give the number of the one you mean.",
-            )
-        if re.fullmatch(r"[+-]?[0-9]{1,99}", text.strip()):
-            index = int(text)
-            if 0 <= index < len(self):
-                return index
-            raise TargetError(
-                f"There is no class {index}: the classifier has {len(self)}.",
-                remedy=f"Give a number from 0 to {len(self) - 1} or the name of a class.",
-            )
-        raise TargetError(f"No class is called {text!r}.", remedy=self._suggestion(wanted))
+@cache
+def _imagenet(subset: str) -> Any:
+    from timm.data import ImageNetInfo
 
-    def _also(self, index: int) -> set[str]:
-        also = {_plain(part) for part in self.names[index].split(",")}
-        return also | {_plain(self.keys[index])} if self.keys else also
+    return ImageNetInfo(subset)
 
-    def _explained(self, index: int) -> str:
-        return self.details[index] if self.details else self.names[index]
 
-    def _suggestion(self, wanted: str) -> str:
-        known = {_plain(part): part.strip() for name in self.names for part in name.split(",")}
-        close = [known[name] for name in nearest(wanted, known)]
-        # "retriever" is far from "golden retriever" by its letters, not by its words.
-        words = set(wanted.split())
-        alike = [shown for name, shown in known.items() if words and words <= set(name.split())]
-        close += alike[:3]
-        hint = " or ".join(repr(name) for name in dict.fromkeys(close))
-        hint = f"Did you mean {hint}? " if hint else ""
-        if len(self) <= 2 * _SHOWN:
-            there = f"Known: {', '.join(self.names)}."
-        else:
-            some = ", ".join(self.short(k) for k in range(3))
-            there = f"There are {len(self)} classes, from {some} on; their numbers count from 0."
-        return f"{hint}{there} The path of an image is a target as well."
+@cache
+def _by_name() -> dict[str, str | None]:
+    """WordNet's keys of ImageNet's 1000 classes by whole and by first name; None for namesakes."""
+    info, found = _imagenet("imagenet-1k"), dict[str, str | None]()
+    for key in info.label_names():
+        whole = info.label_name_to_description(key)
+        for name in {plain(whole), plain(whole.split(",")[0])}:
+            found[name] = None if name in found else key
+    return found
+
+
+def _synset(name: str, index: int, classes: int) -> str | None:
+    """WordNet's key for a class, if its name is one of ImageNet's."""
+    for form in (plain(name), plain(name.split(",")[0])):
+        key = _by_name().get(form)
+        if key is not None:
+            return key
+    # Two cranes and two maillots are told apart by their place, which a background may move.
+    index -= classes - 1000
+    if classes not in (1000, 1001) or index < 0:
+        return None
+    info = _imagenet("imagenet-1k")
+    place: str = info.label_names()[index]
+    words = set(plain(info.label_name_to_description(place)).replace(",", " ").split())
+    return place if words & set(plain(name).split()) else None

@@ -57,6 +57,35 @@ def distillation(
     return terms.sum(dim=1) if reduction == "sum" else terms.mean(dim=1)
 
 
+OPEN = -1.0
+"""Marks a class of which a target says nothing, where classes do not exclude each other."""
+
+
+def binary_cross_entropy(logits: Logits, wanted: Float[Tensor, "one c"]) -> PerImage:
+    """-sum_c p_c log s(l_c) + (1 - p_c) log s(-l_c) of each image, in nats, s being the sigmoid.
+
+    For networks whose classes do not exclude each other: each is told apart from its absence. For
+    one wanted class it is -log p(y | x).
+
+    Args:
+        logits: what the network says, one row an image.
+        wanted: the target's row, or a row an image: probabilities, and :data:`OPEN` for classes
+            that do not matter.
+    """
+    told = (wanted >= 0).expand(logits.shape)
+    probabilities = wanted.to(logits).clamp_min(0).expand(logits.shape)
+    each = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="none")
+    return (each * told).sum(dim=1)
+
+
+def binary_distillation(student: Logits, teacher: Logits) -> PerImage:
+    """The divergence of each class's yes or no, KL(s(teacher) || s(student)), summed, in nats."""
+    yes = teacher.sigmoid()
+    terms = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    terms = terms + (1 - yes) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return terms.sum(dim=1)
+
+
 def one_hot_logits(labels: Int64[Tensor, " b"], classes: int, temperature: float = 1.0) -> Logits:
     """Logits whose softmax at ``temperature`` is one-hot to well within 1e-6.
 

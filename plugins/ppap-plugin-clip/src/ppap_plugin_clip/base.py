@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.files.images import read_rgb, to_tensor
 from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.guides.targets import Given, Photo
 from ppap_plugin_clip.checkpoint import Checkpoint
 
 
@@ -28,6 +27,7 @@ class ClipEyes(Guide):
         self._network = network.eval().requires_grad_(False)
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
 
     def network(self) -> nn.Module:
         """Maps prepared pixels [b, 3, s, s] to what the guide compares."""
@@ -47,13 +47,17 @@ class ClipEyes(Guide):
         """Weights, configuration and vocabulary."""
         return self._files
 
-    def _look_at(self, path: str, size: tuple[int, int]) -> tuple[Image, Tensor]:
-        """A picture file as it is compared, and the network's output for it, batch of one.
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks
+
+    def _look_at(self, given: Given, size: tuple[int, int]) -> tuple[Photo, Tensor]:
+        """A picture as it is compared, and the network's output for it, batch of one.
 
         Raises:
             TargetError: it cannot be read.
         """
-        image = read_rgb(path, size)
+        photo = given.photo(size)
         parameter = next(self._network.parameters())
         with torch.no_grad():
-            return image, self.see(to_tensor(image).to(parameter.device, parameter.dtype))
+            return photo, self.see(photo.pixels.to(parameter.device, parameter.dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppap_host.files.errors import TargetError
-from ppap_host.files.images import means_file
-from ppap_host.guides.guide import Target
+from ppap_host.guides.targets import Given, Target
 from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import encode, load_checkpoint
 from ppap_plugin_clip.losses import cosine, spherical_distance
@@ -53,7 +51,7 @@ class ClipGuide(ClipEyes):
         # What the score cards of `picture` refer to: the last target that was read.
         self._asked: tuple[str, Tensor] | None = None
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands a text, or the path of an image.
 
         The value is a direction, [1, d]. A text is read once, by CLIP's text tower, as it stands:
@@ -65,10 +63,12 @@ class ClipGuide(ClipEyes):
                 end, for published ones), or the image is missing or cannot be read.
             CheckpointError: the tokenizer or the text tower cannot be loaded.
         """
-        if means_file(text):
-            image, seen = self._look_at(text, size)
-            self._asked = (Path(text).name, F.normalize(seen.float(), dim=1).to(seen))
-            return Target(text, self._asked[1], {"target": image}, (Path(text),))
+        if given.means_file:
+            photo, seen = self._look_at(given, size)
+            called = given.path.name if given.files else given.text
+            self._asked = (called, F.normalize(seen.float(), dim=1).to(seen))
+            return photo.target(self._asked[1], {"target": photo.image})
+        text = given.words
         if not text.strip():
             raise TargetError(
                 "The target of the guide 'clip' is empty.",
@@ -78,7 +78,7 @@ class ClipGuide(ClipEyes):
             self._asked = (text, F.normalize(encode(self._checkpoint, text), dim=1))
         parameter = next(self._network.parameters())
         value = self._asked[1].to(parameter.device, parameter.dtype)
-        return Target(text, value, {"target": card(text)})
+        return Target(text, value, {"target": card(text)}, understood=f"the text {text!r}")
 
     def loss(
         self, output: Float[Tensor, "b d"], target: Float[Tensor, "one d"]

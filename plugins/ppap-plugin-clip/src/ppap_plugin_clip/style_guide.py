@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -11,8 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ppap_host.files.errors import TargetError
-from ppap_host.files.images import means_file
-from ppap_host.guides.guide import Target
+from ppap_host.guides.targets import Given, Target
 from ppap_plugin_clip.base import ClipEyes
 from ppap_plugin_clip.checkpoint import load_checkpoint
 from ppap_plugin_clip.losses import gram, gram_distance
@@ -40,6 +38,7 @@ class StyleGuide(ClipEyes):
     default_scale: Mapping[str, float] = {
         "": 1.0, "x0": 0.1, "x0-through": 0.1, "freedom": 0.003, "mpgd": 0.003,
     }  # fmt: skip
+    target_kinds = ("photo",)
     averages_pixels = True  # a Gram matrix is a mean over the patches
 
     def __init__(self, model: str | None = None, layer: int = LAYER) -> None:
@@ -48,22 +47,22 @@ class StyleGuide(ClipEyes):
         # What the colours of `picture` mean: those of the last target that was read.
         self._axes: Axes | None = None
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the path of an image.
 
         Raises:
             TargetError: it is missing or cannot be read.
         """
-        if not means_file(text):
+        if not given.means_file:
             raise TargetError(
-                f"The target {text!r} of the guide 'style' is no file.",
+                f"The target {given.text!r} of the guide 'style' is no file.",
                 remedy="Give the path of a picture in the style you want. For words there is the "
                 "guide 'clip'.",
             )
-        image, tokens = self._look_at(text, size)
+        photo, tokens = self._look_at(given, size)
         self._axes = Axes.of(tokens[0].float())
-        pictures = {"target": image, "its patches": self.picture(tokens)[0]}
-        return Target(text, self.as_target(tokens), pictures, (Path(text),))
+        pictures = {"target": photo.image, "its patches": self.picture(tokens)[0]}
+        return photo.target(self.as_target(tokens), pictures)
 
     def as_target(self, output: Float[Tensor, "b n c"]) -> Float[Tensor, "b c c"]:
         """The Gram matrices of what the network sees, in single precision at least."""

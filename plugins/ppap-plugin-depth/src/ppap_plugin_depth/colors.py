@@ -22,18 +22,22 @@ def colored(nearness: Float[Tensor, "b h w"]) -> list[Image.Image]:
     Args:
         nearness: any monotone measure, larger is nearer. Each map is stretched from its 2nd to its
             98th percentile, so that a few stray pixels do not flatten the rest; a constant map is
-            shown in the middle colour.
+            shown in the middle colour, and what is not finite in grey.
     """
-    values = nearness.detach().float().nan_to_num(posinf=0.0, neginf=0.0).cpu()
+    values = nearness.detach().float().cpu()
     edges = torch.tensor([0.02, 0.98])
     pictures = []
     for one in values:
-        low, high = torch.quantile(_thinned(one.flatten()), edges).tolist()
+        known = one.isfinite()
+        finite = one[known] if bool(known.any()) else torch.zeros(1)
+        low, high = torch.quantile(_thinned(finite), edges).tolist()
+        one = one.nan_to_num(low, low, low)
         span = high - low
         shown = (one - low) / span if span > 1e-6 * max(abs(low), abs(high)) else one * 0 + 0.5
         positions = shown.clamp(0, 1).double().numpy() * (len(_INFERNO) - 1)
         ladder = np.arange(len(_INFERNO))
         rgb = np.stack([np.interp(positions, ladder, _INFERNO[:, c]) for c in range(3)], axis=-1)
+        rgb[~known.numpy()] = 128
         pictures.append(Image.fromarray(rgb.round().astype(np.uint8)))
     return pictures
 

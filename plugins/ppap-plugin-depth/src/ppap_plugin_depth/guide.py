@@ -10,9 +10,8 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.files.errors import TargetError
-from ppap_host.files.images import is_map, read_map, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.guides.targets import Given, Target, is_grey
 from ppap_plugin_depth.checkpoint import load_checkpoint
 from ppap_plugin_depth.colors import colored
 from ppap_plugin_depth.losses import (
@@ -22,6 +21,7 @@ from ppap_plugin_depth.losses import (
     resized,
     smooth_invariant,
 )
+from ppap_plugin_depth.maps import KINDS, grey_doubt, holds_numbers, read_depth
 
 BUNDLED = Path(__file__).parent / "weights" / "shapes-dpt"
 """The small DPT for the built-in world, in transformers' own format."""
@@ -54,6 +54,7 @@ class DepthGuide(Guide):
         "mpgd": 0.074, "ugd": 3.0, "tfg": 0.03, "adam-dps": 0.05, "adam-mpgd": 0.05,
     }  # fmt: skip
     averages_pixels = True
+    target_kinds = ("photo", *KINDS)
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(str(BUNDLED) if model is None else model)
@@ -61,6 +62,7 @@ class DepthGuide(Guide):
         self._bundled = model is None
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
         self.metric = checkpoint.metric
 
     def network(self) -> nn.Module:
@@ -71,49 +73,41 @@ class DepthGuide(Guide):
         """Resized and normalised as the checkpoint's own image processor does it."""
         return self._preparation(x)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """Understands the path of an image or of a depth map.
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        """Understands a photograph, or a map of depth, disparity or inverse depth.
 
-        An image's depth is estimated by the network. A depth map is a single-channel 16- or 32-bit
-        image or a two-dimensional ``.npy``; larger is *farther* and every pixel must be above zero.
-        For relative models any unit will do. For metric ones a PNG holds millimetres, other formats
-        metres. An 8-bit grey image is a photograph, not a map.
+        A photograph's depth is estimated by the network. What holds one number a pixel with more
+        than 8 bits is a map; a grey picture of 8 bits counts as a photograph unless its head says
+        otherwise. See :func:`~ppap_plugin_depth.maps.read_depth` for units and holes.
 
         Raises:
-            TargetError: it cannot be read, or a depth map holds zeros or negative values.
+            TargetError: it cannot be read, or does not say enough.
         """
-        if is_map(text):
-            return self._read_depth(Path(text), size)
-        image = read_rgb(text, size)
-        parameter = next(self._network.parameters())
-        pixels = to_tensor(image).to(parameter.device, parameter.dtype)
+        if given.kind in KINDS or (given.kind is None and holds_numbers(given, size)):
+            depth = read_depth(given, size, self.metric)
+            value = self._placed(depth.value)
+            return depth.target(value, {"its depth": self.picture(value)[0]})
+        photo = given.photo(size)
+        if given.kind is None and is_grey(photo.image):
+            photo = photo.doubting(grey_doubt(given))
+        pixels = self._placed(photo.pixels)
+        photo = photo.doubting(*self.doubts(pixels, given.source))
         with torch.no_grad():
             value = self.see(pixels)
-        pictures = {"target": image, "its depth": self.picture(value)[0]}
-        return Target(text, value, pictures, (Path(text),))
+        pictures = {"target": photo.image, "its depth": self.picture(value)[0]}
+        return photo.target(value, pictures, "its depth is what the network sees")
 
-    def _read_depth(self, path: Path, size: tuple[int, int]) -> Target:
-        depth = torch.from_numpy(read_map(path, size).copy())[None]
-        if not bool((depth > 0).all()):
-            raise TargetError(
-                f"The depth map {str(path)!r} holds values of zero or below.",
-                remedy="Depth is above zero everywhere; fill the holes (every pixel is compared).",
-            )
-        if self.metric:
-            value = depth / 1000 if path.suffix.lower() == ".png" else depth
-        else:
-            # The mean keeps the numbers near one, whatever the unit.
-            value = depth.mean() / depth
+    def _placed(self, value: Tensor) -> Tensor:
         parameter = next(self._network.parameters())
-        value = value.to(parameter.device, parameter.dtype)
-        return Target(str(path), value, {"its depth": self.picture(value)[0]}, (path,))
+        return value.to(parameter.device, parameter.dtype)
 
     def loss(
         self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]
     ) -> Float[Tensor, " b"]:
         """Scale-and-shift-invariant loss of MiDaS in its smooth form, or metric log loss.
 
-        A target of another size than the output is resized to it.
+        A target of another size than the output is resized to it. Where it is NaN nothing is
+        compared.
         """
         fitted = resized(target, output.shape[-2:]).expand_as(output)
         return metric_loss(output, fitted) if self.metric else smooth_invariant(output, fitted)
@@ -150,3 +144,7 @@ class DepthGuide(Guide):
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks

@@ -3,6 +3,8 @@
 Relative models predict inverse depth up to an unknown scale and shift (Ranftl et al., 2020,
 "Towards robust monocular depth estimation", the MiDaS paper), so their maps are compared after both
 have been normalised. Metric models predict metres and are compared as they are.
+
+Where a target is NaN nothing is known of it, and nothing is compared.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -90,12 +92,19 @@ def smooth_invariant(prediction: Maps, target: Maps, smallest_scale: float = 1e-
     Returns:
         0 where one map is the other scaled and shifted, 1 for unrelated ones, 2 for inverted ones.
     """
+    known = target.isfinite()
     standard = []
     for maps in (prediction.float(), target.float()):
-        centred = maps - maps.mean(dim=(1, 2), keepdim=True)
-        spread = centred.square().mean(dim=(1, 2), keepdim=True).clamp_min(smallest_scale**2)
+        centred = torch.where(known, maps - _mean(maps, known), 0)
+        spread = _mean(centred.square(), known).clamp_min(smallest_scale**2)
         standard.append(centred / spread.sqrt())
-    return 1 - (standard[0] * standard[1]).mean(dim=(1, 2))
+    return 1 - _mean(standard[0] * standard[1], known)[:, 0, 0]
+
+
+def _mean(maps: Maps, known: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 1 1"]:
+    """Over the pixels that are known; 0 where none is."""
+    total = torch.where(known, maps, 0).sum(dim=(1, 2), keepdim=True)
+    return total / known.sum(dim=(1, 2), keepdim=True).clamp_min(1)
 
 
 def squared_error(student: Maps, teacher: Maps) -> PerImage:
@@ -117,18 +126,19 @@ def metric_loss(prediction: Maps, target: Maps) -> PerImage:
     Args:
         prediction, target: metres; what is nearer than a millimetre counts as a millimetre.
     """
+    known = target.isfinite()
     logs = [maps.float().clamp_min(_NEAREST_METRES).log() for maps in (prediction, target)]
-    return (logs[0] - logs[1]).abs().mean(dim=(1, 2))
+    apart = torch.where(known, logs[0] - logs[1].nan_to_num(), 0).abs()
+    return _mean(apart, known)[:, 0, 0]
 
 
 def aligned(prediction: Maps, target: Maps) -> Maps:
     """``prediction`` scaled and shifted to ``target`` by least squares (MiDaS, eq. 4)."""
-    d, t = prediction.double().flatten(1), target.double().flatten(1)
-    centre_d, centre_t = d.mean(dim=1, keepdim=True), t.mean(dim=1, keepdim=True)
-    variance = (d - centre_d).square().mean(dim=1, keepdim=True)
-    covariance = ((d - centre_d) * (t - centre_t)).mean(dim=1, keepdim=True)
-    scale = covariance / variance.clamp_min(1e-12)
-    return (scale * (d - centre_d) + centre_t).view_as(prediction)
+    known, d, t = target.isfinite(), prediction.double(), target.double()
+    centred_d, centre_t = d - _mean(d, known), _mean(t, known)
+    variance = _mean(centred_d.square(), known)
+    covariance = _mean(centred_d * (t - centre_t), known)
+    return covariance / variance.clamp_min(1e-12) * centred_d + centre_t
 
 
 def relative_measures(prediction: Maps, target: Maps) -> dict[str, list[float]]:
@@ -138,7 +148,7 @@ def relative_measures(prediction: Maps, target: Maps) -> dict[str, list[float]]:
     NaN for a target that is nowhere positive.
     """
     target = target.double()
-    floor = target.amax(dim=(1, 2), keepdim=True) / FARTHEST
+    floor = target.nan_to_num(0.0).amax(dim=(1, 2), keepdim=True) / FARTHEST
     counts = (target > 0) & (target >= floor)
     estimate = torch.maximum(aligned(prediction, target), floor)
     return _depth_measures(target / estimate, counts)
@@ -163,8 +173,10 @@ def _depth_measures(ratio: Tensor, counts: Tensor) -> dict[str, list[float]]:
 
 
 def resized(maps: Maps, size: torch.Size | tuple[int, int]) -> Float[Tensor, "b height width"]:
-    """``maps`` at another (height, width), bilinear with antialiasing."""
+    """``maps`` at another (height, width), bilinear with antialiasing; NaN where most was NaN."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    fitted = F.interpolate(maps[:, None], tuple(size), mode="bilinear", antialias=True)
-    return fitted[:, 0]
+    known = maps.isfinite()
+    both = torch.stack([torch.where(known, maps, 0), known.to(maps.dtype)], dim=1)
+    fitted, weight = F.interpolate(both, tuple(size), mode="bilinear", antialias=True).unbind(1)
+    return torch.where(weight >= 0.5, fitted / weight.clamp_min(0.5), torch.nan)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas, linear_betas
 from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.models import own_path
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_plugin_dit.dit import PUBLISHED, PUBLISHED_URL, DiTConfig, load_dit
 
@@ -42,6 +43,7 @@ class DiTBackbone(Backbone):
         noise_schedule, diffusion_steps: of its training, by their names in the published code.
         predict_xstart: whether it predicts x_0 instead of the noise.
         files: that it was read from.
+        remarks: what had to be chosen in the checkpoint, a sentence each.
     """
 
     name = "dit"
@@ -60,6 +62,7 @@ class DiTBackbone(Backbone):
         diffusion_steps: int = 1000,
         predict_xstart: bool = False,
         files: Sequence[Path] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.transformer = transformer
@@ -72,7 +75,7 @@ class DiTBackbone(Backbone):
         self._null = classes if null_class else None
         self._schedule = DiscreteSchedule.from_betas(_BETAS[noise_schedule](diffusion_steps))
         self._predicts_x0 = predict_xstart
-        self._files = tuple(files)
+        self._files, self._remarks = tuple(files), tuple(remarks)
         parameter = next(transformer.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -146,6 +149,10 @@ class DiTBackbone(Backbone):
         """The checkpoint, and the autoencoder's files where they are there."""
         return (*self._files, *self.autoencoder.files())
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen in the checkpoint."""
+        return self._remarks
+
 
 def dit_xl_2_256(checkpoint: str | None = None, vae: str | None = None) -> DiTBackbone:
     """DiT-XL/2 for 256 x 256 pixels.
@@ -206,15 +213,18 @@ def _needed(name: str, file: str, checkpoint: str | None) -> Path:
             remedy=f"Download {PUBLISHED_URL}{file} (licence CC BY-NC 4.0) and give it with "
             "--checkpoint.",
         )
-    return Path(checkpoint).expanduser()
+    return own_path(checkpoint)
 
 
 def _loaded(name: str, path: Path, vae: str | None, config: DiTConfig | None = None) -> DiTBackbone:
-    transformer, found = load_dit(path, config)
+    remarks: list[str] = []
+    transformer, found = load_dit(path, config, remarks)
     return DiTBackbone(
         transformer,
         Autoencoder(vae or DEFAULT_VAE, scaling=LATENT_SCALE),
         name=name,
         null_class=found.null_class,
-        files=(path,),
+        # What lies beside a checkpoint of one's own says how it was made.
+        files=(path, *(p for p in (Path(f"{path}.json"),) if config is None and p.is_file())),
+        remarks=remarks,
     )

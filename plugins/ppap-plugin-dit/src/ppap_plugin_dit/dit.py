@@ -15,12 +15,9 @@ own defaults the output of converted weights is off by up to a fourth of its siz
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,8 +29,9 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 
-from ppap_host.files.checkpoints import read_head, read_state_dict, require_layout
+from ppap_host.files.checkpoints import read_state_dict, renamed, require_layout
 from ppap_host.files.errors import CheckpointError, OptionError, nearest
+from ppap_host.files.models import read_json
 
 Shape = tuple[int, ...]
 
@@ -50,7 +48,6 @@ _HEADS: Final[Mapping[tuple[int, int], int]] = {
     (1024, 24): 16,
     (1152, 28): 16,
 }
-_AGAIN: Final = "Download the file again and compare its size with the server's."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +185,11 @@ def identify(shapes: Mapping[str, Shape]) -> Sequence[str]:
     return [name for name, config in PUBLISHED.items() if published_layout(config) == shapes]
 
 
-def read_dit(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_dit(path: str | os.PathLike[str], remarks: list[str] | None = None) -> dict[str, Tensor]:
     """The named tensors of a DiT's file: plain, or those under "ema" of a training checkpoint.
 
-    Training checkpoints also hold an :class:`argparse.Namespace`, which is the one class besides
-    tensors that is let in; it is plain data, and nothing else in the file is ever run.
+    Args:
+        remarks: what had to be chosen in the file is added here, a sentence each.
 
     Returns:
         Tensors on the CPU, which may be backed by the file.
@@ -201,52 +198,9 @@ def read_dit(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: the file is missing, unreadable, damaged, cut short, or holds something
             else.
     """
-    path = Path(path)
-    head = read_head(path)
-    if head[8:9] == b"{":
-        return _plain(path, read_state_dict(path))
-    is_zip = head.startswith(b"PK\x03\x04")
-    if not (is_zip or head.startswith(b"\x80")):
-        raise CheckpointError(
-            f"{path}: neither a PyTorch nor a safetensors file (it starts with {head[:8]!r}).",
-            remedy=_AGAIN,
-        )
-    # A zip archive's table of contents is at its end.
-    if is_zip and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: the file is cut short.", remedy=_AGAIN)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    # A damaged or hostile file can make the reader raise anything.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: the file is damaged or cut short, or holds something else than tensors "
-            "(nothing in it was run).",
-            remedy=_AGAIN,
-        ) from error
-    if isinstance(content, dict) and "ema" in content:
-        content = content["ema"]
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a state dict of named tensors."
-        )
-    return _plain(path, content)
-
-
-def _plain(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Checks that these are tensors that own all the numbers their shapes speak of."""
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path}: not a plain state dict: {name!r} is no named tensor.",
-                remedy="Give a published file, or a checkpoint of facebookresearch/DiT's train.py "
-                'with the weights under "ema".',
-            )
-        whole = value.layout is torch.strided and value.device.type == "cpu"
-        # A tensor may claim any shape over few numbers; copying it would fill the memory.
-        if not whole or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise CheckpointError(f"{path}: the tensor {name!r} is not stored whole.")
-    return dict(content)
+    state = read_state_dict(path, remarks)
+    # Of any DiT there are all of these.
+    return renamed(state, published_layout(DiTConfig(depth=1)), remarks)
 
 
 def infer_config(shapes: Mapping[str, Shape], num_heads: int | None = None) -> DiTConfig:
@@ -316,23 +270,23 @@ def read_arguments(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(f"{checkpoint}.json")
     if not os.path.isfile(path):
         return {}
-    try:
-        arguments = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
+    arguments = read_json(path)
     if not isinstance(arguments, dict):
         raise CheckpointError(f'{path}: must hold an object such as {{"num_heads": 16}}.')
     return arguments
 
 
 def load_dit(
-    path: str | os.PathLike[str], config: DiTConfig | None = None
+    path: str | os.PathLike[str],
+    config: DiTConfig | None = None,
+    remarks: list[str] | None = None,
 ) -> tuple[Any, DiTConfig]:
     """The network in a file of facebookresearch/DiT.
 
     Args:
         path: plain or training checkpoint; see :func:`read_dit`.
         config: what it must be; None tells it from the tensors and :func:`read_arguments`.
+        remarks: what had to be chosen in the file is added here, a sentence each.
 
     Returns:
         A :class:`~diffusers.DiTTransformer2DModel` in float32 on the CPU, in evaluation mode, its
@@ -342,7 +296,7 @@ def load_dit(
         CheckpointError: the file cannot be read or does not fit; it then names the first tensors
             that differ and, if they are those of a published file, which one.
     """
-    state = read_dit(path)
+    state = read_dit(path, remarks)
     try:
         if config is None:
             config = _config_of(state, path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
 from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.models import own_path
 from ppap_plugin_edm.checkpoint import PUBLISHED_URL, load
 from ppap_plugin_edm.networks import Number
 from ppap_plugin_edm.preconditioning import Denoiser
@@ -105,7 +106,7 @@ class EDMBackbone(Backbone):
             )
         self._files: tuple[Path, ...] = ()
         if isinstance(checkpoint, str):
-            self._files = (Path(checkpoint),)
+            self._files = (own_path(checkpoint),)
             checkpoint = load(checkpoint)
         self.network = checkpoint
         size = checkpoint.img_resolution

@@ -2,7 +2,7 @@
 
 NVlabs/edm saves whole Python objects: ``edm-*.pkl`` holds a network's class by name, the *source
 code* of the module that defines it, the arguments it was made with, and its tensors. The original
-reader runs that source code. Here the file is read as data (:mod:`ppap_plugin_edm.pickles`), the
+reader runs that source code. Here the file is read as data (:mod:`ppap_host.files.pickles`), the
 source code is not looked at, and the network of this package that has the class's name is made with
 the recorded arguments and given the tensors.
 
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ppap_host.files.checkpoints import read_head, read_state_dict, require_layout
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.models import held, no_larger_than, own_path, read_json
+from ppap_host.files.pickles import STORAGE, Call, RefusedError, Tensors, read_pickle
 from ppap_plugin_edm.networks import DecoderType, EmbeddingType, EncoderType, Number
-from ppap_plugin_edm.pickles import Call, RefusedError, read_pickle, read_storage
 from ppap_plugin_edm.preconditioning import PRECONDITIONINGS, UNETS, Denoiser, ModelType
 
 PUBLISHED_URL: Final = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
@@ -40,7 +41,6 @@ _PERSISTENT: Final = "torch_utils.persistence._reconstruct_persistent_obj"
 _MODULE_DICT: Final = "torch.nn.modules.container.ModuleDict"
 _PARAMETER: Final = "torch._utils._rebuild_parameter"
 _TENSOR: Final = "torch._utils._rebuild_tensor_v2"
-_STORAGE: Final = "torch.storage._load_from_bytes"
 
 # All that genuine files name, protocol 3 or newer. Numbers of numpy and sets are attributes of
 # modules, which are not read.
@@ -50,7 +50,7 @@ _NAMES: Final = frozenset(
         _MODULE_DICT,
         _PARAMETER,
         _TENSOR,
-        _STORAGE,
+        STORAGE,
         "collections.OrderedDict",
         "builtins.set",
         "numpy.core.multiarray.scalar",
@@ -122,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> Denoiser:
         CheckpointError: the file is missing or damaged, holds something else, or its tensors are
             not those of the network it describes.
     """
-    path = Path(path)
+    path = own_path(path)
     snapshot = read(path)
     try:
         return build(snapshot)
@@ -136,7 +136,7 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
     Raises:
         CheckpointError: as :func:`load` does, except for what a network is needed to tell.
     """
-    path = Path(path)
+    path = own_path(path)
     head = read_head(path)
     if head[8:9] == b"{":
         return _read_converted(path)
@@ -148,7 +148,8 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             content = read_pickle(view, _NAMES)
-        return _snapshot(content)
+            size = len(view)
+        return _snapshot(content, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from error
     except RefusedError as error:
@@ -168,7 +169,8 @@ def build(snapshot: Snapshot) -> Denoiser:
     Raises:
         CheckpointError: there is no such network, or the tensors are not its.
     """
-    network = _empty(snapshot.class_name, snapshot.arguments)
+    with no_larger_than("the file", held(snapshot.tensors), len(snapshot.tensors)):
+        network = _empty(snapshot.class_name, snapshot.arguments)
     layout = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     try:
         require_layout(snapshot.tensors, layout)
@@ -297,26 +299,22 @@ def _beside(path: Path) -> Path:
 def _read_converted(path: Path) -> Snapshot:
     """A safetensors file and its configuration."""
     beside = _beside(path)
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-        name, arguments = config["class"], config["init_kwargs"]
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise TypeError("values of another kind")
-    except FileNotFoundError as error:
+    again = "Convert the original file again with python -m ppap_plugin_edm.convert."
+    if not beside.is_file():
         raise CheckpointError(
-            f"{path}: its configuration {beside.name} is not beside it.",
-            remedy="Convert the original file again with python -m ppap_plugin_edm.convert.",
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{beside}: not the configuration of a converted file.",
-            remedy="Convert the original file again with python -m ppap_plugin_edm.convert.",
-        ) from error
+            f"{path}: its configuration {beside.name} is not beside it.", remedy=again
+        )
+    config = read_json(beside, again)
+    name, arguments = (
+        (config.get("class"), config.get("init_kwargs")) if isinstance(config, dict) else (0, 0)
+    )
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise CheckpointError(f"{beside}: not the configuration of a converted file.", remedy=again)
     return Snapshot(name, arguments, read_state_dict(path))
 
 
-def _snapshot(content: Any) -> Snapshot:
-    """The network under "ema" in a file's content."""
+def _snapshot(content: Any, size: int) -> Snapshot:
+    """The network under "ema" in the content of a file of ``size`` bytes."""
     if not isinstance(content, dict) or "ema" not in content:
         held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
@@ -329,8 +327,25 @@ def _snapshot(content: Any) -> Snapshot:
     else:
         arguments = {}
     tensors: dict[str, Tensor] = {}
-    _collect(content["ema"], "", tensors, set())
+    _collect(content["ema"], "", tensors, set(), _Whole(size))
     return Snapshot(class_name, arguments, tensors)
+
+
+class _Whole:
+    """Makes tensors that hold no more numbers than the file.
+
+    A file may name one storage twenty thousand times; every copy of it would be made.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left, self.tensors = size, Tensors(whole=True)
+
+    def __call__(self, value: Any) -> Tensor:
+        tensor = self.tensors(value)
+        self.left -= tensor.numel() * tensor.element_size()
+        if self.left < 0:
+            raise RefusedError("its tensors together are larger than the file")
+        return tensor
 
 
 def _object(value: Any) -> tuple[str, dict[Any, Any]]:
@@ -363,19 +378,21 @@ def _arguments(outer: type[Denoiser], state: Mapping[Any, Any]) -> dict[str, Any
     return given | {str(name): value for name, value in named.items()}
 
 
-def _collect(module: Any, prefix: str, found: dict[str, Tensor], seen: set[int]) -> None:
+def _collect(
+    module: Any, prefix: str, found: dict[str, Tensor], seen: set[int], tensors: _Whole
+) -> None:
     """Adds a module's tensors to ``found``, by the names of its state dict."""
     if id(module) in seen:
         raise RefusedError("one module is in two places")
     seen.add(id(module))
     _, state = _object(module)
-    for part, read_one in (("_parameters", _parameter), ("_buffers", _tensor)):
+    for part in ("_parameters", "_buffers"):
         for name, value in _table(state, part).items():
             if value is not None:
-                found[f"{prefix}{name}"] = read_one(value)
+                found[f"{prefix}{name}"] = tensors(value)
     for name, value in _table(state, "_modules").items():
         if value is not None:
-            _collect(value, f"{prefix}{name}.", found, seen)
+            _collect(value, f"{prefix}{name}.", found, seen, tensors)
 
 
 def _table(state: Mapping[Any, Any], part: str) -> dict[Any, Any]:
@@ -383,31 +400,3 @@ def _table(state: Mapping[Any, Any], part: str) -> dict[Any, Any]:
     if not isinstance(table, dict):
         raise RefusedError(f"a module has no {part}")
     return table
-
-
-def _parameter(value: Any) -> Tensor:
-    if not isinstance(value, Call) or value.function != _PARAMETER or not value.arguments:
-        raise RefusedError("something else is where a parameter should be")
-    return _tensor(value.arguments[0])
-
-
-def _tensor(value: Any) -> Tensor:
-    if not isinstance(value, Call) or value.function != _TENSOR or len(value.arguments) < 4:
-        raise RefusedError("something else is where a tensor should be")
-    holder, offset, size, stride, *_ = value.arguments
-    if not isinstance(holder, Call) or holder.function != _STORAGE or len(holder.arguments) != 1:
-        raise RefusedError("something else is where a storage should be")
-    (blob,) = holder.arguments
-    if not isinstance(blob, bytes):
-        raise RefusedError("something else is where a storage should be")
-    storage = read_storage(blob)
-    plain = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
-    if not plain or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (offset, *size, *stride)
-    ):
-        raise RefusedError("a tensor has no proper shape")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # Also by number: strides of 0 make any size out of one element.
-    if math.prod(size) > storage.numel() or (math.prod(size) and last >= storage.numel()):
-        raise RefusedError("a tensor is larger than its storage")
-    return storage.as_strided(size, stride, offset)

@@ -692,13 +692,16 @@ def _build_head(config: ADMClassifierConfig) -> nn.Sequential:
 # --------------------------------------------------------------------------------------------
 
 
-def load_adm(path: str | os.PathLike[str], config: ADMConfig) -> UNet2DModel:
+def load_adm(
+    path: str | os.PathLike[str], config: ADMConfig, remarks: list[str] | None = None
+) -> UNet2DModel:
     """Load a U-Net that guided-diffusion has saved.
 
     Args:
-        path: a plain state dict, as ``torch.save`` or safetensors writes it, in any
-            floating-point format. Nothing in the file is ever run.
+        path: a state dict, as ``torch.save`` or safetensors writes it, in any floating-point
+            format, or a training checkpoint. Nothing in the file is ever run.
         config: the flags it was trained with.
+        remarks: what had to be chosen in the file is added here, a sentence each.
 
     Returns:
         The network of :func:`build_adm` in float32 on the CPU, in evaluation mode, its
@@ -709,14 +712,17 @@ def load_adm(path: str | os.PathLike[str], config: ADMConfig) -> UNet2DModel:
             it then names the first tensors that differ and, if the file has the shapes of a
             published one, which one that is.
     """
-    return load_network(path, lambda: build_adm(config), _entries(config), PUBLISHED_URL)
+    entries = _entries(config)
+    return load_network(path, lambda: build_adm(config), entries, PUBLISHED_URL, remarks)
 
 
-def load_adm_classifier(path: str | os.PathLike[str], config: ADMClassifierConfig) -> ADMClassifier:
+def load_adm_classifier(
+    path: str | os.PathLike[str], config: ADMClassifierConfig, remarks: list[str] | None = None
+) -> ADMClassifier:
     """Load a noise-aware classifier that guided-diffusion has saved.
 
     Args:
-        path: as for :func:`load_adm`.
+        path, remarks: as for :func:`load_adm`.
         config: the settings it was trained with.
 
     Returns:
@@ -726,7 +732,8 @@ def load_adm_classifier(path: str | os.PathLike[str], config: ADMClassifierConfi
     Raises:
         CheckpointError: as :func:`load_adm` does.
     """
-    return load_network(path, lambda: ADMClassifier(config), _entries(config), PUBLISHED_URL)
+    entries = _entries(config)
+    return load_network(path, lambda: ADMClassifier(config), entries, PUBLISHED_URL, remarks)
 
 
 def convert_state_dict(

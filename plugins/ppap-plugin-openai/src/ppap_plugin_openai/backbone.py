@@ -41,6 +41,7 @@ class ADMBackbone(Backbone):
         files: that it was read from.
         name: what the user calls it, for errors.
         upsampler: what enlarges its images.
+        remarks: what had to be chosen in the files, a sentence each.
     """
 
     name = "adm"
@@ -53,11 +54,13 @@ class ADMBackbone(Backbone):
         files: Sequence[Path] = (),
         name: str = "adm",
         upsampler: Backbone | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         size = int(unet.config.sample_size)
         self.unet, self.state_shape, self.name = unet, (3, size, size), name
         self._schedule = DiscreteSchedule.from_betas(BETAS[noise_schedule](diffusion_steps))
         self._files, self._upsampler = tuple(files), upsampler
+        self._remarks = tuple(remarks)
         self.class_count = unet.config.num_class_embeds
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
@@ -127,6 +130,10 @@ class ADMBackbone(Backbone):
     def files(self) -> Sequence[Path]:
         """The checkpoint."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen in it."""
+        return self._remarks
 
 
 class ADMUpsampler(ADMBackbone):

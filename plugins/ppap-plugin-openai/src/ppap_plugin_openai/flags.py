@@ -22,6 +22,13 @@ DIFFUSION_FLAGS: Final = frozenset(
 )
 COMPUTE_FLAGS: Final = frozenset({"use_fp16", "use_checkpoint"})
 
+MOST: Final = {
+    "image_size": 4096, "large_size": 4096, "small_size": 4096, "num_res_blocks": 64,
+    "classifier_depth": 64, "xf_layers": 512, "diffusion_steps": 100_000,
+}  # fmt: skip
+"""Largest values, far above any network that was ever made; others are at most 100,000. They keep
+a damaged file from asking for one that no machine can build."""
+
 
 def refuse_unknown(what: str, flags: Iterable[str], known: Mapping[str, Any]) -> None:
     unknown = sorted(set(flags) - set(known))
@@ -42,6 +49,8 @@ def flag_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:
             numbers = tuple(float(item) for item in items if item != "")
         except (TypeError, ValueError) as error:
             raise OptionError(f"Flag {name} is {value!r}; it is a list of numbers.") from error
+        if len(numbers) > 16 or not all(abs(number) <= 4096 for number in numbers):
+            raise OptionError(f"Flag {name} is {str(value)[:60]!r}, which cannot be meant.")
         if name == "channel_mult":
             return numbers
         if not all(number.is_integer() for number in numbers):
@@ -55,4 +64,7 @@ def flag_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:
         raise OptionError(
             f"Flag {name} is {value!r}; it is a value of type {type(default).__name__}."
         )
+    most = MOST.get(name, 100_000)
+    if type(value) is int and abs(value) > most:
+        raise OptionError(f"Flag {name} is beyond {most:,}, which cannot be meant.")
     return value

@@ -256,13 +256,16 @@ def identify(shapes: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def load_glide(path: str | os.PathLike[str], config: GlideConfig) -> GlideNetwork:
+def load_glide(
+    path: str | os.PathLike[str], config: GlideConfig, remarks: list[str] | None = None
+) -> GlideNetwork:
     """Load a network that glide-text2im has saved.
 
     Args:
-        path: a plain state dict, as ``torch.save`` or safetensors writes it, in any
-            floating-point format. Nothing in the file is ever run.
+        path: a state dict, as ``torch.save`` or safetensors writes it, in any floating-point
+            format, or a training checkpoint. Nothing in the file is ever run.
         config: the flags it was trained with.
+        remarks: what had to be chosen in the file is added here, a sentence each.
 
     Returns:
         The network in float32 on the CPU, in evaluation mode, its parameters frozen and
@@ -273,7 +276,8 @@ def load_glide(path: str | os.PathLike[str], config: GlideConfig) -> GlideNetwor
             it then names the first tensors that differ and, if the file has the shapes of a
             published one, which one that is.
     """
-    return load_network(path, lambda: GlideNetwork(config), _entries(config), PUBLISHED_URL)
+    entries = _entries(config)
+    return load_network(path, lambda: GlideNetwork(config), entries, PUBLISHED_URL, remarks)
 
 
 # --------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class GlideBackbone(Backbone):
         files: that it was read from.
         name: what the user calls it, for errors.
         upsampler: what enlarges its images.
+        remarks: what had to be chosen in the files, a sentence each.
 
     Attributes:
         keeps_known: whether the predicted x_0 is replaced by what is known of the image wherever a
@@ -58,6 +59,7 @@ class GlideBackbone(Backbone):
         files: Sequence[Path] = (),
         name: str | None = None,
         upsampler: Backbone | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         self.network, self.config = network, network.config
         self.name = self.name if name is None else name
@@ -65,6 +67,7 @@ class GlideBackbone(Backbone):
         betas = BETAS[noise_schedule or self._usual_schedule](diffusion_steps)
         self._schedule = DiscreteSchedule.from_betas(betas)
         self._vocabulary, self._files = vocabulary, tuple(files)
+        self._remarks = tuple(remarks)
         self._tokenizer: PromptTokenizer | None = None
         self._upsampler = upsampler
         self.dtype, self.device = torch.float32, torch.device("cpu")
@@ -183,6 +186,10 @@ class GlideBackbone(Backbone):
     def files(self) -> Sequence[Path]:
         """The checkpoint, and the vocabulary once a prompt was read with it."""
         return (*self._files, *(self._tokenizer.files if self._tokenizer else ()))
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen in the checkpoint."""
+        return self._remarks
 
 
 class GlideUpsampler(GlideBackbone):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
-from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
-from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.files.models import own_path
+from ppap_host.guides.guide import Guide, PatchPlan
+from ppap_host.guides.labels import Labels
+from ppap_host.guides.targets import Given, Target
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,
@@ -25,8 +27,7 @@ from ppap_plugin_openai.adm import (
     load_adm_classifier,
 )
 from ppap_plugin_openai.backbone import BETAS
-from ppap_plugin_openai.labels import Labels
-from ppap_plugin_openai.loading import recognise
+from ppap_plugin_openai.loading import recognise, shapes_in
 from ppap_plugin_openai.named import flags_file, read_flags
 
 _CLASSIFIER_STEPS = 1000
@@ -53,6 +54,7 @@ class ADMClassifierGuide(Guide):
     # The paper's for its conditional models at 64 and 256 pixels; see the documentation.
     default_scale: Mapping[str, float] = {"": 1.0}
     _files: tuple[Path, ...] = ()
+    _remarks: tuple[str, ...] = ()
 
     def __init__(self, model: str | None = None) -> None:
         if model is None:
@@ -61,10 +63,13 @@ class ADMClassifierGuide(Guide):
                 f"The guide {self.name!r} ships no weights.",
                 remedy=f"Download one of {files} from {PUBLISHED_URL} and give it with --model.",
             )
-        path = Path(model)
+        path = own_path(model)
         config, schedule = _identified(path)
-        self._set_up(load_adm_classifier(path, config), schedule)
-        self.labels, names = Labels.beside(path, config.out_channels)
+        remarks: list[str] = []
+        self._set_up(load_adm_classifier(path, config, remarks), schedule)
+        self._remarks = tuple(remarks)
+        named, names = _labels_beside(path, config.out_channels)
+        self.labels = named
         flags = flags_file(path)
         self._files = (path, *([flags] if flags.exists() else []), *names)
 
@@ -77,7 +82,7 @@ class ADMClassifierGuide(Guide):
 
     def _set_up(self, classifier: ADMClassifier, noise_schedule: str) -> None:
         self._network, self.config = classifier, classifier.config
-        self.labels = Labels((), self.config.out_channels)
+        self.labels = Labels.numbered(self.config.out_channels)
         levels = DiscreteSchedule.from_betas(BETAS[noise_schedule](_CLASSIFIER_STEPS)).levels()
         # Ascending, as np.interp wants it.
         self._noise = np.array([-level.log_snr for level in levels])
@@ -86,7 +91,7 @@ class ADMClassifierGuide(Guide):
         """Maps images [b, 3, h, w] and timesteps [b] to logits [b, c]."""
         return self._network
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the number of a class and, with a file of names, its name.
 
         The value is a row of probabilities, [1, c].
@@ -101,11 +106,16 @@ class ADMClassifierGuide(Guide):
                 f"these images have {size[0]} x {size[1]}.",
                 remedy="Give the classifier of the backbone's size with --model.",
             )
-        index = self.labels.find(text)
+        index = self.labels.find(
+            given.words, "Names may stand beside the model, in <model>.txt, one line a class."
+        )
         parameter = next(self._network.parameters())
         label = torch.tensor([index], device=parameter.device)
         value = F.one_hot(label, self.config.out_channels).to(parameter.dtype)
-        return Target(text, value, {"target": _bars([(self.labels.short(index), 1.0)])})
+        called = self.labels.short(index)
+        understood = f"class {index} of {self.config.out_channels}, {called!r}"
+        pictures = {"target": _bars([(called, 1.0)])}
+        return Target(given.words, value, pictures, understood=understood)
 
     def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Nothing: it was trained on pixels in [-1, 1]."""
@@ -195,6 +205,31 @@ class ADMClassifierGuide(Guide):
         """The weights, and what lies beside them: flags and class names, if there are any."""
         return self._files
 
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen in the weights' file."""
+        return self._remarks
+
+
+def _labels_beside(model: Path, count: int) -> tuple[Labels, tuple[Path, ...]]:
+    """Names from ``<model>.txt``, one class a line, if there is such a file, and the file.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not have one line for each class.
+    """
+    path = model.with_name(f"{model.name}.txt")
+    if not path.is_file():
+        return Labels.numbered(count), ()
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: the class names cannot be read.") from error
+    if len(names) != count:
+        raise CheckpointError(
+            f"{path}: {len(names)} class names for {count} classes.",
+            remedy="Write one line for each class, in the order of their numbers.",
+        )
+    return Labels(names), (path,)
+
 
 def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
     """A classifier's configuration and the noise schedule it knows."""
@@ -209,8 +244,7 @@ def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
         return ADMClassifierConfig.from_flags(
             {name: value for name, value in flags.items() if name != "noise_schedule"}
         ), str(schedule)
-    shapes = {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
-    names = recognise(shapes)
+    names = recognise(shapes_in(path))
     for name in names:
         if name in PUBLISHED_CLASSIFIERS:
             entry = PUBLISHED_CLASSIFIERS[name]

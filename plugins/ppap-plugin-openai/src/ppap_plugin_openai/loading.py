@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.checkpoints import read_state_dict, renamed, require_layout
 from ppap_host.files.errors import CheckpointError
 from ppap_plugin_openai.trunk import Entry, Shape, rearranged
 
@@ -21,14 +21,16 @@ def load_network(
     build: Callable[[], _Network],
     entries: Sequence[Entry],
     source: str,
+    remarks: list[str] | None = None,
 ) -> _Network:
     """Reads a file into the network that ``build`` makes.
 
     Args:
-        path: a plain state dict, as ``torch.save`` or safetensors writes it.
+        path: a state dict, as ``torch.save`` or safetensors writes it, or a training checkpoint.
         build: called on the meta device, so that no memory is spent on random weights.
         entries: what the file must hold, and where each tensor goes.
         source: where the published files lie, for errors.
+        remarks: what had to be chosen in the file is added here, a sentence each.
 
     Returns:
         The network in float32 on the CPU, in evaluation mode, its parameters frozen and
@@ -37,8 +39,9 @@ def load_network(
     Raises:
         CheckpointError: the file is missing or damaged, or does not fit the entries.
     """
-    state = read_state_dict(path)
+    state = read_state_dict(path, remarks, whole=False)
     try:
+        state = renamed(state, [entry.name for entry in entries], remarks)
         converted = convert(state, entries, source)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from error
@@ -70,3 +73,13 @@ def recognise(shapes: Mapping[str, Shape]) -> list[str]:
     from ppap_plugin_openai import adm, glide
 
     return [*adm.identify(shapes), *glide.identify(shapes)]
+
+
+def shapes_in(path: str | os.PathLike[str]) -> dict[str, Shape]:
+    """Names and shapes of the tensors in a file.
+
+    Raises:
+        CheckpointError: as :func:`ppap_host.files.checkpoints.read_state_dict`.
+    """
+    state = read_state_dict(path, whole=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.models import own_path, read_json
 from ppap_plugin_openai import adm as _adm
 from ppap_plugin_openai import glide as _glide
 from ppap_plugin_openai.backbone import BETAS, ADMBackbone, ADMUpsampler
+from ppap_plugin_openai.flags import MOST
 from ppap_plugin_openai.glide_backbone import GlideBackbone, GlideUpsampler
-from ppap_plugin_openai.loading import recognise
+from ppap_plugin_openai.loading import recognise, shapes_in
 from ppap_plugin_openai.tokens import HUB, vocabulary_files
 
 
@@ -40,7 +41,7 @@ def published_adm(
 
 def _upsampler_of(name: str, config: _adm.ADMConfig, checkpoint: str) -> Backbone:
     """The published upsampler in a file, for the images of a base model."""
-    shapes = {key: tuple(value.shape) for key, value in read_state_dict(checkpoint).items()}
+    shapes = shapes_in(own_path(checkpoint))
     known = [found for found in recognise(shapes) if found in _adm.PUBLISHED_ADM]
     for found in known:
         if _adm.PUBLISHED_ADM[found].config.small_size == config.image_size:
@@ -68,11 +69,10 @@ def adm(checkpoint: str | None = None) -> ADMBackbone:
             remedy="Give a file of guided-diffusion with --checkpoint, and its flags as "
             "<checkpoint>.json beside it.",
         )
-    path = Path(checkpoint)
+    path = own_path(checkpoint)
     flags = read_flags(path)
     if flags is None:
-        shapes = {key: tuple(value.shape) for key, value in read_state_dict(path).items()}
-        names = recognise(shapes)
+        names = recognise(shapes_in(path))
         raise CheckpointError(
             f"{path}: there are no flags of this network ({path.name}.json)."
             + (f" It has the shapes of the published {' or '.join(names)}." if names else ""),
@@ -89,7 +89,9 @@ def _adm_backbone(
     upsampler: Backbone | None = None,
 ) -> ADMBackbone:  # fmt: skip
     cls = ADMBackbone if config.small_size is None else ADMUpsampler
-    return cls(_adm.load_adm(files[0], config), schedule, steps, files, name, upsampler)
+    remarks: list[str] = []
+    unet = _adm.load_adm(files[0], config, remarks)
+    return cls(unet, schedule, steps, files, name, upsampler, remarks)
 
 
 def published_glide(
@@ -137,14 +139,16 @@ def published_glide(
             )
         larger = "glide-inpaint-upsampler" if config.inpaint else "glide-upsampler"
         second = published_glide(larger, upsampler, vocabulary=vocabulary)
+    remarks: list[str] = []
     return cls(
-        _glide.load_glide(path, config),
+        _glide.load_glide(path, config, remarks),
         vocabulary=vocabulary or (path.parent if vocabulary_files(path.parent) else HUB),
         noise_schedule=schedule,  # type: ignore[arg-type]  # _process checks it
         diffusion_steps=steps,
         files=files,
         name=name,
         upsampler=second,
+        remarks=remarks,
     )
 
 
@@ -155,8 +159,8 @@ def _file(name: str, checkpoint: str | None, url: str, file: str) -> Path:
             remedy=f"Fetch it with `ppap weights {name}`, or download {url}{file} and give it with "
             "--checkpoint.",
         )
-    path = Path(checkpoint)
-    return path / file if path.is_dir() else path
+    path = own_path(checkpoint)
+    return path / file if os.path.isdir(path) else path
 
 
 def flags_file(path: Path) -> Path:
@@ -171,12 +175,12 @@ def read_flags(path: Path) -> dict[str, Any] | None:
         OptionError: it cannot be read, or is no JSON object.
     """
     beside = flags_file(path)
-    try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.isfile(beside):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise OptionError(f"{beside}: the flags are not JSON.") from error
+    try:
+        content = read_json(beside)
+    except CheckpointError as error:
+        raise OptionError(f"{beside}: the flags are not JSON. {error.message}") from error
     if not isinstance(content, dict):
         raise OptionError(f"{beside}: the flags are no JSON object.")
     return content
@@ -185,7 +189,7 @@ def read_flags(path: Path) -> dict[str, Any] | None:
 def _process(path: Path, flags: Mapping[str, Any], usual: str) -> tuple[int, str]:
     """Steps and schedule of the diffusion process that the flags describe."""
     steps, schedule = flags.get("diffusion_steps", 1000), flags.get("noise_schedule", usual)
-    if type(steps) is not int or steps < 1:
+    if type(steps) is not int or not 1 <= steps <= MOST["diffusion_steps"]:
         raise OptionError(f"{path}.json: diffusion_steps is {steps!r}, no number of steps.")
     if schedule not in BETAS:
         raise OptionError(

@@ -9,7 +9,9 @@ this package: glide-text2im carries them as ``encoder.json.gz`` and ``vocab.bpe.
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.models import own_path
+from ppap_host.files.reading import read_bytes
 
 HUB: Final = "openai-community/gpt2"
 """Where the files are downloaded from once, if nothing else is named."""
@@ -29,6 +33,7 @@ _FILES: Final = (
     ("encoder.json", "vocab.bpe"),
     ("vocab.json", "merges.txt"),
 )
+_MOST: Final = 64 << 20  # bytes of a vocabulary; GPT-2's has one million
 _REMEDY: Final = (
     "Put encoder.json.gz and vocab.bpe.gz from glide_text2im/tokenizer of openai/glide-text2im "
     "beside the checkpoint."
@@ -84,8 +89,9 @@ class PromptTokenizer:
         Raises:
             CheckpointError: there are no such files, or they are damaged.
         """
-        if Path(source).is_dir():
-            found = vocabulary_files(Path(source))
+        folder = own_path(source)
+        if os.path.isdir(folder):
+            found = vocabulary_files(folder)
             if found is None:
                 raise CheckpointError(f"{source}: holds no vocabulary of GLIDE.", remedy=_REMEDY)
         else:
@@ -144,9 +150,14 @@ def _from_hub(name: str) -> tuple[Path, Path]:
 
 
 def _read_text(path: Path) -> str:
+    data = read_bytes(path, CheckpointError, _REMEDY, _MOST)
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
+        if data.startswith(b"\x1f\x8b"):
+            # A few kilobytes may unpack to gigabytes.
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MOST + 1)
+        if len(data) > _MOST:
+            raise CheckpointError(f"{path}: the file is too large for a vocabulary.")
+        return data.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: the file is damaged or cut short.", remedy=_REMEDY

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.errors import OptionError
-from ppap_host.files.images import read_rgb
-from ppap_host.guides.guide import Guide, PatchPlan, Target
+from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_plugin_restore.operators import Measurement
 from ppap_plugin_restore.problems import (
     Colourising,
@@ -75,6 +76,7 @@ class RestorationGuide(Guide):
     """
 
     averages_pixels = True
+    target_kinds = ("photo",)
 
     def __init__(self, problem: Problem) -> None:
         self.name = problem.name
@@ -96,8 +98,8 @@ class RestorationGuide(Guide):
         """A x in single precision at least, also for images in half: residuals become small."""
         return network(self.prepare(x))
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """Understands the path of a measured picture, or of a clean one (option ``measure``).
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        """Understands a measured picture, or a clean one (option ``measure``).
 
         A super-resolution's small picture is taken as it is. All others are cropped to the images'
         aspect ratio and resized to their pixels.
@@ -107,12 +109,12 @@ class RestorationGuide(Guide):
             OptionError: the options do not fit the size of the images.
         """
         with torch.no_grad():
-            value = self.problem.read(text, size)
+            photo, value = self.problem.read(given, size)
         (measured,) = self.picture(value)
-        pictures = {"target": measured}
         if self.problem.measures:
-            pictures = {"target": read_rgb(text, size), "its measurement": measured}
-        return Target(text, value, pictures, (Path(text),))
+            pictures = {"target": photo.image, "its measurement": measured}
+            return photo.target(value, pictures, "its measurement is made of it")
+        return photo.target(value, {"target": measured})
 
     def loss(
         self, output: Float[Tensor, "b c h w"], target: Float[Tensor, "one c h w"]
@@ -126,6 +128,15 @@ class RestorationGuide(Guide):
     ) -> Float[Tensor, " b"]:
         """As :meth:`loss`."""
         return self.loss(student, teacher)
+
+    def usual_recipe(self, backbone: Backbone) -> str | None:
+        """PiGDM on pixels: a linear measurement is its case. Latents have no pseudo-inverse.
+
+        Pictures that are read from files have the noise of their 8 bits, and more.
+        """
+        if backbone.latent:
+            return None
+        return "pigdm" if self.problem.measures else "pigdm:noise=0.01"
 
     def operator(self, target: Float[Tensor, "b c h w"]) -> LinearOperator:
         """A of the images that have such a measurement."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ppap_host.files.decoding import has_alpha, to_srgb
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import from_tensor, read_known, read_rgb, to_tensor
+from ppap_host.files.images import fitted, from_tensor, to_tensor
+from ppap_host.guides.targets import Given, Photo, check_same_shape, known_by
 from ppap_plugin_restore.operators import (
     BoxDownsample,
     GaussianBlur,
@@ -68,14 +70,14 @@ class Problem(ABC):
         """The size of the images whose measurement has this size."""
         return measured
 
-    def read(self, text: str, size: Size) -> Float[Tensor, "1 c h w"]:
-        """The measurement y of an image of ``size`` that the target at a path gives.
+    def read(self, given: Given, size: Size) -> tuple[Photo, Float[Tensor, "1 c h w"]]:
+        """A target as a photograph, and the measurement y of an image of ``size`` that it gives.
 
         Raises:
             TargetError: it cannot be read, or is no measurement of such an image.
         """
-        picture = to_tensor(read_rgb(text, size))
-        return self.operator(size)(picture) if self.measures else picture
+        photo = given.photo(size)
+        return photo, self.operator(size)(photo.pixels) if self.measures else photo.pixels
 
     def files(self) -> Sequence[Path]:
         """The files that its options name."""
@@ -113,7 +115,7 @@ class SuperResolution(Problem):
         """``factor`` times as large."""
         return measured[0] * self.factor, measured[1] * self.factor
 
-    def read(self, text: str, size: Size) -> Float[Tensor, "1 3 h w"]:
+    def read(self, given: Given, size: Size) -> tuple[Photo, Float[Tensor, "1 3 h w"]]:
         """The small picture as it is, or a larger one's box average if that was asked for.
 
         Raises:
@@ -121,18 +123,20 @@ class SuperResolution(Problem):
         """
         operator = self.operator(size)
         if self.measures:
-            return operator(to_tensor(read_rgb(text, size)))
+            photo = given.photo(size)
+            return photo, operator(photo.pixels)
         # Read whole: cropped or resized it would no longer be what was measured.
-        small = read_rgb(text)
+        photo = given.photo()
+        small = photo.image
         wanted = (size[1] // self.factor, size[0] // self.factor)
         if small.size != wanted:
             raise TargetError(
-                f"The picture {text!r} has {small.width} x {small.height} pixels, but with factor "
-                f"{self.factor} an image of {size[1]} x {size[0]} is measured as "
+                f"The picture {given.text!r} has {small.width} x {small.height} pixels, but with "
+                f"factor {self.factor} an image of {size[1]} x {size[0]} is measured as "
                 f"{wanted[0]} x {wanted[1]}.",
                 remedy=self._way_out(small, size),
             )
-        return to_tensor(small)
+        return photo, photo.pixels
 
     def _way_out(self, small: Image.Image, size: Size) -> str:
         factor, rest = divmod(size[1], small.width)
@@ -161,7 +165,8 @@ class Inpainting(Problem):
     keys = ("mask", "box")
 
     def _configure(self, options: Options) -> None:
-        self.mask = options.path("mask")
+        mask = options.path("mask")
+        self.mask = None if mask is None else replace(Given.of(mask), kind="mask")
         self.box = options.number("box", 0.5, low=0.01, high=0.99) if "box" in options else None
         if self.mask is not None and self.box is not None:
             raise OptionError(
@@ -179,9 +184,8 @@ class Inpainting(Problem):
         """
         if size not in self._operators:
             if self.mask is not None:
-                # The picture does not matter here.
-                known = read_known(self.mask, self.mask, size)[1]
-                _check_some_known(known, f"The mask {str(self.mask)!r} is white everywhere")
+                known = known_by(self.mask.mask(size))
+                _check_some_known(known, f"The mask {self.mask.text!r} is white everywhere")
             elif self.box is not None:
                 known = _around_a_box(size, self.box)
             else:
@@ -192,21 +196,27 @@ class Inpainting(Problem):
             self._operators[size] = Masking(known)
         return self._operators[size]
 
-    def read(self, text: str, size: Size) -> Float[Tensor, "1 3 h w"]:
+    def read(self, given: Given, size: Size) -> tuple[Photo, Float[Tensor, "1 3 h w"]]:
         """The picture, 0 where it is unknown.
 
         Raises:
             TargetError: it cannot be read; all of it is known, or nothing; a mask has another
                 shape; or a second picture is transparent elsewhere than the first one.
         """
+        if self.mask is None and self.box is None:
+            return self._read_transparent(given, size)
+        photo = given.photo(size)
         if self.mask is not None:
-            _check_same_shape(Path(text), self.mask)
-        elif self.box is None:
-            return self._read_transparent(text, size)
-        return self.operator(size)(to_tensor(read_rgb(text, size)))
+            holes = self.mask.mask(size)
+            check_same_shape(photo, holes)
+            photo = photo.doubting(*holes.doubts)
+            photo = replace(photo, understood=f"{photo.understood}; {holes.understood}")
+        return photo, self.operator(size)(photo.pixels)
 
-    def _read_transparent(self, text: str, size: Size) -> Float[Tensor, "1 3 h w"]:
-        picture, known = _read_rgba(text, size)
+    def _read_transparent(self, given: Given, size: Size) -> tuple[Photo, Float[Tensor, "1 3 h w"]]:
+        photo = given.photo(size)
+        picture, known = _with_transparency(given, photo, size)
+        text = given.text
         if bool(known.all()):
             raise TargetError(
                 f"The picture {text!r} has nothing transparent, so nothing is to be filled in.",
@@ -221,11 +231,13 @@ class Inpainting(Problem):
                 remedy="Use a guide for each, or one mask for all with --model mask=PATH.",
             )
         operator = self._operators[size] = Masking(known)
-        return operator(picture)
+        unknown = 100 * (1 - float(known.mean()))
+        said = f"{photo.understood}; {unknown:.0f} % of it is transparent and to be filled in"
+        return replace(photo, understood=said), operator(picture)
 
     def files(self) -> Sequence[Path]:
         """The mask."""
-        return () if self.mask is None else (self.mask,)
+        return () if self.mask is None else self.mask.files
 
 
 class Deblurring(Problem):
@@ -267,13 +279,14 @@ class Colourising(Problem):
         """Luma."""
         return Greyscale()
 
-    def read(self, text: str, size: Size) -> Float[Tensor, "1 1 h w"]:
+    def read(self, given: Given, size: Size) -> tuple[Photo, Float[Tensor, "1 1 h w"]]:
         """The picture's luma, which for a grey picture is the picture itself.
 
         Raises:
             TargetError: it cannot be read.
         """
-        return self.operator(size)(to_tensor(read_rgb(text, size)))
+        photo = given.photo(size)
+        return photo, self.operator(size)(photo.pixels)
 
 
 def _around_a_box(size: Size, share: float) -> Float[Tensor, "1 1 h w"]:
@@ -293,34 +306,23 @@ def _check_some_known(known: Tensor, what: str) -> None:
         )
 
 
-def _check_same_shape(picture: Path, mask: Path) -> None:
-    """Both are cropped to the images' aspect ratio, which moves them apart if theirs differ."""
-    (w1, h1), (w2, h2) = read_rgb(picture).size, read_rgb(mask).size
-    # Sides are whole pixels, so two sizes of one picture differ by up to one of them.
-    if abs(w1 * h2 - w2 * h1) > max(w1, h1, w2, h2):
-        raise TargetError(
-            f"The mask {str(mask)!r} has {w2} x {h2} pixels, the picture {str(picture)!r} has "
-            f"{w1} x {h1}.",
-            remedy="Give a mask of the same picture: of its size, or with its aspect ratio.",
-        )
-
-
-def _read_rgba(text: str, size: Size) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
-    """A picture in [-1, 1] and 1 where it is at least half opaque, cropped as :func:`read_rgb`.
+def _with_transparency(
+    given: Given, photo: Photo, size: Size
+) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
+    """A picture in [-1, 1], cropped as ``photo``, and 1 where it is at least half opaque.
 
     Pillow resizes RGBA with every pixel weighed by its alpha, so the colours that lie hidden under
     what is transparent do not bleed into what is known.
-
-    Raises:
-        TargetError: as :func:`read_rgb`.
     """
-    opaque = read_rgb(text, size)  # says what is wrong with a file that cannot be read
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(text) as image:
-            if "A" not in image.getbands() and "transparency" not in image.info:
-                return to_tensor(opaque), torch.ones(1, 1, *size)
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    fitted = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)
-    alpha = to_tensor(Image.merge("RGB", [fitted.getchannel("A")] * 3))[:, :1]
-    return to_tensor(fitted), (alpha > 0).float()
+    decoded = given.decoded()
+    image = decoded.image
+    if image is None or not has_alpha(image):
+        return photo.pixels, torch.ones(1, 1, *size)
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    opaque = rgba.convert("RGB")
+    opaque.info = {k: v for k, v in image.info.items() if k != "transparency"}
+    colours, _ = to_srgb(replace(decoded, pixels=opaque))
+    fit = fitted(Image.merge("RGBA", [*colours.split(), alpha]), size)
+    known = to_tensor(Image.merge("RGB", [fit.getchannel("A")] * 3))[:, :1] > 0
+    return to_tensor(fit), known.float()

@@ -11,10 +11,12 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.checkpoints import read_state_dict, renamed, require_layout
 from ppap_host.files.errors import CheckpointError, nearest
+from ppap_host.files.models import own_path
+from ppap_host.guides.preprocessing import Preparation, accepted
 from ppap_plugin_segmentation.files import LABELS, class_names, explained, three
-from ppap_plugin_segmentation.model import Checkpoint, Preparation, SegmentationNetwork
+from ppap_plugin_segmentation.model import Checkpoint, SegmentationNetwork
 
 PREFIX = "torchvision:"
 _FORM = (
@@ -52,14 +54,17 @@ def load_torchvision(name: str) -> Checkpoint:
             remedy=f"{hint}{_FORM} Its architectures: {', '.join(known)}.",
         )
     weights = _weights(name, architecture, tag)
-    path = Path(file).expanduser() if file else _downloaded(name, weights)
+    path = own_path(file) if file else _downloaded(name, weights)
+    categories = tuple(str(label) for label in weights.meta["categories"])
+    remarks: list[str] = []
+    whole = read_state_dict(path, remarks)
+    whole = renamed(whole, _layout(architecture, len(categories)), remarks)
     # A network in evaluation neither counts batches nor uses its auxiliary classifier.
     state = {
         key: value
-        for key, value in read_state_dict(path).items()
+        for key, value in whole.items()
         if not (key.startswith("aux_classifier.") or key.endswith(".num_batches_tracked"))
     }
-    categories = tuple(str(label) for label in weights.meta["categories"])
     last = [key for key in _layout(architecture, len(categories)) if key.endswith(".weight")][-1]
     count = len(state[last]) if last in state and state[last].ndim else len(categories)
     require_layout(
@@ -74,12 +79,10 @@ def load_torchvision(name: str) -> Checkpoint:
     labels = categories
     if described or count != len(categories):
         labels = class_names(name, named if described else None, count)
-    return Checkpoint(
-        SegmentationNetwork(model, _out).eval().requires_grad_(False),
-        _preparation(name, weights.transforms()),
-        labels,
-        tuple(sorted([path, named])) if described else (path,),
-    )
+    network = SegmentationNetwork(model, _out).float().eval().requires_grad_(False)
+    preparation = accepted(network, _preparation(name, weights.transforms()), name, remarks)
+    files = (path, named) if described else (path,)
+    return Checkpoint(network, preparation, labels, files, remarks=tuple(remarks))
 
 
 def _out(output: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,19 +12,14 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ppap_host.files.images import read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, PatchPlan, Target, default_patch_plan
+from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
+from ppap_host.guides.targets import Given, Target
 from ppap_plugin_segmentation.checkpoint import load_checkpoint
 from ppap_plugin_segmentation.colors import colored
+from ppap_plugin_segmentation.labelmaps import Conventions, read_labels
 from ppap_plugin_segmentation.losses import cross_entropy, divergence, measures, outcomes
 from ppap_plugin_segmentation.shipped import BUNDLED
-from ppap_plugin_segmentation.targets import (
-    one_class,
-    one_hot,
-    read_labels,
-    read_mask,
-    split_class,
-)
+from ppap_plugin_segmentation.targets import one_class, one_hot, split_class
 
 EXPERT_RANK = 4
 """Rank of an expert's factors: less than a tenth of the bundled network's parameters."""
@@ -44,6 +40,7 @@ class SegmentationGuide(Guide):
 
     Attributes:
         labels: names of the network's classes.
+        conventions: how it reads label maps.
 
     Raises:
         CheckpointError: there is no such model, it is no segmentation model, or it is incomplete.
@@ -58,6 +55,7 @@ class SegmentationGuide(Guide):
         "mpgd": 0.0032, "ugd": 0.3, "tfg": 0.0052, "adam-dps": 0.05, "adam-mpgd": 0.21,
     }  # fmt: skip
     averages_pixels = True
+    target_kinds = ("photo", "labels", "mask")
     tuning_steps = 500
 
     def __init__(self, model: str | None = None) -> None:
@@ -65,7 +63,11 @@ class SegmentationGuide(Guide):
         self._network = checkpoint.network
         self._preparation = checkpoint.preparation
         self._files = checkpoint.files
+        self._remarks = checkpoint.remarks
         self.labels = checkpoint.labels
+        self.conventions = Conventions(
+            checkpoint.labels, checkpoint.reduce_labels, checkpoint.ignored
+        )
 
     def network(self) -> nn.Module:
         """Maps prepared pixels [b, 3, h', w'] to logits [b, C, h, w]."""
@@ -79,39 +81,45 @@ class SegmentationGuide(Guide):
         """Every convolution and linear layer at rank 4, every bias and normalisation parameter."""
         return default_patch_plan(network, EXPERT_RANK)
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        """Understands an image, a label map, or the mask of one class.
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        """Understands a photograph, a label map, or the mask of one class.
 
-        - An image is segmented by the network; the target is its probabilities.
-        - A label map holds class indices: see
-          :func:`~ppap_plugin_segmentation.targets.read_labels` for how it is told from a grey
-          photograph. 255 is not compared.
-        - ``cone=mask.png`` wants cones where the mask is white and none elsewhere, and leaves open
-          what is there instead. A class goes by its name or its number.
+        - A photograph is segmented by the network; the target is its probabilities.
+        - A label map holds indices of classes, or colours of a palette: see
+          :func:`~ppap_plugin_segmentation.labelmaps.read_labels`, also for how it is told from a
+          photograph.
+        - ``cone=mask.png``, or ``mask,of=cone:mask.png``, wants cones where the mask is white and
+          none elsewhere, and leaves open what is there instead. A class goes by its name or its
+          number.
 
         The value is [1, C, h, w], explained in :mod:`ppap_plugin_segmentation.targets`.
 
         Raises:
             TargetError: it cannot be read, names an unknown class, or holds an index that is none.
         """
-        named = split_class(text, self.labels)
+        named = split_class(given, self.labels)
         if named is not None:
-            index, path = named
-            mask = read_mask(path, size)
-            value = one_class(mask, index, len(self.labels))
+            index, inner = named
+            mask = inner.mask(size)
+            value = one_class(mask.share, index, len(self.labels))
             pictures = {f"where {self.labels[index]} is to be": self._wanted(value)}
-            return Target(text, self._placed(value), pictures, (path,))
-        path = Path(text)
-        labels = read_labels(path, size, self.labels)
-        if labels is not None:
-            value = one_hot(labels, len(self.labels))
-            pictures = {"its segments": self._wanted(value)}
-            return Target(text, self._placed(value), pictures, (path,))
-        image = read_rgb(path, size)
+            then = f"white is where {self.labels[index]!r} is to be"
+            return replace(mask, given=given).target(self._placed(value), pictures, then)
+        doubts: tuple[str, ...] = ()
+        if given.kind != "photo":
+            labels, doubts = read_labels(given, size, self.conventions)
+            if labels is not None:
+                value = one_hot(labels.indices, len(self.labels))
+                return labels.target(self._placed(value), {"its segments": self._wanted(value)})
+        photo = given.photo(size)
+        pixels = self._placed(photo.pixels)
+        photo = photo.doubting(*doubts, *self.doubts(pixels, given.source))
         with torch.no_grad():
-            output = self.see(self._placed(to_tensor(image)))
-        pictures = {"target": image, "its segments": self.picture(output)[0]}
-        return Target(text, self.as_target(output), pictures, (path,))
+            output = self.see(pixels)
+        pictures = {"target": photo.image, "its segments": self.picture(output)[0]}
+        return photo.target(
+            self.as_target(output), pictures, "its segments are what the network sees"
+        )
 
     def _placed(self, value: Tensor) -> Tensor:
         parameter = next(self._network.parameters())
@@ -170,3 +178,7 @@ class SegmentationGuide(Guide):
     def files(self) -> Sequence[Path]:
         """Weights and configuration that were read, and the names of the classes."""
         return self._files
+
+    def remarks(self) -> Sequence[str]:
+        """What had to be chosen or guessed when the checkpoint was read."""
+        return self._remarks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -11,8 +10,9 @@ from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import from_tensor, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.files.images import from_tensor, to_tensor
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 
 class MeanColour(nn.Module):
@@ -54,24 +54,25 @@ class BrightnessGuide(Guide):
         """From [-1, 1] to [0, 1]."""
         return (x + 1) / 2
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands a colour ("orange", "#ff8800") or the path of an image.
 
         Raises:
             TargetError: it is neither.
         """
+        if given.means_file:
+            photo = given.photo(size)
+            value = self.see(photo.pixels)
+            pictures = {"target": photo.image, "its mean colour": _swatch(value[0])}
+            return photo.target(value, pictures)
         try:
-            image = Image.new("RGB", (size[1], size[0]), ImageColor.getrgb(text)[:3])
-            files: tuple[Path, ...] = ()
+            plain = Image.new("RGB", (size[1], size[0]), ImageColor.getrgb(given.words)[:3])
         except ValueError:
-            if not Path(text).exists():
-                raise TargetError(
-                    f"The target {text!r} is neither a colour nor an image file.",
-                    remedy="Give a name such as orange, a code such as '#ff8800', or a path.",
-                ) from None
-            image, files = read_rgb(text, size), (Path(text),)
-        value = self.see(to_tensor(image))
-        return Target(text, value, {"target": image, "its mean colour": _swatch(value[0])}, files)
+            raise TargetError(
+                f"The target {given.words!r} is neither a colour nor an image file.",
+                remedy="Give a name such as orange, a code such as '#ff8800', or a path.",
+            ) from None
+        return Target(given.words, self.see(to_tensor(plain)), {"target": plain})
 
     def loss(self, output: Float[Tensor, "b 3"], target: Float[Tensor, "one 3"]) -> Tensor:
         """Mean squared difference of the colours, [b]."""

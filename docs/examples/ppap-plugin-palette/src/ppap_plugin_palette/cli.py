@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command()
 def palette(
     image: Annotated[Path, typer.Argument(help="A picture that Pillow reads.")],
-    count: Annotated[int, typer.Option("-n", "--colours", min=1, max=64, help="How many.")] = 6,
+    count: Annotated[int, typer.Option("-n", "--num", min=1, max=64, help="Colours.")] = 6,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG of swatches.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -26,7 +26,8 @@ def palette(
     Each colour comes with its share of the picture in per cent.
     """
     # Not above: --help need not wait for torch.
-    from ppap_host.files.images import read_rgb, to_tensor, write_png
+    from ppap_host.files.images import read_rgb, to_tensor
+    from ppap_host.files.writing import write_png
 
     from ppap_plugin_palette import palettes
     from ppap_plugin_palette.colour import OKLab

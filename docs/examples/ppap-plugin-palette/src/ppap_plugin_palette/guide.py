@@ -1,13 +1,12 @@
 """The guide ``palette``: a colour palette, or the colours of a picture."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from PIL import Image
 from ppap_host.files.errors import OptionError
-from ppap_host.files.images import means_file, read_rgb, to_tensor
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from torch import Tensor, nn
 
 from ppap_plugin_palette import palettes
@@ -55,19 +54,19 @@ class PaletteGuide(Guide):
         """From RGB in [-1, 1] to sRGB in [0, 1]."""
         return (x + 1) / 2
 
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """Understands the path of a picture, or colours with or without weights.
 
         Raises:
             TargetError: it is neither, or cannot be read.
         """
-        if means_file(text):
-            image = read_rgb(text, size)
-            value = self.see(to_tensor(image))
-            pictures = {"target": image, "its palette": self.picture(value)[0]}
-            return Target(text, value, pictures, (Path(text),))
-        lab = palettes.shaded(palettes.parse(text).bars(*size))
-        return Target(text, lab[None], {"palette": palettes.draw(lab)})
+        if given.means_file:
+            photo = given.photo(size)
+            value = self.see(photo.pixels)
+            pictures = {"target": photo.image, "its palette": self.picture(value)[0]}
+            return photo.target(value, pictures)
+        lab = palettes.shaded(palettes.parse(given.words).bars(*size))
+        return Target(given.words, lab[None], {"palette": palettes.draw(lab)})
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The statistic's squared difference, mean over directions, [b]."""

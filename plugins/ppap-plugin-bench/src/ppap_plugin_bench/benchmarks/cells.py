@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ppap_host.files.images import write_file
+from ppap_host.files.writing import write_file
 
 FORMAT = 1
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from ppap_host.files.images import contact_sheet, from_tensor, to_unit, write_file, write_png
+from ppap_host.files.images import contact_sheet, from_tensor, to_unit
+from ppap_host.files.writing import write_file, write_png
 from ppap_plugin_bench.benchmarks.arms import ArmResult
 from ppap_plugin_bench.benchmarks.elucd import (
     MEASURES,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.noise import NoiseLevel
-from ppap_host.experts.harvest import Harvest, Lesson
+from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, View, WithExperts
 from ppap_host.files.hashes import file_hashes, package_versions
@@ -30,7 +30,7 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import NAIVE, PPAP, X0
 from ppap_host.runs.choice import fitting_set
-from ppap_host.runs.harvesting import HarvestConfig, harvest
+from ppap_host.runs.harvesting import harvest
 from ppap_host.sampling.evaluator import Guidance
 from ppap_plugin_bench.benchmarks.arms import (
     Arm,

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ppap_host.files.images import from_tensor, to_unit, write_file, write_png
+from ppap_host.files.images import from_tensor, to_unit
+from ppap_host.files.writing import write_file, write_png
 from ppap_plugin_bench.benchmarks.recipes import (
     BUDGETS,
     FLOORS,

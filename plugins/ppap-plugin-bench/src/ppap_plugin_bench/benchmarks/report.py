@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppap_host.files.images import contact_sheet, from_tensor, to_unit, write_file, write_png
+from ppap_host.files.images import contact_sheet, from_tensor, to_unit
+from ppap_host.files.writing import write_file, write_png
 from ppap_plugin_bench.benchmarks.arms import ArmResult
 from ppap_plugin_bench.benchmarks.ppap import Curve, Outcome, PairResult, TaskResult
 from ppap_plugin_bench.evaluation import Measure

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files import images
+from ppap_host.files import images, writing
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_backbone, load_guide
@@ -149,7 +149,7 @@ class ShapesWorld:
             pictures = images.from_tensor(to_unit(self.real(scenes, count)))
             files = [folder / f"{scenes}-{k:03d}.png" for k in range(count)]
             for file, picture in zip(files, pictures, strict=True):
-                images.write_png(file, picture)
+                writing.write_png(file, picture)
             targets = torch.cat([guide.read_target(str(f), size).value for f in files])
             identity = {"renders": scenes}
         judge, captions = self._judge(guide.name, scenes, count)

@@ -16,6 +16,7 @@ from ppap_host.experts.harvest import Harvest
 from ppap_host.files.errors import OptionError
 from ppap_host.files.images import read_rgb, to_pixels
 from ppap_host.guides.guide import Guide
+from ppap_host.sampling.streams import derived
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -97,7 +98,8 @@ def from_folder(
             remedy=f"Give a folder with more of them ({', '.join(_SUFFIXES)}).",
         )
     if len(files) > count:
-        kept = np.sort(np.random.default_rng([seed, 11]).permutation(len(files))[:count])
+        order = np.random.default_rng(derived("calibration images", seed)).permutation(len(files))
+        kept = np.sort(order[:count])
         files = [files[i] for i in kept]
     names = [p.relative_to(folder).parts for p in files]
     if labels and any(len(parts) < 2 for parts in names):

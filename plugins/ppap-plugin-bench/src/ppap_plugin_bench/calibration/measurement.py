@@ -18,14 +18,13 @@ from ppap_host.experts.sets import View
 from ppap_host.files.errors import OptionError
 from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.sampling.streams import ImageNoise, derived, word
 from ppap_plugin_bench.calibration import measures
 from ppap_plugin_bench.calibration.material import Material
 from ppap_plugin_bench.calibration.temperature import fit_inverse_temperature, softmax
 
 Watch = Callable[[str, int, int], None]
 
-_NOISE = 13  # tells the noise put on images from the noise that a harvest was made of
 _RESAMPLINGS = 200
 
 
@@ -213,7 +212,7 @@ def logits_against_noise(
     """
     guide = shown.guide
     device = next((p.device for p in guide.network().parameters()), torch.device("cpu"))
-    seed = int(np.random.SeedSequence([config.seed, _NOISE]).generate_state(1)[0])
+    seed = word(derived("calibration", config.seed))
     size = tuple(material.pixels.shape[1:])
     said: list[list[Tensor]] = [[] for _ in levels]
     truth = []

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ppap_host.cli.output import stderr
-from ppap_host.files.errors import RecordError
+from ppap_host.cli import options
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import OpenIt
+from ppap_host.cli.output import open_file, tell_path
+from ppap_host.cli.progress import progress_bar
 
 
 def plot(
-    folder: Annotated[Path, typer.Argument(help="What `ppap tune` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER|FILE", help="What `ppap tune` wrote.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="PNG to write. [default: in the folder]")
+        Path | None,
+        options.out(
+            "PNG to write. [default: in the folder]", panel=options.RESULTS, metavar="FILE"
+        ),
     ] = None,
-) -> None:
+    open_it: OpenIt = False,
+) -> None:  # fmt: skip
     """Draw how a tuning went: held-out distance by step, and before and after by noise range."""
-    from ppap_plugin_bench.plots import plot_tuning
+    with progress_bar() as watch:
+        watch("drawing", 0, 1)
+        from ppap_host.experts.tuning import RECORD, read_record
+        from ppap_plugin_bench.plots import plot_tuning
 
-    file = folder / "tuning.json" if folder.is_dir() else folder
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        path = out or file.with_suffix(".png")
+        record = read_record(folder)
+        path = out or (folder / RECORD if folder.is_dir() else folder).with_suffix(".png")
         plot_tuning(record, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(
-            f"{str(file)!r} is no record of a tuning ({type(error).__name__}).",
-            remedy="Give the folder that `ppap tune` wrote.",
-        ) from None
-    stderr().print(f"Look at {path}", markup=False, soft_wrap=True)
+    tell_path("Plot", path)
+    if open_it:
+        open_file(path)
 
 
-app = typer.Typer()
+app = Application()
 app.command()(plot)

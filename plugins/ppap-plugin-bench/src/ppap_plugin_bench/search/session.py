@@ -5,30 +5,38 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
-from ppap_host.files.errors import OptionError, OutputError
+from ppap_host.files.errors import OptionError, SamplingError
+from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
-from ppap_host.files.images import to_pixels, to_unit, write_file
-from ppap_host.guides.guide import Target
+from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.files.reading import Document
+from ppap_host.files.writing import write_file, write_json
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide
-from ppap_host.plugins.registry import Kind, Registry, registry
+from ppap_host.plugins.plugin import Kind
+from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
+from ppap_host.runs.batches import generate
 from ppap_host.runs.choice import choose
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
-from ppap_host.runs.run import ActiveGuide, Setup, generate, set_up
+from ppap_host.runs.setup import ActiveGuide, Setup, set_up
 from ppap_host.sampling.evaluator import Health
+from ppap_host.sampling.loop import Event
 from ppap_plugin_bench.benchmarks.arms import tensor_hash
 from ppap_plugin_bench.benchmarks.ppap import VALIDATION_NOISE
 from ppap_plugin_bench.search import validation
@@ -40,6 +48,48 @@ Watch = Callable[[str, int, int], None]
 
 FORMAT = 1
 RECORD, TABLE, BEST, PLOT = "search.json", "trials.csv", "best.txt", "search.png"
+
+
+class _Judged(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    score: FiniteFloat
+    error: FiniteFloat | None = None
+    tie: FiniteFloat = 0.0
+    details: dict[str, FiniteFloat | None] = {}
+
+
+class _Trial(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    number: NonNegativeInt
+    values: dict[str, FiniteFloat | int | bool | str]
+    judged: _Judged | None
+    problem: str | None
+    seconds: FiniteFloat
+
+
+class SearchRecord(BaseModel):
+    """What ``search.json`` holds; other keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    format: Literal[1]
+    settings: dict[str, Any]
+    unguided: _Judged | None
+    trials: Annotated[list[_Trial], Field(max_length=1_000_000)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if [trial.number for trial in self.trials] != list(range(len(self.trials))):
+            raise ValueError("trials that are not numbered from 0 on")
+        return self
+
+
+_DOCUMENT = Document(
+    "record of a search that this version can read", OptionError,
+    "Choose another folder with --work.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,8 +214,8 @@ class Trials:
         self.targets = self.validation.targets.to(self.setup.device)
         self.recipe.check(guide, self.targets[:1])
         self._active = ActiveGuide(
-            asked, choice.guide, Target("", self.targets), self.recipe, self.scale, choice.experts,
-            choice.files,
+            asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
+            choice.recipe_text, self.scale, choice.experts, choice.files,
         )  # fmt: skip
         self.model_files = {
             **file_hashes(stage.backbone.files(), stage.backbone.name),
@@ -190,10 +240,10 @@ class Trials:
 
     def _judged(self, recipe: Recipe, scale: float) -> Judged:
         health = Health()
-        x = self._images(recipe, scale, health)
-        bad = int((~x.isfinite()).flatten(1).any(dim=1).sum())
-        if bad:
-            raise ValueError(f"{bad} of {len(x)} images are not finite")
+        try:
+            x = self._images(recipe, scale, health)
+        except SamplingError as error:
+            raise ValueError(error.message) from error
         x = to_unit(to_pixels(x).cpu())
         measures, ties = self.validation.judge(x), self.validation.tie(x)
         found = measures[self.validation.objective]
@@ -210,13 +260,11 @@ class Trials:
         made = []
         for first in range(0, run.num, run.batch):
             rows = range(first, min(first + run.batch, run.num))
-            target = Target("", self.targets[rows.start : rows.stop])
-            active = replace(self._active, target=target, recipe=recipe, scale=scale)
-            stage.guides = [active] if scale else []
+            stage.guides = [replace(self._active, recipe=recipe, scale=scale)] if scale else []
 
-            def step(done: int, rows: range = rows) -> None:
-                steps = self.setup.steps
-                self.watch(rows.start * steps + len(rows) * done, run.num * steps)
+            def step(event: Event, rows: range = rows) -> None:
+                done = rows.start * event.steps + len(rows) * (event.index + 1)
+                self.watch(done, run.num * event.steps)
 
             made.append(generate(self.setup, list(rows), health, step))
         return torch.cat(made)
@@ -229,7 +277,7 @@ class Trials:
         checked = self.validation
         return {
             "run": run,
-            "guide": asdict(self.config.guide),
+            "guide": self.config.guide.to_dict(),
             "recipe_name": self.recipe.name,
             "recipe": repr(self.recipe),
             "experts": self._active.experts,
@@ -326,33 +374,17 @@ def search(
             trials failed.
         KeyboardInterrupt: passed on; the trials that are finished are kept.
     """
-    from filelock import FileLock, Timeout
-
     watch("loading models", 0, 1)
     found = registry() if found is None else found
     _check_options(config, found)
     created = not folder.exists()
     # The record of a search that goes on in another process would be overwritten.
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            f"Another search is at work in {str(folder)!r}.",
-            remedy="Wait for it, stop it, or choose another folder with --work.",
-        ) from None
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {str(folder)!r}: {error.strerror or error}.",
-            remedy="Choose another folder with --work.",
-        ) from None
-    try:
-        return _search(config, folder, watch, found, tell)
-    finally:
-        lock.release()
-        if created and not (folder / RECORD).exists():
-            shutil.rmtree(folder)  # it never began
+    with Job(folder):
+        try:
+            return _search(config, folder, watch, found, tell)
+        finally:
+            if created and not (folder / RECORD).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # it never began
 
 
 def _search(
@@ -376,7 +408,12 @@ def _search(
         )
     identity = json.loads(json.dumps(attempt.identity()))
     record = _stored(folder, identity)
-    done = [Trial.from_dict(entry, space) for entry in record["trials"]]
+    try:
+        done = [Trial.from_dict(entry, space) for entry in record["trials"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _DOCUMENT.fail(
+            str(folder / RECORD), f"a trial that is none of this search: {error}"
+        ) from None
     higher = checked.higher_is_better
     if record["unguided"] is None:
         state["what"] = "without guidance"
@@ -401,8 +438,7 @@ def _search(
         record["best"] = None if best is None else best.number
         record["command"] = None if best is None else attempt.command(best.values)
         record["seconds"] = round(sum(trial.seconds for trial in trials), 1)
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        write_file(folder / RECORD, text.encode())
+        write_json(folder / RECORD, record, indent=1)
         write_file(folder / TABLE, table(trials, space, checked).encode())
         if best is not None:
             write_file(folder / BEST, f"{record['command']}\n".encode())
@@ -444,18 +480,11 @@ def _stored(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """
     fresh = {"format": FORMAT, "settings": dict(identity), "unguided": None, "trials": []}
     path = folder / RECORD
-    if not path.exists():
+    if not os.path.lexists(path):
         return fresh
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        settings = stored["settings"]
-        if stored["format"] != FORMAT or not isinstance(stored["trials"], list):
-            raise ValueError(stored["format"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OptionError(
-            f"{str(path)!r} is no record of a search that this version can read.",
-            remedy="Choose another folder with --work.",
-        ) from None
+    stored = _DOCUMENT.read(path, dict[str, Any])
+    _DOCUMENT.check(stored, SearchRecord, str(path))
+    settings = stored["settings"]
     differing = [
         f"{key}: {_short(settings.get(key))} there, {_short(value)} now"
         for key, value in identity.items()
@@ -467,6 +496,14 @@ def _stored(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             remedy="Choose another folder with --work, or give the options of that search.",
         )
     return fresh | stored
+
+
+def trials_kept(folder: Path) -> int:
+    """How many finished trials a folder holds; 0 where there is no record that can be read."""
+    try:
+        return len(_DOCUMENT.read(folder / RECORD, SearchRecord).trials)
+    except OptionError:
+        return 0
 
 
 def _short(value: Any) -> str:

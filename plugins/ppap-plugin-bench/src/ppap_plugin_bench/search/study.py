@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ppap_host.plugins.containment import in_a_line
+from ppap_host.sampling.streams import derived
 from ppap_plugin_bench.search.space import Dimension, Value, plain
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
@@ -73,7 +72,13 @@ class Trial:
             KeyError, TypeError, ValueError: it is no trial in this space.
         """
         values = {d.name: d.read(record["values"][d.name]) for d in space}
-        judged = None if record["judged"] is None else Judged(**record["judged"])
+        judged = None
+        if record["judged"] is not None:
+            details = {
+                name: math.nan if value is None else value  # as JSON has it
+                for name, value in record["judged"].get("details", {}).items()
+            }
+            judged = Judged(**record["judged"] | {"details": details})
         return cls(record["number"], values, judged, record["problem"], record["seconds"])
 
 
@@ -115,8 +120,8 @@ def propose(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    word = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    sampler = optuna.samplers.TPESampler(seed=word, n_startup_trials=1)
+    drawn = int(derived("search", seed, number).generate_state(1)[0])
+    sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=1)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     known = {d.name: d.distribution() for d in space}
     order = ranked(trials, higher_is_better=higher_is_better)

@@ -6,26 +6,23 @@ Each library has a module of its own here. They are imported when a model of the
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ppap_host.files.checkpoints import conversion
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.models import CONFIG, PICKLES, ModelFolder, own_path
+from ppap_host.guides.preprocessing import accepted
 from ppap_plugin_classifier.checkpoint import from_timm
-from ppap_plugin_classifier.checkpoint.files import (
-    CONFIG,
-    PICKLES,
-    REMEDY,
-    WEIGHTS,
-    Checkpoint,
-    download,
-    named_weights,
-    read_config,
-)
+from ppap_plugin_classifier.checkpoint.files import REMEDY, Checkpoint
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """Loads a classifier, its labels and its preprocessing; never unpickles anything.
+    """Loads a classifier, its labels and its preprocessing; never unpickles or runs anything.
 
     Args:
         name: one of
@@ -36,9 +33,10 @@ def load_checkpoint(name: str) -> Checkpoint:
             - a hub name, ``owner/name`` or ``hf-hub:owner/name``, optionally ``@revision``, of
               either format;
             - the name of a pretrained model of timm, with or without its tag;
-            - ``ARCHITECTURE:FILE.safetensors``: weights for an architecture of timm with its usual
-              preprocessing; the number of classes is that of the file, the labels are ImageNet's
-              where it has as many, else numbers;
+            - ``ARCHITECTURE:FILE``: weights for an architecture of timm with its usual
+              preprocessing, safetensors or of ``torch.save``, also a training checkpoint; the
+              number of classes is that of the file, the labels are ImageNet's where it has as many,
+              else numbers;
             - ``torchvision:ARCHITECTURE``, ``torchvision:ARCHITECTURE.WEIGHTS`` or
               ``torchvision:ARCHITECTURE:FILE``, see
               :func:`ppap_plugin_classifier.checkpoint.from_torchvision.load`.
@@ -48,74 +46,78 @@ def load_checkpoint(name: str) -> Checkpoint:
 
     Raises:
         CheckpointError: it cannot be found or downloaded, is no classifier of RGB images, has no
-            safetensors weights, these do not fit, or its library is not installed.
+            weights that can be read, these do not fit, or its library is not installed.
     """
+    found = _found(name)
+    remarks = list(found.remarks)
+    preparation = accepted(found.network, found.preparation, name, remarks)
+    return replace(found, preparation=preparation, remarks=tuple(remarks))
+
+
+def _found(name: str) -> Checkpoint:
     prefix, _, rest = name.partition(":")
     if prefix == "torchvision" and rest:
         from ppap_plugin_classifier.checkpoint import from_torchvision
 
         return from_torchvision.load(name, rest)
     if prefix in ("hf-hub", "hf_hub") and rest:
-        return _from_hub(name, rest)
+        return _described(name, ModelFolder(rest, "classifier", REMEDY))
     if prefix == "local-dir" and rest:
-        return _from_folder(name, Path(rest).expanduser())
-    local = Path(name).expanduser()
+        return _described(name, _folder(name, own_path(rest)))
+    local = own_path(name)
     if os.path.isdir(local):  # Path.is_dir raises for names that are too long
-        return _from_folder(name, local)
+        return _described(name, _folder(name, local))
+    # "C:\weights.safetensors" is a file of Windows, not one of the architecture C.
+    if rest and len(prefix) > 1 and not os.path.exists(local):
+        if rest.lower().endswith((".safetensors", *PICKLES)):
+            return from_timm.load_file(name, prefix, own_path(rest))
+    elif name.lower().endswith(".safetensors"):
+        if not local.is_file():
+            raise CheckpointError(f"There is no model file {name!r}.", remedy=REMEDY)
+        return _described(name, _folder(name, local.parent), local)
     if name.lower().endswith(PICKLES):
         raise CheckpointError(
-            f"The model file {name!r} is a pickle, which may run any program when it is read.",
-            remedy="Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, "
-            "weights_only=True), 'model.safetensors'); then give ARCHITECTURE:model.safetensors. "
-            "A state dict for torchvision is read as it is: torchvision:ARCHITECTURE:FILE.",
+            f"The model file {name!r} is a pickle of weights, which does not say what network "
+            "they are for.",
+            remedy=f"Write ARCHITECTURE:{name} for an architecture of timm, such as "
+            f"resnet18:{name}, or torchvision:ARCHITECTURE:{name}. For a folder with a config.json "
+            "convert it where you trust it: " + conversion(name),
         )
-    if name.lower().endswith(".safetensors"):
-        # "C:\weights.safetensors" is a file of Windows, not one of the architecture C.
-        if rest and len(prefix) > 1 and not os.path.exists(local):
-            return from_timm.load_file(name, prefix, Path(rest).expanduser())
-        return _from_folder(name, local.parent, local.name)
-    looks_local = name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
-    if looks_local:
-        raise CheckpointError(f"There is no model folder {name!r}.", remedy=REMEDY)
-    if "/" in name:
-        return _from_hub(name, name)
+    if "/" in name or name.startswith((".", "~")) or "\\" in name:
+        return _described(name, ModelFolder(name, "classifier", REMEDY))
     return from_timm.load_pretrained(name)
 
 
-def _from_folder(name: str, folder: Path, weights: str = "") -> Checkpoint:
-    """A folder in either format, or one file of it."""
-    if not folder.is_dir() or (weights and not (folder / weights).is_file()):
-        kind = "file" if weights else "folder"
-        raise CheckpointError(f"There is no model {kind} {name!r}.", remedy=REMEDY)
-    path = folder / CONFIG
-    if not path.is_file():
+def _folder(name: str, folder: Path) -> ModelFolder:
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no model folder {name!r}.", remedy=REMEDY)
+    return ModelFolder(str(folder.absolute()), "classifier", REMEDY)
+
+
+def _described(name: str, folder: ModelFolder, weights: Path | None = None) -> Checkpoint:
+    """A folder or repository in either format, or one file of it."""
+    folder.name = name
+    config = folder.json(CONFIG)
+    if config is None:
+        if folder.folder is None:
+            folder.need(CONFIG)
         raise CheckpointError(
-            f"There is no {CONFIG} in {str(folder)!r}.",
+            f"There is no {CONFIG} in {str(folder.folder)!r}.",
             remedy="It says which architecture the weights are for. Without one, write "
             "ARCHITECTURE:FILE.safetensors, such as resnet18:model.safetensors.",
         )
-    config = read_config(path)
     if _is_transformers(config):
         from ppap_plugin_classifier.checkpoint import from_transformers
 
-        return from_transformers.load(name, folder, config, weights)
-    return from_timm.load_described(name, path, config, named_weights(folder, weights or WEIGHTS))
+        return from_transformers.load(folder, config, weights)
+    return from_timm.load_described(folder, config, weights)
 
 
-def _from_hub(name: str, repository: str) -> Checkpoint:
-    """A repository in either format."""
-    path = download(name, repository, CONFIG)
-    config = read_config(path)
-    if _is_transformers(config):
-        from ppap_plugin_classifier.checkpoint import from_transformers
+def _is_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is one of transformers; timm has ``architecture``, singular.
 
-        from_transformers.fetch(name, repository)
-        return from_transformers.load(name, path.parent, config)
-    return from_timm.load_described(name, path, config, download(name, repository, WEIGHTS))
-
-
-def _is_transformers(config: dict[str, object]) -> bool:
-    """Whether a ``config.json`` is one of transformers; timm has ``architecture``, singular."""
-    if isinstance(config.get("architectures"), list):
-        return True
-    return "model_type" in config and "architecture" not in config
+    A model of timm that transformers wrapped has both, and is timm's.
+    """
+    if "architecture" in config:
+        return False
+    return isinstance(config.get("architectures"), list) or "model_type" in config

@@ -11,12 +11,11 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from ppap_host.files.checkpoints import read_state_dict, require_layout
+from ppap_host.files.checkpoints import read_state_dict, renamed, require_layout
 from ppap_host.files.errors import CheckpointError, nearest
+from ppap_host.files.models import first_line, own_path
 from ppap_host.guides.preprocessing import Preparation, torch_mode
-from ppap_plugin_classifier.checkpoint.files import Checkpoint, first_line, library
-from ppap_plugin_classifier.checkpoint.from_timm import read_labels
-from ppap_plugin_classifier.labels import Labels
+from ppap_plugin_classifier.checkpoint.files import Checkpoint, finished, library
 
 _REMEDY = (
     "Write torchvision:ARCHITECTURE, such as torchvision:resnet50, torchvision:ARCHITECTURE."
@@ -69,19 +68,25 @@ def load(name: str, rest: str) -> Checkpoint:
         )
     entry = entries[wanted or "DEFAULT"]
     if file:
-        path = Path(file).expanduser()
+        path = own_path(file)
         published = next((e for e in entries.values() if _filename(e) == path.name), None)
         as_published = bool(wanted) or published is not None
         entry = entry if wanted else published or entry
     else:
         path, as_published = _downloaded(name, entry), True
-    state = read_state_dict(path)
-    network, classes = _built(name, models, architecture, entry if as_published else None, state)
-    return Checkpoint(
-        network.float().eval().requires_grad_(False),
+    remarks: list[str] = []
+    state = read_state_dict(path, remarks)
+    published_entry = entry if as_published else None
+    network, classes = _built(name, models, architecture, published_entry, state, remarks)
+    categories = list(entry.meta["categories"])
+    return finished(
+        name,
+        network,
         read_transform(name, entry.transforms()),
-        _labels(name, entry.meta["categories"], classes),
+        categories if classes == len(categories) else None,
         (path,),
+        classes=classes,
+        remarks=remarks,
     )
 
 
@@ -135,7 +140,12 @@ def _downloaded(name: str, entry: Any) -> Path:
 
 
 def _built(
-    name: str, models: Any, architecture: str, entry: Any, state: dict[str, Tensor]
+    name: str,
+    models: Any,
+    architecture: str,
+    entry: Any,
+    state: dict[str, Tensor],
+    remarks: list[str],
 ) -> tuple[nn.Module, int]:
     """The network with its weights, and how many classes it has.
 
@@ -143,14 +153,12 @@ def _built(
         entry: the published weights that ``state`` is in the manner of; None for any other.
     """
     auxiliary = _AUXILIARY.get(architecture)
-    options: dict[str, Any] = {}
-    kept: Mapping[str, Tensor] = state
-    if auxiliary:
-        options = {"aux_logits": False, "init_weights": False}
-        kept = {k: v for k, v in state.items() if not k.startswith(auxiliary)}
+    options = {"aux_logits": False, "init_weights": False} if auxiliary else {}
     # Initial weights are drawn though they are replaced; that must not move a caller's seed.
     with torch.random.fork_rng(devices=[]):
         network: nn.Module = models.get_model(architecture, weights=None, **options)
+        state = renamed(state, network.state_dict(), remarks)
+        kept = {k: v for k, v in state.items() if not k.startswith(auxiliary or ("\0",))}
         head, classes = _head(network)
         rows = state.get(f"{head}.weight")
         wanted = classes if rows is None or rows.ndim == 0 else len(rows)
@@ -212,11 +220,3 @@ def _misfit(
         f"The weights do not fit {name!r}: {reason}",
         remedy="Give the file of this architecture, as a state dict of the whole network.",
     )
-
-
-def _labels(name: str, categories: list[str], classes: int) -> Labels:
-    """The published names, if there are as many, with WordNet's keys if they are ImageNet's."""
-    if classes != len(categories):
-        return Labels.numbered(classes)
-    keys = read_labels(name, {"num_classes": classes}).keys if classes == 1000 else ()
-    return Labels(list(categories), keys)

@@ -1,0 +1,299 @@
+"""Depth maps as people have them: which way, in which unit, and with which holes.
+
+What a file means cannot be seen from its numbers alone. A head says it (``depth,unit=mm:room.png``,
+``disparity:``, ``inverse:``); without one a map counts as depth, and that is doubted aloud.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL.Image import Resampling
+from torch import Tensor
+
+from ppap_host.files.decoding import Decoded
+from ppap_host.files.errors import TargetError
+from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
+
+KINDS = ("depth", "disparity", "inverse")
+"""What a head can call a map."""
+
+UNITS = {
+    "m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "km": 1000.0, "ft": 0.3048, "in": 0.0254,
+    "kitti": 1 / 256, "tum": 1 / 5000,
+}  # fmt: skip
+"""Metres of one stored unit. KITTI's PNGs hold 256 a metre, those of TUM's RGB-D set 5000."""
+
+FARTHEST_MEDIAN = 100.0
+"""Metres. A map whose median is farther away is one of another unit, or needs to be said."""
+
+_NEVER = 1e9
+"""From here on renderers mean "nothing there"."""
+
+_HALF = 65504.0
+"""Largest number of 16-bit floats, what infinity becomes in some EXR files."""
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMap(Reading):
+    """A map as a network's output is compared with it.
+
+    Attributes:
+        value: metres for metric networks, else inverse depth in any unit, larger is nearer; NaN
+            where nothing is known.
+    """
+
+    value: Float[Tensor, "1 h w"]
+
+
+def holds_numbers(given: Given, size: tuple[int, int]) -> bool:
+    """Whether a target of no kind holds one number a pixel with more than a picture's 8 bits.
+
+    Raises:
+        TargetError: it cannot be read.
+    """
+    decoded = given.decoded(near=size)
+    image = decoded.image
+    if image is not None:
+        return image.mode == "F" or image.mode.startswith("I")
+    return decoded.numbers() is not None
+
+
+def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
+    """Reads a map of depth, disparity or inverse depth; no kind means depth.
+
+    Zero, NaN, infinity, what is transparent, and in 16-bit depth 65535 are holes. In maps that are
+    stretched to all of their 8 or 16 bits, as those of MiDaS and ControlNet, zero is a value: the
+    farthest of disparity and inverse depth, the nearest of depth.
+
+    Settings: ``unit``, one of :data:`UNITS` or a number of metres (of disparity: pixels), which
+    only metric networks need; ``focal`` (pixels of the map), ``baseline`` (metres) and ``doffs``
+    (pixels), which turn disparity into metres; ``holes``, another number that means a hole;
+    ``key``.
+
+    Args:
+        size: (height, width); the map is cropped to this aspect ratio and resized.
+        metric: whether metres are wanted.
+
+    Raises:
+        TargetError: it cannot be read, has colours, is a hole everywhere, or does not say enough.
+    """
+    common = ("unit", "holes", "key")
+    own = (*common, "focal", "baseline", "doffs") if given.kind == "disparity" else common
+    given.expect(KINDS, own)
+    values, clear, decoded = given.numbers()
+    stored = values.astype(np.float64)
+    full = _full_range(decoded, values)
+    stretched = full is not None and bool(stored.min() == 0) and bool(stored.max() == full)
+    doubts = [] if given.kind else _check_guess(given, decoded, stretched)
+    kind = given.kind or "depth"
+    known = _known(given, decoded, stored, clear, kind, full, stretched)
+    if not known.any():
+        raise TargetError(
+            f"{decoded.name} holds nothing to compare: all of it is holes (0, NaN or infinity).",
+            remedy="Check how it was written; depth is above zero.",
+        )
+    if metric:
+        numbers, what, unsure = _metres(
+            given, decoded, stored, known, kind, stretched, values.dtype.kind == "f"
+        )
+        doubts = unsure or doubts  # the unit is said with the kind
+        known &= np.isfinite(numbers)
+        seen = numbers[known]
+        span = f"{seen.min():.3g} to {seen.max():.3g} m" if seen.size else ""
+    else:
+        numbers, what = _nearness(given, stored, known, kind, stretched or _is_8_bit(values))
+        seen = stored[known]
+        span = f"stored {seen.min():.6g} to {seen.max():.6g}"
+    value = _fitted(numbers, known, size)
+    words = [f"{what} from {origin(given, decoded)}", span, *decoded.notes]
+    holes = 1 - float(known.mean())
+    if holes:
+        percent = f"{100 * holes:.0f}" if holes >= 0.005 else f"{100 * holes:.2g}"
+        words.append(f"{percent} % of it holes, which are not compared")
+    if holes > 0.5:
+        doubts.append(
+            f"{100 * holes:.0f} % of {decoded.name[0].lower()}{decoded.name[1:]} counts as holes "
+            "(0, NaN or infinity) and is not compared."
+        )
+    understood = "; ".join([", ".join(words), how_fitted(decoded.original, size)])
+    return DepthMap(given, understood, given.files, tuple(doubts), torch.from_numpy(value)[None])
+
+
+def _is_8_bit(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "bui" and values.dtype.itemsize == 1
+
+
+def _full_range(decoded: Decoded, values: NDArray[Any]) -> float | None:
+    """The largest number that a type of whole numbers with 8 or 16 bits holds; None of others."""
+    if values.dtype.kind not in "ui" or (values.dtype.itemsize > 2 and decoded.image is None):
+        return None
+    return float(round((255 if values.dtype.itemsize == 1 else 65535) / decoded.step))
+
+
+def _check_guess(given: Given, decoded: Decoded, stretched: bool) -> list[str]:
+    """What is doubted of a map of no kind; an error where nothing speaks for depth."""
+    ways = (
+        f"{given.as_('depth')} if larger is farther, {given.as_('disparity')} or "
+        f"{given.as_('inverse')} if larger is nearer"
+    )
+    pfm = decoded.format == "PNM"
+    if stretched or (pfm and decoded.image is not None and decoded.image.mode == "F"):
+        why = "is stretched to its full range" if stretched else "is a PFM"
+        raise TargetError(
+            f"{decoded.name} {why}, and such maps hold depth as often as its inverse.",
+            remedy=f"Say which: {ways}.",
+        )
+    return [
+        f"{decoded.name} was taken for depth, larger is farther, which its numbers do not show. "
+        f"Say {ways}."
+    ]
+
+
+def _known(
+    given: Given,
+    decoded: Decoded,
+    stored: NDArray[np.float64],
+    clear: NDArray[np.bool_] | None,
+    kind: str,
+    full: float | None,
+    stretched: bool,
+) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = np.isfinite(stored) & (np.abs(stored) < _NEVER)
+    if clear is not None:
+        known &= ~clear
+    marked = given.number("holes")
+    if marked is not None:
+        known &= stored != marked
+    if kind == "inverse" or stretched:
+        return known
+    known &= stored > 0
+    if kind == "depth" and full == 65535:
+        known &= stored < full
+    if kind == "depth" and decoded.format == "EXR":
+        known &= stored < _HALF
+    return known
+
+
+def _nearness(
+    given: Given,
+    stored: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    kind: str,
+    picture: bool,
+) -> tuple[NDArray[np.float64], str]:
+    """Inverse depth in any unit, its mean size one, and in words what it was."""
+    if kind == "depth" and picture and "unit" not in given.settings:
+        # Its zero is no distance, so its reciprocal would say nothing.
+        near = stored[known].max() - stored
+        return near, "depth (a picture of it, larger is farther)"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near = 1 / stored if kind == "depth" else stored + (given.number("doffs") or 0.0)
+    size = np.abs(near[known]).mean()
+    what = {
+        "depth": "depth (larger is farther)",
+        "disparity": "disparity (larger is nearer)",
+        "inverse": "inverse depth (larger is nearer)",
+    }[kind]
+    return near / (size if size > 0 else 1.0), what
+
+
+def _metres(
+    given: Given,
+    decoded: Decoded,
+    stored: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    kind: str,
+    stretched: bool,
+    floats: bool,
+) -> tuple[NDArray[np.float64], str, list[str]]:
+    """Metres, in words what they were made from, and doubts."""
+    if kind == "disparity":
+        focal, baseline = given.number("focal"), given.number("baseline")
+        if not focal or not baseline:
+            raise TargetError(
+                f"{decoded.name} holds disparities, and this network compares metres.",
+                remedy="Give what turns one into the other: disparity,focal=PIXELS,"
+                "baseline=METRES:FILE; or use a network of relative depth.",
+            )
+        pixels = stored * _unit(given, 1.0) + (given.number("doffs") or 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            metres = np.where(pixels > 0, focal * baseline / pixels, np.nan)
+        return metres, f"disparity (focal length {focal:g}, baseline {baseline:g} m)", []
+    if kind == "inverse":
+        if "unit" not in given.settings:
+            raise TargetError(
+                f"{decoded.name} holds inverse depth, whose unit only metric networks need.",
+                remedy="If it is 1 / metres, give inverse,unit=m:FILE; if it comes from MiDaS and "
+                "its like, it has no unit: use a network of relative depth.",
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            metres = np.where(stored > 0, _unit(given, 1.0) / stored, np.nan)
+        return metres, f"inverse depth in 1 / ({_called(given.settings['unit'])})", []
+    if "unit" in given.settings:
+        return stored * _unit(given, 1.0), f"depth in {_called(given.settings['unit'])}", []
+    median = float(np.median(stored[known]))
+    whole = bool((stored[known] == np.round(stored[known])).all())
+    if median <= FARTHEST_MEDIAN and (floats or not whole):
+        return stored, "depth in metres", []
+    if whole and not stretched and 0.05 <= median / 1000 <= FARTHEST_MEDIAN:
+        doubt = (
+            f"{decoded.name} was taken for millimetres, as most whole numbers of depth are "
+            f"(the median is then {median / 1000:.3g} m). Say the unit: "
+            f"{given.as_('depth,unit=mm')}; KITTI's is unit=kitti, TUM's unit=tum."
+        )
+        return stored / 1000, "depth in millimetres", [doubt]
+    raise TargetError(
+        f"{decoded.name} does not say its unit, and this network compares metres: its median is "
+        f"{median:g}{', and it is stretched to its full range' if stretched else ''}.",
+        remedy=f"Say it: {given.as_('depth,unit=mm')} or {given.as_('depth,unit=m')}; known are "
+        f"{', '.join(UNITS)} and a number of metres.",
+    )
+
+
+def _called(unit: str) -> str:
+    if unit in ("kitti", "tum"):
+        return f"1/{1 / UNITS[unit]:.0f} m ({unit.upper()})"
+    return unit if unit in UNITS else f"{unit} m"
+
+
+def _unit(given: Given, default: float) -> float:
+    """How many metres, or pixels of disparity, one stored unit is."""
+    name = given.settings.get("unit")
+    if name is None:
+        return default
+    if name in UNITS:
+        return UNITS[name]
+    try:
+        value = float(name)
+    except ValueError:
+        value = float("nan")
+    if not (np.isfinite(value) and value > 0):
+        raise given.bad_setting("unit", f"Give {', '.join(UNITS)}, or a number of metres.")
+    return value
+
+
+def _fitted(
+    numbers: NDArray[np.float64], known: NDArray[np.bool_], size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Cropped and resized, NaN where most of a pixel is a hole."""
+    filled = np.where(known, numbers, 0).astype(np.float32)
+    if known.all():
+        return fit_numbers(filled, size, Resampling.BILINEAR).copy()
+    weight = fit_numbers(known.astype(np.float32), size, Resampling.BILINEAR)
+    amount = fit_numbers(filled, size, Resampling.BILINEAR)
+    return np.where(weight >= 0.5, amount / np.maximum(weight, 0.5), np.nan).astype(np.float32)
+
+
+def grey_doubt(given: Given) -> str:
+    """What is doubted of a grey photograph: it may be a picture of depth."""
+    return (
+        f"{given.source} is grey and was taken for a photograph, whose depth the network "
+        f"estimates. If it is a map, say {given.as_('disparity')} (near is white) or "
+        f"{given.as_('depth')} (far is white); {given.as_('photo')} says that it is none."
+    )

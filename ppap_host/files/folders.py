@@ -1,0 +1,146 @@
+"""Folders: which are one job's, which number is free, and names that stay inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import get_ident
+from typing import Final
+
+from ppap_host.files.errors import OutputError, PpapError
+from ppap_host.files.writing import UNFINISHED, cannot_write, make_folder
+
+LOCK: Final = ".lock"
+"""File by which a job holds its folder. The system lets go of it when the job ends or is killed."""
+
+_held: dict[str, int] = {}
+"""Folders that this process holds, and the threads that do."""
+
+
+class Job:
+    """Makes a folder one job's own, and makes it, if need be, until :meth:`end`.
+
+    In the thread that holds a folder it may be asked for again. What a job that was killed has left
+    half written is removed. A folder that was made for a job which leaves nothing is removed again.
+
+    Args:
+        folder: where results are written.
+    Raises:
+        OutputError: another job is at work in it, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock, Timeout
+
+        self.folder, self._key = folder, os.path.realpath(folder)
+        self._lock = None
+        if _held.get(self._key) == get_ident():
+            return
+        self._created = make_folder(folder)
+        # Not a thread's: whoever ends a job may be another one than who began it.
+        lock = FileLock(folder / LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(
+                f"Another job is at work in {str(folder)!r}.",
+                remedy="Wait until it ends, stop it, or choose another folder.",
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise cannot_write(folder, error) from None
+        self._lock = lock
+        _held[self._key] = get_ident()
+        _sweep(folder)
+
+    def end(self) -> None:
+        """Lets go of the folder; a second call does nothing."""
+        if self._lock is None:
+            return
+        _remove_empty(self.folder, self._created)
+        _held.pop(self._key, None)
+        self._lock.release()
+        self._lock = None
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # never begun, or the interpreter is ending
+            self.end()
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what was being written when a job was killed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(UNFINISHED):
+                os.unlink(entry.path)
+
+
+def _remove_empty(folder: Path, created: bool) -> None:
+    """Removes the lock where there is nothing else, and the folder if it was made for the job."""
+    with suppress(OSError):
+        if set(os.listdir(folder)) <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
+            if created:
+                os.rmdir(folder)
+
+
+@contextmanager
+def numbered(base: Path) -> Iterator[Path]:
+    """A new folder ``base/000``, ``base/001`` ...: its number is taken by making it.
+
+    It is removed again, and so is ``base`` if it was made for it, if what it was made for fails and
+    leaves nothing there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    created = make_folder(base)
+    number = 0
+    while True:
+        folder = base / f"{number:03d}"
+        try:
+            os.mkdir(folder)
+            break
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            os.rmdir(folder)
+            if created:
+                os.rmdir(base)
+        raise
+
+
+def inside(folder: Path, name: str, error: type[PpapError], remedy: str = "") -> Path:
+    """A file in a folder by the name that a record or another document gives it.
+
+    Documents come from anywhere, and what they name is read, copied and shown: they must not reach
+    what lies beside them, by ``..``, from the root, or through a link.
+
+    Args:
+        error: the class of the error.
+
+    Raises:
+        PpapError: of that class; the name leads out of the folder.
+    """
+    try:
+        base = os.path.realpath(folder)
+        path = os.path.realpath(os.path.join(base, name))
+        within = path != base and os.path.commonpath([base, path]) == base
+    except ValueError:  # a zero byte, or another drive
+        within = False
+    if not within or os.path.isabs(name):
+        shown = name if len(name) <= 200 else f"{name[:200]}..."
+        raise error(f"{shown!r} is no file inside {str(folder)!r}.", remedy=remedy)
+    return folder / name

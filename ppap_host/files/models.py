@@ -1,0 +1,362 @@
+"""Models as users name them: folders, and repositories of the hub.
+
+A model's folder is not ours. What is read of it is asked for by name through a
+:class:`ModelFolder`, which keeps the list for the record; nothing in it decides what else is read,
+fetched or run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+
+from ppap_host.files.checkpoints import conversion, read_state_dict
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.offline import nothing_fetched
+from ppap_host.files.reading import Document
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+"""What libraries call the description of a model, its weights, and the list of their parts."""
+
+HALF = "model.fp16.safetensors"
+"""Weights that are published in half precision beside the others, or alone."""
+
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")
+"""Endings of files that may run any program when they are read as they were meant to be."""
+
+MOST_JSON = 16 << 20
+"""Bytes of a JSON file that is read; the configuration of 21,841 classes has two million."""
+
+_LARGEST = 10**9
+_ELSEWHERE = "What a model needs has to lie in its folder; save it again with its library."
+_UNFETCHED = "Connect to the internet, unset HF_HUB_OFFLINE, or give a local folder."
+
+
+def local_folder(name: str, remedy: str = "") -> Path | None:
+    """The folder of this name, ``~`` being the user's own; None where it can only be a hub name.
+
+    Raises:
+        CheckpointError: it is written like a path, and there is no such folder.
+    """
+    folder = own_path(name)
+    if os.path.isdir(folder):  # Path.is_dir raises for names that are too long
+        return folder
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
+        raise CheckpointError(f"There is no model folder {name!r}.", remedy=remedy)
+    return None
+
+
+def own_path(name: str | os.PathLike[str]) -> Path:
+    """The path, ``~`` at its beginning being the user's own folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # of a user that there is not
+        return Path(name)
+
+
+def read_json(
+    path: str | os.PathLike[str], remedy: str = "Save or download the model again."
+) -> Any:
+    """The content of a JSON file of a model, within a budget.
+
+    Raises:
+        CheckpointError: it cannot be read, is no JSON, larger than :data:`MOST_JSON`, nested deeper
+            than anything that is meant, or has a whole number that can only fill the memory.
+    """
+    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON).read(path, object)
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise CheckpointError(
+                f"{str(path)!r} holds the number {value:.3g}, which cannot be meant.",
+                remedy=remedy,
+            )
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return content
+
+
+class ModelFolder:
+    """A folder, or a repository on the hub, and what was read of it.
+
+    Args:
+        name: as the user gave it: a folder, or ``owner/name``, optionally ``@revision``.
+        kind: what such a model is called in messages.
+        remedy: how users may write one.
+
+    Attributes:
+        name: what it is called in messages.
+        folder: where it is; None for a repository.
+        remarks: what had to be chosen among its files, a sentence each.
+
+    Raises:
+        CheckpointError: it is written like a path, and there is no such folder.
+    """
+
+    def __init__(self, name: str, kind: str = "model", remedy: str = "") -> None:
+        self.name, self.kind, self.remedy = name, kind, remedy
+        self.folder = local_folder(name, remedy)
+        self._repository, _, self._revision = name.partition("@")
+        self.remarks: list[str] = []
+        self._read: dict[str, Path] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What was read, in the order in which it was asked for."""
+        return tuple(self._read.values())
+
+    def find(self, file: str) -> Path | None:
+        """A file of this name, downloaded if it must be; None if there is none.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or has no such repository.
+        """
+        if self.folder is not None:
+            path = self.folder / file
+            found = path if path.is_file() else None
+        else:
+            found = self._download(file)
+        if found is not None:
+            self._read[file] = found
+        return found
+
+    def forget(self, file: str) -> None:
+        """Takes a file off the list: nothing in it was used."""
+        self._read.pop(file, None)
+
+    def need(self, file: str) -> Path:
+        """As :meth:`find`, for a file that must be there.
+
+        Raises:
+            CheckpointError: it is not; a pickle in its place is named.
+        """
+        found = self.find(file)
+        if found is not None:
+            return found
+        if self.folder is None:
+            raise CheckpointError(
+                f"The hub model {self.name!r} has no {file}.",
+                remedy="Models with safetensors weights are read. " + self.remedy,
+            )
+        others = sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
+        if file.endswith(".safetensors") and others:
+            raise CheckpointError(
+                f"There is no {file} in {str(self.folder)!r}. Its {others[0]} is a pickle, which "
+                "is never read in place of safetensors.",
+                remedy="Convert it where you trust it: " + conversion(others[0], file),
+            )
+        raise CheckpointError(
+            f"There is no {file} in {str(self.folder)!r}: the model {self.name!r} has no {file}.",
+            remedy=self.remedy,
+        )
+
+    def json(self, file: str) -> dict[str, Any] | None:
+        """The object in a JSON file; None if there is no such file.
+
+        Raises:
+            CheckpointError: as :func:`read_json`, or it holds something else.
+        """
+        path = self.find(file)
+        if path is None:
+            return None
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"The {file} of the model {self.name!r} holds a {type(content).__name__}, "
+                "no JSON object.",
+                remedy="Save or download it again.",
+            )
+        return content
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors in ``WEIGHTS``, in its parts, or in :data:`HALF`, the first there is.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged.
+        """
+        whole = self.find(WEIGHTS)
+        if whole is None and self.find(INDEX) is not None:
+            state: dict[str, Tensor] = {}
+            for part in self._parts():
+                state |= read_state_dict(self.need(part), self.remarks)
+            return state
+        if whole is None and (half := self.find(HALF)) is not None:
+            self.remarks.append(f"{self.name!r} has half-precision weights only ({HALF}).")
+            whole = half
+        return read_state_dict(whole or self.need(WEIGHTS), self.remarks)
+
+    def _parts(self) -> list[str]:
+        """Names of the files over which the weights are spread; they stay in the folder."""
+        table = (self.json(INDEX) or {}).get("weight_map")
+        parts = sorted(map(str, set(table.values()))) if isinstance(table, dict) else []
+        if not parts or not all(
+            part.endswith(".safetensors") and Path(part).name == part and "\\" not in part
+            for part in parts
+        ):
+            raise CheckpointError(
+                f"The {INDEX} of the model {self.name!r} does not say where the weights are.",
+                remedy="Save or download the model again.",
+            )
+        return parts
+
+    def _download(self, file: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
+
+        repository, revision = self._repository, self._revision or None
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            if self._read:  # of what is in the cache, this was not fetched when it was
+                return None
+            raise CheckpointError(
+                f"The {self.kind} {self.name!r} is not on this machine and the hub cannot be "
+                "reached.",
+                remedy=f"{_UNFETCHED} {self.remedy}",
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"There is no model {repository!r} on the hub, or it is private.",
+                remedy=self.remedy,
+            ) from error
+        except HFValidationError as error:
+            raise CheckpointError(
+                f"{self.name!r} is no name of a hub model.", remedy=self.remedy
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except Exception as error:  # gated models, broken connections, a full disk ...
+            raise CheckpointError(
+                f"The {self.kind} {self.name!r} cannot be downloaded: {first_line(error)}",
+                remedy=self.remedy,
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an exception says, at most 300 characters; its own name if it says nothing."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else repr(error)
+    return text if len(text) <= 300 else text[:300] + " ..."
+
+
+def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any:
+    """``kind.from_pretrained`` of a library, which neither runs code of a folder nor fetches.
+
+    The only place where it is called. A folder that asks for code of its own is refused by the
+    library, where otherwise a question on the terminal would be enough.
+
+    Args:
+        kind: a class of transformers or diffusers.
+        source: a folder; None for what is made of ``options`` alone.
+    """
+    with quietly(), nothing_fetched(str(source or "the model"), _ELSEWHERE):
+        return kind.from_pretrained(
+            source if source is None else str(source),
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No bars and no reports of transformers and diffusers: what is wrong is raised instead."""
+    # The host imports no transformers; where a model needs it, it has been imported.
+    there = [sys.modules.get(f"{name}.utils.logging") for name in ("transformers", "diffusers")]
+    found: list[Any] = [logging for logging in there if logging is not None]
+    before = [(x, x.is_progress_bar_enabled(), x.get_verbosity()) for x in found]
+    for logging in found:
+        logging.disable_progress_bar()
+        logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logging, bars, level in before:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+@contextmanager
+def no_larger_than(name: str, numbers: int, tensors: int = 3000) -> Iterator[None]:
+    """Stops the making of a network that its weights cannot fill.
+
+    A configuration of a hundred bytes may ask for a network that no machine can build. Inside, a
+    network may have some times the numbers and the parts that its weights have; where it has more
+    of either, making it ends. It should be made on the meta device first, which has no memory.
+
+    Args:
+        name: of the model, for messages.
+        numbers: in its weights.
+        tensors: among its weights.
+
+    Raises:
+        CheckpointError: it has more.
+    """
+    most, parts = 16 * numbers + (1 << 26), 32 * tensors + 10_000
+    made = [0, 0]
+
+    def count(owner: nn.Module, part: str, value: Any) -> None:
+        made[0] += value.numel() if isinstance(value, Tensor) else 0
+        made[1] += 1
+        if made[0] > most or made[1] > parts:
+            raise CheckpointError(
+                f"The configuration of {name!r} describes a network far larger than its weights.",
+                remedy="Mend the configuration: its sizes are not those that the weights have.",
+            )
+
+    register = (
+        registration.register_module_parameter_registration_hook,
+        registration.register_module_buffer_registration_hook,
+        registration.register_module_module_registration_hook,
+    )
+    hooks = [add(count) for add in register]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def held(state: Mapping[str, Tensor]) -> int:
+    """How many numbers there are in a state dict."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str) -> nn.Module:
+    """A network that a file's configuration describes, as it is initialised.
+
+    It is made without memory first (:func:`no_larger_than`). Neither moves a caller's seed.
+
+    Args:
+        make: makes it.
+        state: the weights that are meant for it.
+        name: of the model, for messages.
+
+    Raises:
+        CheckpointError: the weights are for a far smaller one.
+        Exception: whatever ``make`` raises.
+    """
+    limited = no_larger_than(name, held(state), len(state))
+    with torch.random.fork_rng(devices=[]), limited, nothing_fetched(name, _ELSEWHERE):
+        try:
+            with torch.device("meta"):
+                make()
+        except NotImplementedError:
+            pass  # it looks at numbers while it is made, which the meta device has not got
+        return make()

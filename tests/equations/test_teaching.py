@@ -1,0 +1,299 @@
+"""One step of tuning, and what a harvest is made of, by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teaching import world
+from torch import Tensor, nn
+from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
+
+from ppap_host.experts.harvest import Harvest, Lesson, conditions
+from ppap_host.experts.sets import ExpertSet
+from ppap_host.experts.tuning import Tuning, TuningConfig, tune
+from ppap_host.files.errors import CheckpointError
+from ppap_host.runs.harvesting import HarvestConfig, harvest
+
+LEVELS = small_gaussian().levels()
+
+
+class LineGuide(ColourGuide):
+    """A network of nothing but one linear layer; distances are sums of squares by 30."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double().eval()
+        generator = torch.Generator().manual_seed(8)
+        with torch.no_grad():
+            for parameter in self._network.parameters():
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+        self._network.requires_grad_(False)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().sum(dim=1) / 30
+
+
+@pytest.fixture(scope="module")
+def lesson() -> Lesson:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Lesson(pixels, 2 * torch.randn(40, 3, generator=generator), {})
+
+
+CONFIG = TuningConfig(
+    experts=2, method="full", steps=40, batch=6, lr=0.05, weight_decay=0.3, held_out=0.2, seed=5
+)
+
+
+def test_a_tuning_is_adamw_with_warm_up_cosine_and_clipping(lesson: Lesson) -> None:
+    """Loshchilov and Hutter (2019), algorithm 2, by hand for a linear student.
+
+    The rate rises over a twentieth of the steps and falls as half a cosine; gradients are of the
+    mean distance of a batch, and no longer than one. It is eq. 8 of PPAP: the teacher's output for
+    the clean image is what the student must say of the noised one.
+    """
+    tuning = Tuning(LineGuide(), lesson, LEVELS, CONFIG)
+    steps, batch = 40, 6
+    state: list[Any] = []
+    for patch in tuning.patches:
+        weights = [patch.direct[f"1.{n}"].detach().numpy().copy() for n in ("weight", "bias")]
+        state.append([(w, np.zeros_like(w), np.zeros_like(w)) for w in weights])
+    clipped = []
+    running: list[float | None] = [None, None]
+    for t in range(steps):
+        rows = tuning._rows(t)
+        teacher = lesson.teacher[rows].double().numpy()
+        x0 = lesson.images(rows)
+        rate = 0.05 * min(1, (t + 1) / 2) * (1 + math.cos(math.pi * t / steps)) / 2
+        for i in range(2):
+            x = tuning.shown[i](x0, rows, (0, t)).flatten(1).double().numpy()
+            (w, *_), (b, *_) = state[i]
+            error = x @ w.T + b - teacher
+            loss = (error**2).sum() / 30 / batch
+            running[i] = loss if running[i] is None else running[i] + (loss - running[i]) / 20
+            slopes = [error.T @ x / 15 / batch, error.sum(axis=0) / 15 / batch]
+            length = math.sqrt(sum((g**2).sum() for g in slopes))
+            clipped.append(length > 1)
+            new = []
+            for (p, m, v), g in zip(state[i], slopes, strict=True):
+                g = g / max(1.0, length)
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                hats = m / (1 - 0.9 ** (t + 1)), v / (1 - 0.999 ** (t + 1))
+                p = p - rate * (0.3 * p + hats[0] / (np.sqrt(hats[1]) + 1e-8))
+                new.append((p, m, v))
+            state[i] = new
+        tuning.advance()
+        for i, patch in enumerate(tuning.patches):
+            for name, (wanted, *_) in zip(("weight", "bias"), state[i], strict=True):
+                found = patch.direct[f"1.{name}"].detach().numpy()
+                np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-4)
+        assert tuning.losses == pytest.approx(running, rel=1e-3)
+    assert any(clipped) and not all(clipped), "both must have been seen"
+
+
+def test_defaults_are_the_rates_that_are_documented(lesson: Lesson) -> None:
+    assert TuningConfig().learning_rate == 5e-3
+    assert TuningConfig(method="full").learning_rate == 5e-4
+    assert replace(CONFIG, lr=0.1).learning_rate == 0.1
+
+
+def test_a_tenth_is_held_out_and_every_other_image_comes_once_a_pass(lesson: Lesson) -> None:
+    tuning = Tuning(LineGuide(), lesson, LEVELS, CONFIG)
+    held, trained = set(tuning.held.tolist()), set(tuning.train.tolist())
+    assert len(held) == 8 and held | trained == set(range(40)) and not held & trained
+    per_pass = 32 // 6
+    passes = [
+        [k for step in range(p * per_pass, (p + 1) * per_pass) for k in tuning._rows(step).tolist()]
+        for p in range(3)
+    ]
+    for one in passes:
+        assert len(one) == len(set(one)) == 30 and set(one) <= trained
+    assert len({tuple(one) for one in passes}) == 3, "every pass has an order of its own"
+
+
+def test_the_best_state_is_kept_and_patience_counts_small_gains_as_none(lesson: Lesson) -> None:
+    """0.1 % is the least gain that counts; what was best is kept all the same."""
+    tuning = Tuning(LineGuide(), lesson, LEVELS, replace(CONFIG, experts=1, patience=3))
+    values = iter([1.0, 0.9995, 0.99, 0.9899, 0.9898, 0.9899, 7.0])
+
+    def distances(i: int, patch: Any) -> list[float]:
+        return [10.0] if patch is None else [next(values)]
+
+    tuning.distances = distances  # type: ignore[method-assign]
+    expected = (
+        (1.0, 0, False), (0.9995, 1, False), (0.99, 0, False), (0.9899, 1, False),
+        (0.9898, 2, False), (0.9898, 3, True), (0.9898, 3, True),
+    )  # fmt: skip
+    for k, (best, waited, finished) in enumerate(expected):
+        tuning.step = k
+        with torch.no_grad():
+            tuning.patches[0].direct["1.bias"].fill_(k)
+        tuning.check()
+        assert (tuning.best[0], tuning.waited[0], tuning.finished[0]) == (best, waited, finished)
+    assert tuning.off_the_shelf == [10.0]
+    assert [row["held_out"][0] for row in tuning.history] == [
+        1.0, 0.9995, 0.99, 0.9899, 0.9898, 0.9899, 0.9899,
+    ]  # fmt: skip
+    kept = dict(zip(("weight", "bias"), tuning.best_values[0], strict=True))
+    assert kept["bias"].tolist() == [4.0] * 3
+    assert tuning.done()
+
+
+def test_a_finished_expert_stays_as_it_is(lesson: Lesson) -> None:
+    tuning = Tuning(LineGuide(), lesson, LEVELS, CONFIG)
+    tuning.advance()
+    tuning.finished[0] = True
+    before = [[t.detach().clone() for t in p.trainable()] for p in tuning.patches]
+    tuning.advance()
+    after = [p.trainable() for p in tuning.patches]
+    assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+
+
+def test_the_reported_quality_is_that_of_the_best_state_on_the_held_out_part(
+    lesson: Lesson,
+) -> None:
+    guide = LineGuide()
+    config = replace(CONFIG, experts=1, steps=20, check_every=20, lr=0.3)
+    tuning = Tuning(guide, lesson, LEVELS, replace(config))
+    experts = tune(guide, lesson, LEVELS, config)
+    (patch,), (row,) = experts.patches, experts.metadata["quality"]
+    w, b = (patch.direct[f"1.{n}"].double().numpy() for n in ("weight", "bias"))
+    rows = tuning.held
+    x = tuning.shown[0](lesson.images(rows), rows, (1, 0)).flatten(1).double().numpy()
+    errors = ((x @ w.T + b - lesson.teacher[rows].numpy()) ** 2).sum(axis=1) / 30
+    assert row["expert"]["distance"] == pytest.approx(errors.mean(), rel=1e-4)
+    spread = errors.std() / math.sqrt(len(errors))
+    assert row["expert"]["standard_error"] == pytest.approx(spread, rel=1e-4)
+
+
+# Harvests
+
+
+def test_a_harvest_strengthens_its_classes_as_classifier_free_guidance_says(
+    tmp_path: Path,
+) -> None:
+    """Ho and Salimans (2022), eq. 6: of Gaussians it moves the mean to m_0 + s (m_k - m_0)."""
+    found = world()
+    for cfg, strength in ((1.0, 1.0), (1.4, 1.4), (None, ClassBackbone.default_cfg)):
+        config = HarvestConfig("classes", num=6, shard=6, batch=3, steps=12, device="cpu", cfg=cfg)
+        made = harvest(config, tmp_path / str(cfg), found=found)
+        means = made.pixels().float().mean(dim=(1, 2, 3)) / 127.5 - 1
+        own = conditions(ClassBackbone(), (), 0, range(6))["mean"]
+        assert len(set(own.tolist())) > 1
+        wanted = (-0.9 + strength * (own + 0.9)).clamp(-1, 1)
+        torch.testing.assert_close(means, wanted, atol=0.04, rtol=0)
+
+
+class Counting(GaussianBackbone):
+    """Counts the images that it evaluates."""
+
+    evaluated = 0
+
+    def predict(self, x: Tensor, level: Any, condition: Any) -> Any:
+        type(self).evaluated += len(x)
+        return super().predict(x, level, condition)
+
+
+def test_a_harvest_that_goes_on_makes_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: the backbone's evaluations, and the files that are written again."""
+    import worlds
+
+    monkeypatch.setattr(worlds, "small_gaussian", lambda checkpoint=None: Counting(shape=(3, 8, 8)))
+    config = HarvestConfig("gaussian", num=22, shard=4, batch=2, steps=5, device="cpu")
+    Counting.evaluated = 0
+    made = harvest(config, tmp_path, found=world())
+    assert Counting.evaluated == 22 * 5
+    whole = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
+    for missing, images in (((), 0), ((2,), 4), ((0, 5), 6)):
+        for i in missing:
+            made.images_file(i).unlink()
+        Counting.evaluated = 0
+        harvest(config, tmp_path, found=world())
+        assert Counting.evaluated == images * 5
+        again = {made.images_file(i).name for i in missing} | {"sheet.png"}
+        for path in tmp_path.iterdir():
+            content, written = whole[path.name]
+            assert path.read_bytes() == content
+            if path.name not in again:
+                assert path.stat().st_mtime_ns == written, f"{path.name} was written again"
+            whole[path.name] = content, path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_harvest_without_making_anything_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    import worlds
+
+    monkeypatch.setattr(worlds, "small_gaussian", lambda checkpoint=None: Counting(shape=(3, 8, 8)))
+    config = HarvestConfig("gaussian", num=22, shard=4, batch=2, steps=5, device="cpu")
+    counts = []
+    for process in reversed(range(processes)):
+        # Each finds the folder as it is when it comes, the one that describes it last.
+        Counting.evaluated = 0
+        share = {"process": process, "processes": processes, "found": world()}
+        if process:
+            (tmp_path / "h").mkdir(exist_ok=True)
+            with pytest.raises(CheckpointError, match=r"harvest\.json"):
+                harvest(config, tmp_path / "h", **share)
+        else:
+            made = harvest(config, tmp_path / "h", **share)
+        counts.append(Counting.evaluated)
+    assert sum(counts) == 22 * 5 and all(counts)
+    alone = harvest(config, tmp_path / "alone", found=world())
+    assert torch.equal(made.pixels(), alone.pixels())
+
+
+def test_a_teacher_is_asked_about_missing_shards_alone(tmp_path: Path) -> None:
+    made = harvest(
+        HarvestConfig("gaussian", num=10, shard=4, batch=2, steps=3, device="cpu"),
+        tmp_path, found=world(),
+    )  # fmt: skip
+    guide, asked = ColourGuide(), []
+    see = guide.see
+    guide.see = lambda x, level=None: asked.append(len(x)) or see(x, level)  # type: ignore[method-assign,func-returns-value]
+    whole = made.lesson(guide).teacher
+    assert sum(asked) == 10
+    (folder,) = tmp_path.glob("teacher-*")
+    (folder / "outputs-00001.safetensors").unlink()
+    asked.clear()
+    assert torch.equal(Harvest.open(tmp_path).lesson(guide).teacher, whole)
+    assert sum(asked) == 4
+
+
+def test_a_tuning_that_goes_on_takes_only_the_steps_that_are_missing(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    advance = Tuning.advance
+
+    def counted(self: Tuning) -> None:
+        taken.append(self.step)
+        advance(self)
+
+    monkeypatch.setattr(Tuning, "advance", counted)
+    config = replace(CONFIG, steps=9, check_every=3)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(LineGuide(), lesson, LEVELS, config, tmp_path, stop)
+    resumed = tune(LineGuide(), lesson, LEVELS, config, tmp_path)
+    assert taken == list(range(9))
+    whole: ExpertSet = tune(LineGuide(), lesson, LEVELS, config)
+    for a, b in zip(resumed.patches, whole.patches, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.trainable(), b.trainable(), strict=True))
+    taken.clear()
+    tune(LineGuide(), lesson, LEVELS, config, tmp_path)
+    assert taken == []

@@ -1,0 +1,716 @@
+"""Faults that the tests must notice: text of the product, and what it is replaced by.
+
+Each is of a kind that has been seen to slip through: a missing factor, a wrong sign, a shifted
+index, an open bound for a closed one, a thing made twice, a part that is never asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        what: in a few words.
+        file: from the root of the repository.
+        old, new: text that occurs there once, and what stands there instead.
+        tests: at least one of them fails, without vectors.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_EQ = "tests/equations"
+
+
+def _method(preset: str, *solvers: str) -> tuple[str, ...]:
+    return tuple(
+        f"{_EQ}/test_methods.py::test_a_preset_is_its_papers_method[{s}-{preset}]" for s in solvers
+    )
+
+
+def _part(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_parts.py::test_{name}",)
+
+
+_RECIPES, _SAMPLING = "ppap_host/recipes", "ppap_host/sampling"
+_NOISE, _EXPERTS = "ppap_host/backbones/noise.py", "ppap_host/experts"
+_BACKBONE = "ppap_host/backbones/backbone.py"
+_HARVESTING = "ppap_host/runs/harvesting.py"
+
+
+def _plugin(name: str, module: str) -> str:
+    return f"plugins/ppap-plugin-{name}/src/ppap_plugin_{name}/{module}.py"
+
+
+def _of_plugin(name: str, test: str) -> tuple[str, ...]:
+    return (f"plugins/ppap-plugin-{name}/tests/{test}",)
+
+
+def _schedule(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_schedules.py::test_{name}",)
+
+
+def _patch(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_patches.py::test_{name}",)
+
+
+def _teaching(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_teaching.py::test_{name}",)
+
+
+def _loss(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_losses.py::test_{name}",)
+
+
+def _several(names: str, solver: str) -> tuple[str, ...]:
+    test = "several_guides_are_their_methods_without_what_they_have_against_each_other"
+    return (f"{_EQ}/test_methods.py::test_{test}[{solver}-{names}]",)
+
+
+FAULTS: tuple[Fault, ...] = (
+    # What someone found to go unnoticed.
+    Fault(
+        "the learned variance is inverted",
+        f"{_RECIPES}/estimate.py",
+        "fraction * posterior.log_upper + (1 - fraction) * posterior.log_lower",
+        "fraction * posterior.log_lower + (1 - fraction) * posterior.log_upper",
+        _part("the_variance_of_an_ancestral_step"),
+    ),
+    Fault(
+        "the low-rank merge is W - B A",
+        f"{_EXPERTS}/patches.py",
+        "laid[name] = (known.detach().to(work) + self.scaling * delta).to(known)",
+        "laid[name] = (known.detach().to(work) - delta).to(known)",
+        _patch("a_merged_weight_is_w_plus_alpha_over_r_b_a"),
+    ),
+    Fault(
+        "alpha / r is ignored",
+        f"{_EXPERTS}/patches.py",
+        "+ self.scaling * delta)",
+        "+ delta)",
+        _patch("a_merged_weight_is_w_plus_alpha_over_r_b_a"),
+    ),
+    Fault(
+        "EluCD-EDM's strength rises",
+        f"{_RECIPES}/strengths.py",
+        "self.maximum / (count + 1) * (count + 1 - i)",
+        "self.maximum / (count + 1) * (i + 1)",
+        _part("elucds_strength_for_edm_falls_in_a_line_and_bulges_in_a_sine"),
+    ),
+    Fault(
+        "the strength of `ppap`, `x0` and `x0-through` is constant",
+        f"{_RECIPES}/strengths.py",
+        "return self.factor * math.pow(level.sigma / level.scale, self.power)",
+        "return self.factor",
+        _method("ppap", "ddim"),
+    ),
+    Fault(
+        "the division of PerRootLoss is left out",
+        f"{_RECIPES}/gradients.py",
+        "return gradient / root.view(-1, 1, 1, 1).to(gradient)",
+        "return gradient",
+        _method("dps", "ddim"),
+    ),
+    Fault(
+        "every shard of a harvest is made again",
+        _HARVESTING,
+        "            if not _is_made(result, i):\n",
+        "            if True:\n",
+        _teaching("a_harvest_that_goes_on_makes_only_what_is_missing"),
+    ),
+    Fault(
+        "a tuning has no warm-up",
+        f"{_EXPERTS}/tuning.py",
+        "config.learning_rate * min(1.0, (self.step + 1) / warm) * share",
+        "config.learning_rate * share",
+        _teaching("a_tuning_is_adamw_with_warm_up_cosine_and_clipping"),
+    ),
+    Fault(
+        "a tuning's rate does not fall",
+        f"{_EXPERTS}/tuning.py",
+        "share = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))",
+        "share = 1.0",
+        _teaching("a_tuning_is_adamw_with_warm_up_cosine_and_clipping"),
+    ),
+    Fault(
+        "a tuning does not clip its gradients",
+        f"{_EXPERTS}/tuning.py",
+        'nn.utils.clip_grad_norm_(group["params"], 1.0)',
+        "pass",
+        _teaching("a_tuning_is_adamw_with_warm_up_cosine_and_clipping"),
+    ),
+    Fault(
+        "a harvest ignores its `cfg`",
+        _HARVESTING,
+        "self.cfg = cfg if conditional else 1.0",
+        "self.cfg = 1.0",
+        _teaching("a_harvest_strengthens_its_classes_as_classifier_free_guidance_says"),
+    ),
+    Fault(
+        "a third guide is ignored by `balance`",
+        f"{_SAMPLING}/balance.py",
+        "        for j, other in enumerate(gradients):\n",
+        "        for j, other in enumerate(gradients[:2]):\n",
+        _several("x0+dps+mpgd", "ddim eta"),
+    ),
+    Fault(
+        "a guide that moves the entering state goes past `balance`",
+        f"{_SAMPLING}/evaluator.py",
+        "ways = self.balance([way for *_, way in moved]) if moved else []",
+        "ways = [way for *_, way in moved]",
+        _several("elucd-edm+x0+elucd-edm", "ddim"),
+    ),
+    Fault(
+        "PiGDM is deaf to noise",
+        f"{_RECIPES}/energies.py",
+        "ratio = (self.noise / spread) ** 2 if spread else 0.0",
+        "ratio = 0.0",
+        _part("the_linear_posterior_pulls_as_pigdm"),
+    ),
+    Fault(
+        "a range is closed on its other side",
+        _NOISE,
+        "return self.low <= log_snr < self.high",
+        "return self.low < log_snr <= self.high",
+        _patch("a_level_at_a_bound_is_served_by_the_cleaner_expert_and_no_other"),
+    ),
+    # Views
+    Fault(
+        "what a guide sees of x_t is not at unit scale",
+        f"{_RECIPES}/views.py",
+        "return variable / estimate.level.scale",
+        "return variable",
+        _part("views_show_what_they_say"),
+    ),
+    Fault(
+        "small states are enlarged to unit size",
+        f"{_RECIPES}/views.py",
+        "return x / root_mean_square(x).clamp_min(1.0)",
+        "return x / root_mean_square(x)",
+        _part("views_show_what_they_say"),
+    ),
+    Fault(
+        "no gradient where a prediction was clipped",
+        f"{_RECIPES}/views.py",
+        "return raw + (estimate.x0 - raw).detach()",
+        "return estimate.x0",
+        _part("a_prediction_is_clipped_and_its_gradient_passes_as_said"),
+    ),
+    Fault(
+        "a prediction lacks 1 / alpha",
+        f"{_RECIPES}/views.py",
+        "raw = (variable - estimate.level.sigma * estimate.eps) / estimate.level.alpha",
+        "raw = variable - estimate.level.sigma * estimate.eps",
+        _method("dps", "ddim"),
+    ),
+    # Energies
+    Fault(
+        "losses are averaged, not likelihoods",
+        f"{_RECIPES}/energies.py",
+        "return math.log(self.samples) - torch.logsumexp(-torch.stack(losses), dim=0)",
+        "return torch.stack(losses).mean(dim=0)",
+        _method("lgd-mc", "ddim"),
+    ),
+    Fault(
+        "the smoothing noise does not fade",
+        f"{_RECIPES}/energies.py",
+        "return self.width * (level.sigma / level.scale if self.fading else 1.0)",
+        "return self.width",
+        _method("lgd-mc", "ddim"),
+    ),
+    Fault(
+        "a guide looks at the state, not at the decoded image",
+        f"{_RECIPES}/energies.py",
+        "return self.guide.loss(self.guide.see(self.decode(state), self.told), self.target)",
+        "return self.guide.loss(self.guide.see(state, self.told), self.target)",
+        _part("a_point_energy_is_the_loss_of_the_decoded_state_at_the_level_that_is_told"),
+    ),
+    Fault(
+        "PiGDM pushes away from its measurement",
+        f"{_RECIPES}/energies.py",
+        "return -(pull * image).sum(dim=(1, 2, 3))",
+        "return (pull * image).sum(dim=(1, 2, 3))",
+        _part("the_linear_posterior_pulls_as_pigdm"),
+    ),
+    # Strengths
+    Fault(
+        "EluCD's sine is counted from the noisy end",
+        f"{_RECIPES}/strengths.py",
+        "math.sin(math.pi * (count - 1 - step.index) / count)",
+        "math.sin(math.pi * step.index / count)",
+        _part("elucds_strength_is_the_variance_and_a_sine"),
+    ),
+    Fault(
+        "EluCD's strength is measured at the schedule's own scale",
+        f"{_RECIPES}/strengths.py",
+        "step = estimate.on_walk().at_unit_scale()",
+        "step = estimate.on_walk()",
+        _part("elucds_strength_is_the_variance_and_a_sine"),
+    ),
+    Fault(
+        "TFG's course is not normalised",
+        f"{_RECIPES}/strengths.py",
+        "return self.factor * shares[step.index] * count / sum(shares)",
+        "return self.factor * shares[step.index]",
+        _method("freedom", "ddim"),
+    ),
+    Fault(
+        "PiGDM's step weighs sigma, not alpha",
+        f"{_RECIPES}/strengths.py",
+        "return self.factor * estimate.level.alpha",
+        "return self.factor * estimate.level.sigma",
+        _part("strengths_over_a_flow"),
+    ),
+    Fault(
+        "what a step keeps is not squared",
+        f"{_RECIPES}/estimate.py",
+        "return ((now.alpha / now.scale) / (then.alpha / then.scale)) ** 2",
+        "return (now.alpha / now.scale) / (then.alpha / then.scale)",
+        _part("a_step_keeps_and_gives_back_on_every_schedule"),
+    ),
+    Fault(
+        "recurrence adds all the noise of the level",
+        f"{_RECIPES}/estimate.py",
+        "added = math.sqrt(max(self.now.sigma**2 - ratio**2 * self.then.sigma**2, 0.0))",
+        "added = self.now.sigma",
+        _method("freedom", "ddim"),
+    ),
+    # Places
+    Fault(
+        "the score is shifted along the gradient",
+        f"{_RECIPES}/places.py",
+        "eps = estimate.eps - level.sigma * gradient",
+        "eps = estimate.eps + level.sigma * gradient",
+        _method("naive", "ddim"),
+    ),
+    Fault(
+        "ancestral solvers keep the last guide's shift alone",
+        f"{_RECIPES}/places.py",
+        "mean_shift=gradient if before is None else before + gradient",
+        "mean_shift=gradient",
+        _part("ancestral_solvers_shift_their_mean_and_shifts_add_up"),
+    ),
+    Fault(
+        "MPGD lets eps follow",
+        f"{_RECIPES}/places.py",
+        "        if self.keep_eps:\n            return replace(estimate, x0=x0)\n",
+        "",
+        _method("mpgd", "ddim"),
+    ),
+    Fault(
+        "what is carried is divided by alpha_(t-1) / alpha_t",
+        f"{_RECIPES}/places.py",
+        "gradient = gradient * (step.then.alpha / step.now.alpha)",
+        "gradient = gradient * (step.now.alpha / step.then.alpha)",
+        _method("freedom", "ddim"),
+    ),
+    Fault(
+        "a move at unit scale is brought to the level that is left",
+        f"{_RECIPES}/places.py",
+        "gradient = gradient * step.then.scale",
+        "gradient = gradient * step.now.scale",
+        _part("what_comes_after_the_step_is_brought_to_the_scale_of_the_next_level"),
+    ),
+    Fault(
+        "a moved clean image is not clipped",
+        f"{_RECIPES}/places.py",
+        "if self.clip and estimate.clip is not None:",
+        "if False:",
+        _method("x0", "ddim strong"),
+    ),
+    # Ascents
+    Fault(
+        "TFG's iterations all start at the same point",
+        f"{_RECIPES}/ascents.py",
+        "gradient, _ = pull(start + way)",
+        "gradient, _ = pull(start)",
+        _method("tfg", "ddim"),
+    ),
+    Fault(
+        "backward guidance climbs the loss",
+        f"{_RECIPES}/ascents.py",
+        "point.grad = -gradient.nan_to_num(0.0, 0.0, 0.0)",
+        "point.grad = gradient.nan_to_num(0.0, 0.0, 0.0)",
+        _part("adam_is_adam_within_the_bounds_and_stops_where_the_loss_is_low"),
+    ),
+    Fault(
+        "images that are done are moved on",
+        f"{_RECIPES}/ascents.py",
+        "point[done] = before[done]",
+        "pass",
+        _part("adam_is_adam_within_the_bounds_and_stops_where_the_loss_is_low"),
+    ),
+    # What is done to gradients
+    Fault(
+        "moments keep their bias",
+        f"{_RECIPES}/gradients.py",
+        "unbiased = m_new / (1 - self.beta1**t)",
+        "unbiased = m_new",
+        _method("adam-dps", "ddim"),
+    ),
+    Fault(
+        "moments are forgotten after every step",
+        f"{_RECIPES}/gradients.py",
+        "        estimate.memory[self] = (m_new, v_new, t)\n",
+        "",
+        _method("adam-mpgd", "ddim"),
+    ),
+    Fault(
+        "the filter's width is measured on the longer side",
+        f"{_RECIPES}/gradients.py",
+        "deviation = self.width * min(size)",
+        "deviation = self.width * max(size)",
+        _method("x0", "ddim"),
+    ),
+    Fault(
+        "a limit is one for the whole batch",
+        f"{_RECIPES}/gradients.py",
+        "return peak * (x / peak).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()",
+        "return peak * (x / peak).square().mean().sqrt()",
+        _part("sizes_and_limits_of_gradients_of_any_size"),
+    ),
+    Fault(
+        "the root of the number of entries is left out",
+        f"{_RECIPES}/gradients.py",
+        "return gradient * math.sqrt(gradient[0].numel())",
+        "return gradient",
+        _method("mpgd", "ddim"),
+    ),
+    Fault(
+        "the gradient is not brought to unit scale",
+        f"{_RECIPES}/gradients.py",
+        "        return gradient * estimate.level.scale\n",
+        "        return gradient\n",
+        _part("what_is_done_to_a_gradient"),
+    ),
+    Fault(
+        "`x0-through` depends on the scale that a schedule gives its states",
+        f"{_RECIPES}/presets.py",
+        "gradient=(UnitScale(), RootSize()),",
+        "gradient=(RootSize(),),",
+        (f"{_EQ}/test_methods.py::test_how_a_schedule_scales_its_states_changes_nothing",),
+    ),
+    # The evaluator
+    Fault(
+        "a mean over pixels is not made up for",
+        f"{_SAMPLING}/evaluator.py",
+        "if g.guide.averages_pixels and not move.energy.in_pixels:",
+        "if False:",
+        (f"{_EQ}/test_methods.py::test_a_mean_over_pixels_counts_as_much_as_a_label",),
+    ),
+    Fault(
+        "the limit ignores the place's unit",
+        f"{_SAMPLING}/evaluator.py",
+        "largest = move.limit * move.place.unit(estimate)",
+        "largest = move.limit",
+        _method("ugd", "ddim strong"),
+    ),
+    Fault(
+        "the strength is limited along with the gradient",
+        f"{_SAMPLING}/evaluator.py",
+        "added = limited(gradient, largest) * move.strength(estimate)",
+        "added = limited(gradient * move.strength(estimate), largest)",
+        _method("x0", "ddim strong"),
+    ),
+    Fault(
+        "the noise stays that of the unclipped image",
+        f"{_SAMPLING}/evaluator.py",
+        "eps = (x - level.alpha * x0) / level.sigma",
+        "pass",
+        _method("mpgd", "ddim eta"),
+    ),
+    Fault(
+        "a guide that looks at predictions is told the noise",
+        f"{_SAMPLING}/evaluator.py",
+        "told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None",
+        "told = estimate.level",
+        _method("x0", "ddim"),
+    ),
+    Fault(
+        "what acts once a step acts at every evaluation",
+        f"{_SAMPLING}/evaluator.py",
+        "if not move.place.enters and (first or not move.place.once)",
+        "if not move.place.enters",
+        _method("adam-dps", "heun"),
+    ),
+    Fault(
+        "all moves start from the backbone's own prediction",
+        f"{_SAMPLING}/evaluator.py",
+        "source = guided if move.ascent.after else reading",
+        "source = reading",
+        _method("ugd", "ddim"),
+    ),
+    # Solvers
+    Fault(
+        "DDIM adds noise without turning inward",
+        f"{_SAMPLING}/solvers.py",
+        "inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))",
+        "inward = then.sigma",
+        _method("x0", "ddim eta"),
+    ),
+    Fault(
+        "the ancestral step's noise has the variance for its deviation",
+        f"{_SAMPLING}/solvers.py",
+        "return mean + (0.5 * log_variance).exp() * noise, estimate, None",
+        "return mean + log_variance.exp() * noise, estimate, None",
+        _method("x0", "ddpm"),
+    ),
+    Fault(
+        "the mean is shifted by the gradient without the variance",
+        f"{_SAMPLING}/solvers.py",
+        "mean = mean + log_variance.exp() * estimate.mean_shift",
+        "mean = mean + estimate.mean_shift",
+        _method("naive", "ddpm"),
+    ),
+    Fault(
+        "DPM-Solver++ extrapolates backwards",
+        f"{_SAMPLING}/solvers.py",
+        "d = d + (d - d_before) / (2 * r)",
+        "d = d - (d - d_before) / (2 * r)",
+        _method("x0", "dpm++"),
+    ),
+    Fault(
+        "DPM-Solver++ remembers the extrapolated image",
+        f"{_SAMPLING}/solvers.py",
+        "return x, estimate, (lam, estimate.x0)",
+        "return x, estimate, (lam, d)",
+        _method("x0", "dpm++"),
+    ),
+    Fault(
+        "Heun's correction is not averaged",
+        f"{_SAMPLING}/solvers.py",
+        "return then.alpha * (y + (s_then - s) * (d + d_then) / 2), estimate, None",
+        "return then.alpha * (y + (s_then - s) * d_then), estimate, None",
+        _method("x0", "heun"),
+    ),
+    Fault(
+        "churn raises the noise but not the level",
+        f"{_SAMPLING}/solvers.py",
+        "return raised.alpha * y, raised\n",
+        "return raised.alpha * y, now\n",
+        _method("x0", "heun churned"),
+    ),
+    Fault(
+        "churn has no largest share",
+        f"{_SAMPLING}/solvers.py",
+        "min(churn.amount / steps, math.sqrt(2) - 1)",
+        "churn.amount / steps",
+        ("tests/test_sampling.py::test_churn_evaluates_at_trained_levels_above_those_of_the_walk",),
+    ),
+    # Noise
+    Fault(
+        "betas are not rescaled to the number of steps",
+        _NOISE,
+        "scale = 1000 / steps",
+        "scale = 1.0",
+        _schedule("linear_betas_are_a_line"),
+    ),
+    Fault(
+        "the cosine is not squared",
+        _NOISE,
+        "return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2",
+        "return math.cos((u + 0.008) / 1.008 * math.pi / 2)",
+        _schedule("cosine_betas_multiply_to_a_squared_cosine"),
+    ),
+    Fault(
+        "spacings round half up",
+        _NOISE,
+        "kept.append(start + round(position))",
+        "kept.append(start + int(position + 0.5))",
+        _schedule("spacings_keep_these_steps"),
+    ),
+    Fault(
+        "the last variance is beta",
+        _NOISE,
+        "raw.of_x0, raw.of_xt, raw.variance, math.log(before.variance), raw.log_upper",
+        "raw.of_x0, raw.of_xt, raw.variance, raw.log_lower, raw.log_upper",
+        _schedule("the_posterior_is_bayes_rule"),
+    ),
+    Fault(
+        "ranges are cut one step early",
+        _NOISE,
+        "after = [levels[i * total // count] for i in range(1, count)]",
+        "after = [levels[i * total // count - 2] for i in range(1, count)]",
+        _schedule("ranges_split_the_steps_evenly_and_cover_every_level"),
+    ),
+    Fault(
+        "classifier-free guidance starts from the conditional branch",
+        _BACKBONE,
+        "eps = unconditional + self.scale * (conditional - unconditional)",
+        "eps = conditional + self.scale * (conditional - unconditional)",
+        _teaching("a_harvest_strengthens_its_classes_as_classifier_free_guidance_says"),
+    ),
+    # Experts
+    Fault(
+        "fresh factors are a thousandth of their size",
+        f"{_EXPERTS}/patches.py",
+        "bound = shape_a[1] ** -0.5",
+        "bound = shape_a[1] ** -1.5",
+        _patch("a_fresh_patch_begins_uniform_times_zero"),
+    ),
+    Fault(
+        "the spread between batches is left out of the variance",
+        f"{_EXPERTS}/patches.py",
+        "sums[variances] += images * between.clamp_min(0)",
+        "pass",
+        ("tests/test_experts.py::test_statistics_are_those_of_the_activations",),
+    ),
+    Fault(
+        "an expert stays where it was once merged",
+        f"{_EXPERTS}/sets.py",
+        "if self._active is None or self._active[0] != index:",
+        "if self._active is None:",
+        _patch("a_guide_looks_through_the_expert_of_each_level_as_its_weights_say"),
+    ),
+    Fault(
+        "the student is shown the clean image",
+        f"{_EXPERTS}/tuning.py",
+        "return (alpha * x0 + sigma * noise.to(x0))[share]",
+        "return x0[share]",
+        (
+            "tests/test_tuning.py::test_tuning_on_noised_images_is_what_it_was_before_there_were_views",
+        ),
+    ),
+    Fault(
+        "an expert ends in its last state, not in its best",
+        f"{_EXPERTS}/tuning.py",
+        "            if value < self.best[i]:\n",
+        "            if True:\n",
+        _teaching("the_best_state_is_kept_and_patience_counts_small_gains_as_none"),
+    ),
+    Fault(
+        "the loss of a step is summed over the batch",
+        f"{_EXPERTS}/tuning.py",
+        "loss = self.guide.distance(student, teacher[process::processes]).sum() / len(rows)",
+        "loss = self.guide.distance(student, teacher[process::processes]).sum()",
+        _teaching("a_tuning_is_adamw_with_warm_up_cosine_and_clipping"),
+    ),
+    Fault(
+        "the teacher is asked again for all shards",
+        f"{_EXPERTS}/harvest.py",
+        'if files[i].exists() and _holds(files[i], "output", rows):',
+        "if False:",
+        _teaching("a_teacher_is_asked_about_missing_shards_alone"),
+    ),
+    Fault(
+        "every process makes all shards",
+        _HARVESTING,
+        "mine = range(process, result.shards, processes)",
+        "mine = range(result.shards)",
+        _teaching("processes_share_a_harvest_without_making_anything_twice"),
+    ),
+    # Guides
+    Fault(
+        "the temperatures change places",
+        "ppap_host/guides/temperatures.py",
+        "loss = loss - (self.joint - self.marginal) * (target.to(output) * output).sum(dim=1)",
+        "loss = loss + (self.joint - self.marginal) * (target.to(output) * output).sum(dim=1)",
+        _loss("temperatures_weigh_joint_and_marginal"),
+    ),
+    Fault(
+        "a softened ReLU is sharper by two",
+        "ppap_host/guides/activations.py",
+        "return F.softplus(z, self.beta, _THRESHOLD)",
+        "return F.softplus(z, 2 * self.beta, _THRESHOLD)",
+        _part("the_network_of_a_guide_is_left_as_it_is_by_softening_it"),
+    ),
+    Fault(
+        "the classifier's distillation runs the other way",
+        _plugin("classifier", "losses"),
+        'terms = F.kl_div(heard, says, reduction="none")',
+        'terms = F.kl_div(says.log(), heard.exp(), reduction="none")',
+        _loss("losses_of_classifiers_and_of_their_teaching"),
+    ),
+    Fault(
+        "the teacher is softened where it should be sharpened",
+        _plugin("classifier", "losses"),
+        "says = (teacher / teacher_temperature).softmax(dim=1)",
+        "says = (teacher * teacher_temperature).softmax(dim=1)",
+        _loss("losses_of_classifiers_and_of_their_teaching"),
+    ),
+    Fault(
+        "inverted depth counts as right",
+        _plugin("depth", "losses"),
+        "return 1 - _mean(standard[0] * standard[1], known)[:, 0, 0]",
+        "return 1 - _mean(standard[0] * standard[1], known)[:, 0, 0].abs()",
+        _loss("losses_of_depth"),
+    ),
+    Fault(
+        "metric depth is compared without logarithms",
+        _plugin("depth", "losses"),
+        "logs = [maps.float().clamp_min(_NEAREST_METRES).log() for maps in (prediction, target)]",
+        "logs = [maps.float().clamp_min(_NEAREST_METRES) for maps in (prediction, target)]",
+        _loss("losses_of_depth"),
+    ),
+    Fault(
+        "MiDaS's matching of gradients looks at one resolution",
+        _plugin("depth", "losses"),
+        "step = 2**scale",
+        "step = 1",
+        _loss("losses_of_depth"),
+    ),
+    Fault(
+        "the angle to a text is not halved",
+        _plugin("clip", "losses"),
+        "return 2 * torch.atan2(apart, together).square()",
+        "return 4 * torch.atan2(apart, together).square()",
+        _loss("losses_of_embeddings_and_of_tokens"),
+    ),
+    Fault(
+        "Gram matrices are sums over tokens, not means",
+        _plugin("clip", "losses"),
+        "return exact.mT @ exact / tokens.shape[1]",
+        "return exact.mT @ exact",
+        _loss("losses_of_embeddings_and_of_tokens"),
+    ),
+    Fault(
+        "a target's own entropy is not taken off",
+        _plugin("segmentation", "losses"),
+        "each = (torch.special.xlogy(wanted, wanted) - wanted * seen).sum(dim=1)",
+        "each = (-wanted * seen).sum(dim=1)",
+        _loss("losses_of_segments"),
+    ),
+    Fault(
+        "pixels that are not compared count",
+        _plugin("segmentation", "losses"),
+        "return total / compared.sum(dim=(1, 2)).clamp_min(1)",
+        "return total / compared[0].numel()",
+        _loss("losses_of_segments"),
+    ),
+    Fault(
+        "a restored picture's residual is not squared",
+        _plugin("restore", "guide"),
+        "squares = (output - target.to(output)).square().mean(dim=(1, 2, 3))",
+        "squares = (output - target.to(output)).abs().mean(dim=(1, 2, 3))",
+        _loss("a_restoration_averages_over_what_was_measured"),
+    ),
+    Fault(
+        "inpainting averages over pixels that were not measured",
+        _plugin("restore", "guide"),
+        "return squares / self._measurement(output).share",
+        "return squares",
+        _loss("a_restoration_averages_over_what_was_measured"),
+    ),
+    Fault(
+        "a pseudo-inverse ignores the noise",
+        _plugin("restore", "operators"),
+        "power = response.abs().square() + ratio",
+        "power = response.abs().square()",
+        _of_plugin("restore", "test_restore_operators.py"),
+    ),
+    Fault(
+        "the noise-aware classifier is told the step of the inverse noise",
+        _plugin("openai", "guide"),
+        "return float(np.interp(-level.log_snr, self._noise, np.arange(len(self._noise))))",
+        "return float(np.interp(level.log_snr, self._noise, np.arange(len(self._noise))))",
+        _loss("the_noise_aware_classifier_is_told_the_step_of_the_same_noise"),
+    ),
+)

@@ -1,0 +1,87 @@
+"""``python -m robustness [--kind N ...] [--write FILE] [--jobs N]``: all cases, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustness.cases import KINDS, Verdict, all_cases
+from robustness.running import run_all
+
+_HEAVY = (
+    "torch", "ppap_host.cli", "ppap_host.runs.run", "ppap_host.runs.script",
+    "ppap_host.runs.harvesting", "ppap_host.experts.tuning", "ppap_host.experts.calibration",
+    "ppap_host.shapes.backbone", "diffusers", "ppap_plugin_bench.plots",
+    "ppap_plugin_bench.search", "ppap_plugin_bench.calibration", "ppap_plugin_classifier.guide",
+    "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.console", "rich.table",
+    "rich.progress", "filelock", "optuna",
+)  # fmt: skip
+_BEGIN, _END = "<!-- robustness: begin -->", "<!-- robustness: end -->"
+
+
+def main() -> int:
+    """Runs the cases; 1 if one went wrong."""
+    parser = argparse.ArgumentParser(prog="robustness", description=__doc__)
+    parser.add_argument("--kind", type=int, action="append", default=[], help="Only this kind.")
+    parser.add_argument("--write", type=Path, help="Page whose table is to be renewed.")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Cases at once.")
+    options = parser.parse_args()
+    began = time.monotonic()
+    import torch
+
+    torch.set_num_threads(1)
+    for name in _HEAVY:
+        importlib.import_module(name)
+    from ppap_host.plugins.registry import registry
+
+    registry()
+
+    def told(verdict: Verdict) -> None:
+        if not verdict.well:
+            wrong = {
+                "executed": verdict.executed, "traceback": verdict.traceback,
+                "hang": verdict.hang, "lost": verdict.lost, "not as said": verdict.unsaid,
+            }  # fmt: skip
+            shown = "; ".join(f"{key}: {value}" for key, value in wrong.items() if value)
+            print(f"kind {verdict.case.kind}, {verdict.case.name}: {shown}", flush=True)
+
+    verdicts = run_all(all_cases(options.kind), told, options.jobs)
+    text = table(verdicts)
+    print(text)
+    wrong = sum(not verdict.well for verdict in verdicts)
+    slowest = max(verdicts, key=lambda v: v.seconds, default=None)
+    if slowest is not None:
+        print(f"slowest: {slowest.case.name}, {slowest.seconds:.1f} s")
+    print(f"{len(verdicts) - wrong} passed, {wrong} failed in {time.monotonic() - began:.0f} s")
+    if options.write is not None and not wrong and not options.kind:
+        page = options.write.read_text(encoding="utf-8")
+        before, after = page.split(_BEGIN)[0], page.split(_END)[1]
+        options.write.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
+    return int(wrong > 0)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """One row a kind, as Markdown."""
+    lines = [
+        "| kind | what | inputs | executed | tracebacks | hangs | lost | not as said |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, what in KINDS.items():
+        of = [verdict for verdict in verdicts if verdict.case.kind == kind]
+        counts = [
+            sum(bool(getattr(v, key)) for v in of)
+            for key in ("executed", "traceback", "hang", "lost", "unsaid")
+        ]
+        if of:
+            inputs = sum(verdict.case.inputs for verdict in of)
+            lines.append(f"| {kind} | {what} | {inputs} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
