@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import OptionError, OutputError
 from ppap_host.guides.guide import Guide
 from ppap_host.pipelines.steering import Asked
 from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.choice import NONE, choose, expert_set_path
-from ppap_host.runs.config import GuideConfig
+from ppap_host.runs.config import GuideConfig, RunConfig, refuse_code
 from ppap_host.runs.setup import calibrated, guide_of, target_of
 from ppap_host.sampling.evaluator import Guidance, told_apart
 
@@ -77,3 +80,63 @@ def _target(
     """One row, or one a picture."""
     targets = given.target if isinstance(given.target, tuple) else (given.target,)
     return torch.cat([target_of(guide, target, size, device).value for target in targets])
+
+
+def written(guidance: Any, **options: Any) -> dict[str, Any]:
+    """Guidance as plain values; what is in memory as ``{"object": what it is called}``.
+
+    Args:
+        options: of the callback or the guider.
+    """
+    given = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+    rows = [g.to_dict() if isinstance(g, GuideConfig) else {"object": g.name} for g in given]
+    return {
+        "guidance": [{k: v for k, v in row.items() if v is not None} for row in rows],
+        **options,
+    }
+
+
+def save(values: Mapping[str, Any], folder: str | os.PathLike[str], file: str) -> None:
+    """Writes what :func:`written` gives to a file in a folder.
+
+    Raises:
+        OptionError: something of it is in memory alone.
+        OutputError: it cannot be written.
+    """
+    for row in values["guidance"]:
+        for key, value in {"": row, **row}.items():
+            if isinstance(value, Mapping) and "object" in value:
+                which = f"{key} of {row.get('name')!r}" if key else f"guide {value['object']!r}"
+                raise OptionError(
+                    f"The {which} is an object in memory, which no file can hold.",
+                    remedy="Save guidance whose guides and targets have names.",
+                )
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (Path(folder) / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {file!r} to {str(folder)!r}: {error.strerror}.",
+            remedy="Give another folder.",
+        ) from None
+
+
+def saved(folder: str | os.PathLike[str], file: str) -> dict[str, Any]:
+    """What :func:`save` wrote, with the guidance as descriptions; nothing it names is run.
+
+    Raises:
+        OptionError: there is no such file, it is damaged, or it names code.
+    """
+    path = Path(folder) / file
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        rows = list(values["guidance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OptionError(
+            f"{str(path)!r} holds no saved guidance.",
+            remedy="Give the folder that save_pretrained wrote.",
+        ) from None
+    config = RunConfig.from_dict({"guides": rows}, str(path))
+    refuse_code(config, str(path))
+    return {**values, "guidance": list(config.guides)}

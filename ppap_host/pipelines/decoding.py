@@ -84,8 +84,7 @@ class Decoder:
     def __init__(self, pipe: Any, frames: int | Sequence[int] = 3) -> None:
         self.pipe, self._wanted = pipe, frames
         self._name = type(pipe).__name__
-        found = [(name, getattr(pipe, name, None)) for name in _DECODERS]
-        name, network = next(((n, x) for n, x in found if x is not None), ("", None))
+        name, network = _decoder_of(pipe)
         if getattr(pipe, "vocoder", None) is not None and getattr(pipe, "audio_vae", None) is None:
             raise OptionError(
                 f"{self._name} makes sound, and guides look at pictures.",
@@ -95,6 +94,11 @@ class Decoder:
         if network is not None:
             self.autoencoder = _lent(name, network, self._name.startswith(_UNSCALED))
         self._factor: int | None = None
+
+    @staticmethod
+    def network_of(pipe: Any) -> Any:
+        """The autoencoder of a pipeline as it is, None for pixels."""
+        return _decoder_of(pipe)[1]
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -266,6 +270,11 @@ class Decoder:
 
 _PROBE = 8
 """Height and width of the few cells of latents from which a decoder's factor is found."""
+
+
+def _decoder_of(pipe: Any) -> tuple[str, Any]:
+    found = [(name, getattr(pipe, name, None)) for name in _DECODERS]
+    return next(((name, network) for name, network in found if network is not None), ("", None))
 
 
 def _lent(name: str, network: Any, unscaled: bool) -> LentAutoencoder:

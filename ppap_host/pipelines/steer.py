@@ -74,7 +74,7 @@ class steer:
 
     def _called(self, pipe: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call, its scheduler's steps guided."""
-        through = self._steering.through
+        through, self._failed = self._steering.through, True
         with ExitStack() as stack:
             record = stack.enter_context(recorded(_networks(pipe)) if through else nullcontext())
             if record is not None:
@@ -84,7 +84,6 @@ class steer:
             stack.callback(self._running.remove, running)
             for name in SCHEDULERS:
                 running.watch(getattr(pipe, name, None))
-            self._failed = True
             result = call(*args, **kwargs)
             self._failed = False
             return result if record is None else _let_go(result)
