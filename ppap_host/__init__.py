@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ppap_host.pipelines.callback import diffusers_callback as diffusers_callback
     from ppap_host.pipelines.guider import guider as guider
     from ppap_host.pipelines.steer import steer as steer
-    from ppap_host.pipelines.steer import steer as steer
     from ppap_host.plugins.listing import list_backbones as list_backbones
     from ppap_host.plugins.listing import list_experts as list_experts
     from ppap_host.plugins.listing import list_guides as list_guides
