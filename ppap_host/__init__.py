@@ -48,7 +48,6 @@ _HOME = {
     "pipelines.callback": ("diffusers_callback",),
     "pipelines.guider": ("guider",),
     "pipelines.steer": ("steer",),
-    "pipelines.steer": ("steer",),
     "plugins.listing": (
         "list_backbones", "list_experts", "list_guides", "list_recipes", "list_samplers",
     ),

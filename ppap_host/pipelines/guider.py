@@ -258,12 +258,13 @@ def _made(described: Any, folder: str) -> BaseGuidance:
     kind: Any = None
     if isinstance(described, dict) and isinstance(described.get("config"), dict):
         kind = getattr(diffusers, str(described.get("class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, BaseGuidance)):
+    if not (inspect.isclass(kind) and issubclass(kind, BaseGuidance)):
         raise OptionError(
             f"{folder!r} names no guider of diffusers.",
             remedy="Give the folder that save_pretrained wrote, or make the guider anew.",
         )
-    return kind.from_config(described["config"])
+    made: Any = kind
+    return made.from_config(described["config"])
 
 
 def _pipeline(frame: FrameType | None) -> Any:
