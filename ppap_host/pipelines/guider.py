@@ -10,6 +10,7 @@ prediction in between (Qwen-Image rescales it, Z-Image turns its sign) is done b
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
