@@ -31,18 +31,18 @@ def cut(g: Array, largest: float) -> Array:
     return g * np.minimum(1, largest / np.maximum(rms(g), 1e-300))
 
 
-def blurred(g: Array, width: float) -> Array:
+def blurred(g: Array, width: float, shape: Sequence[int] = SHAPE) -> Array:
     """By a Gaussian of ``width`` times the shorter side, cut at three deviations, mirrored."""
-    deviation = width * min(SHAPE[1:])
-    reach = min(math.ceil(3 * deviation), min(SHAPE[1:]) - 1)
+    deviation = width * min(shape[1:])
+    reach = min(math.ceil(3 * deviation), min(shape[1:]) - 1)
     kernel = [math.exp(-0.5 * (k / deviation) ** 2) for k in range(-reach, reach + 1)]
     kernel = np.array(kernel) / sum(kernel)
-    picture = g.reshape(-1, *SHAPE)
+    picture = g.reshape(-1, *shape)
     for axis in (2, 3):
         sides = [(reach, reach) if a == axis else (0, 0) for a in range(4)]
         padded = np.pad(picture, sides, mode="reflect")
         picture = np.apply_along_axis(np.convolve, axis, padded, kernel, mode="valid")
-    return picture.reshape(len(g), N)
+    return picture.reshape(len(g), -1)
 
 
 @dataclass(eq=False)

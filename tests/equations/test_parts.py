@@ -424,9 +424,10 @@ def test_the_filter_is_a_gaussian_mirrored_at_the_borders() -> None:
     for width in (3 / 64, 0.2):
         same(Smoothed(width)(g, AT).flatten(1), paper.blurred(g.flatten(1).numpy(), width), 1e-9)
     assert Smoothed().width == 3 / 64
-    tiny = torch.zeros(2, 3, 2, 2)
-    tiny[0, 1] = 1.0  # narrower than the filter; other channels and images stay as they are
-    same(Smoothed(1.0)(tiny, AT), tiny.numpy(), 1e-6)
+    for size in ((2, 2), (3, 2), (3, 4)):  # smaller than the filter
+        tiny = torch.from_numpy(RNG.standard_normal((2, 3, *size)))
+        wanted = paper.blurred(tiny.flatten(1).numpy(), 1.0, (3, *size))
+        same(Smoothed(1.0)(tiny, AT).flatten(1), wanted, 1e-9)
 
 
 def test_moments_are_adams_and_broken_entries_leave_them_alone() -> None:
