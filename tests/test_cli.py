@@ -290,7 +290,7 @@ def record(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "is empty"),
+        ("", "no sound record"),
         ("[]", "no sound record"),
         ("{}", "holds no record"),
         ("[1, 2", "no sound record"),
