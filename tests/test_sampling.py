@@ -237,6 +237,8 @@ def test_every_sampler_that_is_listed_can_be_made_and_no_other() -> None:
     assert SAMPLERS.keys() == SAMPLER_SUMMARIES.keys()
     for name in SAMPLERS:
         assert make_solver(name, 0.0, GaussianBackbone()).name == name
+    for eta in (0.0, 0.3, 1.0):
+        assert make_solver("ddim", eta, GaussianBackbone()) == DDIM(eta)
 
 
 @pytest.mark.parametrize(("name", "eta"), [("ddim", 1.5), ("ddim", -0.1), ("heun", 0.5)])
