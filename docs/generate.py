@@ -22,6 +22,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from ppap_host import cli
+from ppap_host.guides.familiarity import FILE, load_familiarity
 from ppap_host.plugins import builtin
 from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
 from ppap_host.recipes.recipe import Parameter as RecipeParameter

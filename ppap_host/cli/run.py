@@ -439,7 +439,8 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     last = [row("mean", mean("measures"))] if measures and len(entries) > 1 else []
     if measures and all("unguided" in entry for entry in entries):
         last.append(row("mean unguided", mean("unguided")))
-    own = {name: rows[0] for name, rows in record.get("target_measures", {}).items() if len(rows) == 1}
+    of_targets = record.get("target_measures", {})
+    own = {name: rows[0] for name, rows in of_targets.items() if len(rows) == 1}
     if any(own.values()):
         itself = [(own.get(name) or {}).get(measure) for name, measure in measures]
         last.append(row("the target itself", itself))

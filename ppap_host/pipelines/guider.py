@@ -10,7 +10,6 @@ prediction in between (Qwen-Image rescales it, Z-Image turns its sign) is done b
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -204,7 +203,7 @@ def guider(
     pipe: Any,
     guidance: Any,
     *,
-    around: BaseGuidance | None = None,
+    around: Any = None,
     start: float = 0.0,
     stop: float = 1.0,
     seed: int = 0,
@@ -259,13 +258,13 @@ def _made(described: Any, folder: str) -> BaseGuidance:
     kind: Any = None
     if isinstance(described, dict) and isinstance(described.get("config"), dict):
         kind = getattr(diffusers, str(described.get("class")), None)
-    if not (inspect.isclass(kind) and issubclass(kind, BaseGuidance)):
+    if not (isinstance(kind, type) and issubclass(kind, BaseGuidance)):
         raise OptionError(
             f"{folder!r} names no guider of diffusers.",
             remedy="Give the folder that save_pretrained wrote, or make the guider anew.",
         )
-    made: Any = kind
-    return made.from_config(described["config"])
+    made: BaseGuidance = kind.from_config(described["config"])  # type: ignore[attr-defined]
+    return made
 
 
 def _pipeline(frame: FrameType | None) -> Any:
