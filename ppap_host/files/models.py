@@ -71,7 +71,9 @@ def read_json(
         CheckpointError: it cannot be read, is no JSON, larger than :data:`MOST_JSON`, nested deeper
             than anything that is meant, or has a whole number that can only fill the memory.
     """
-    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON).read(path, object)
+    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON, infinite=True).read(
+        path, object
+    )
     waiting = [content]
     while waiting:
         value = waiting.pop()
