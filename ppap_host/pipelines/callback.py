@@ -110,9 +110,14 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
         """The scheduler's step, guided if it is taken in a call that was given this callback."""
         frame = _call(sys._getframe(1))
         guided = None if frame is None else self._runs.get(id(frame))
-        if frame is None or guided is None or not _has(frame, self):
+        if frame is None or guided is None or guided.stepping or not _has(frame, self):
             return call(*args, **kwargs)
-        return guided.run.step(scheduler, call, *args, **kwargs)
+        # A failed call that a traceback still holds watches the scheduler, too: once is enough.
+        guided.stepping = True
+        try:
+            return guided.run.step(scheduler, call, *args, **kwargs)
+        finally:
+            guided.stepping = False
 
     def _end(self, key: int, guided: _Guided) -> None:
         guided.watched.close()
@@ -157,6 +162,7 @@ class _Guided:
     def __init__(self, run: Run) -> None:
         self.run, self.watched = run, ExitStack()
         self._schedulers: list[Any] = []
+        self.stepping = False
 
     def watch(self, scheduler: Any, step: Callable[..., Any]) -> None:
         """Lets a scheduler's steps be seen until the call ends."""
