@@ -23,7 +23,9 @@ from ppap_host.files.errors import CheckpointError
 from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.reading import Document
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 """What libraries call the description of a model, its weights, and the list of their parts."""
 
 HALF = "model.fp16.safetensors"
