@@ -491,7 +491,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert code == 130
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "1 finished parts" in captured.err
+    assert "1 finished part in" in captured.err
     assert "same command" in captured.err
 
 
