@@ -24,7 +24,7 @@ from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import sample_scenes
 
 PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-GUIDES = ("segmentation",)
+GUIDES = ("depth", "segmentation")
 """Whose shipped networks say what they know."""
 SIZE = (64, 64)
 
