@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +26,7 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
+    ZImageTransformer2DModel,
 )
 from PIL import Image
 from tokenizers import Tokenizer
@@ -313,8 +314,108 @@ def tiny(name: str, scheduler: Any = None) -> Any:
     generator = torch.Generator().manual_seed(1)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            for parameter in itertools.chain(part.parameters()):
+            for parameter in part.parameters():
                 if not parameter.any():
                     parameter.data.normal_(std=0.05, generator=generator)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """A network of random weights, the same at every call, without layers of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.05, generator=generator)
+    return network.eval()
+
+
+def modular(name: str, components: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
+    """A modular pipeline of its family's own blocks, but for some.
+
+    Args:
+        name: of its class.
+        components: those that it wants are taken.
+        without: blocks that are left out, such as those that need a text encoder.
+    """
+    kind = getattr(diffusers, name)
+    family = importlib.import_module(kind.__module__.rsplit(".", 1)[0])
+    blocks = getattr(family, kind.default_blocks_name)()
+    for block in without:
+        blocks.sub_blocks.pop(block)
+    pipe = blocks.init_pipeline()
+    pipe.update_components(**{k: v for k, v in components.items() if k in pipe._component_specs})
+    blocks_of = [pipe.blocks, *pipe.blocks.sub_blocks.values()]
+    for block in blocks_of:
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=True)
+    return pipe
+
+
+EMBEDS = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(11))
+"""What stands for the states of a text encoder: of a prompt, and of the empty one."""
+_SIZE: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 4, "output_type": "pt"}
+_MASK = torch.ones(1, 5, dtype=torch.long)
+_BY_EMBEDS = {"prompt_embeds": EMBEDS[0], "negative_prompt_embeds": EMBEDS[1]}
+
+
+def _modular_wan(network: str) -> Any:
+    parts = dict(tiny("wan").components) | {"transformer_2": tiny("wan").transformer}
+    return modular(network, parts, ("text_encoder",))
+
+
+def _modular_z_image() -> Any:
+    torch.manual_seed(0)
+    network = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=1,
+        n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4],
+        axes_lens=[64, 32, 32],
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": vae(shift_factor=0.1, scaling_factor=1.3),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }  # fmt: skip
+    return modular("ZImageModularPipeline", parts, ("text_encoder",))
+
+
+MODULAR: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sdxl": (
+        lambda: modular("StableDiffusionXLModularPipeline", tiny("sdxl").components),
+        {"prompt": "a dog", "output": "images"},
+    ),
+    "sd3": (
+        lambda: modular("StableDiffusion3ModularPipeline", tiny("sd3").components),
+        {"prompt": "a dog", "output": "images", "max_sequence_length": 8},
+    ),
+    "flux": (
+        lambda: modular("FluxModularPipeline", tiny("flux").components),
+        {"prompt": "a dog", "output": "images", "max_sequence_length": 8},
+    ),
+    "qwen": (
+        lambda: modular("QwenImageModularPipeline", tiny("qwen").components, ("text_encoder",)),
+        {**_BY_EMBEDS, "prompt_embeds_mask": _MASK, "negative_prompt_embeds_mask": _MASK,
+         "output": "images"},
+    ),
+    "z-image": (
+        _modular_z_image,
+        {"prompt_embeds": [EMBEDS[0][0]], "negative_prompt_embeds": [EMBEDS[1][0]],
+         "output": "images"},
+    ),
+    "wan": (
+        lambda: _modular_wan("WanModularPipeline"),
+        {k: v[..., :8] for k, v in _BY_EMBEDS.items()} | {"num_frames": 5, "output": "videos"},
+    ),
+    "wan22": (
+        lambda: _modular_wan("Wan22ModularPipeline"),
+        {k: v[..., :8] for k, v in _BY_EMBEDS.items()} | {"num_frames": 5, "output": "videos"},
+    ),
+}  # fmt: skip
+"""Modular pipelines, and what they are called with."""
+
+
+def run_modular(pipe: Any, name: str, **changes: Any) -> Tensor:
+    """The pictures or the frames of one call."""
+    torch.manual_seed(7)
+    generator = torch.Generator().manual_seed(3)
+    made = pipe(**{**_SIZE, **MODULAR[name][1], "generator": generator, **changes})
+    return torch.as_tensor(made)

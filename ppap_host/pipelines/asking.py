@@ -19,7 +19,7 @@ from ppap_host.pipelines.steering import Asked
 from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.choice import NONE, choose, expert_set_path
-from ppap_host.runs.config import GuideConfig, RunConfig, refuse_code
+from ppap_host.runs.config import GuideConfig, RunConfig, called, refuse_code
 from ppap_host.runs.setup import calibrated, guide_of, target_of
 from ppap_host.sampling.evaluator import Guidance, told_apart
 
@@ -37,9 +37,16 @@ def asked(guidance: Any) -> list[Asked]:
     Raises:
         PpapError: a name is unknown, or a target cannot be read.
     """
-    given = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+    given = _each(guidance)
+    if not given:
+        raise OptionError("There is no guidance.", remedy="Give one ppap.guidance or several.")
     names = told_apart([getattr(each, "name", "") for each in given])
     return [_one(each, name, registry()) for each, name in zip(given, names, strict=True)]
+
+
+def _each(guidance: Any) -> list[Any]:
+    several = isinstance(guidance, Sequence) and not isinstance(guidance, str)
+    return list(guidance) if several else [guidance]
 
 
 def _one(given: Any, name: str, found: Registry) -> Asked:
@@ -88,8 +95,10 @@ def written(guidance: Any, **options: Any) -> dict[str, Any]:
     Args:
         options: of the callback or the guider.
     """
-    given = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-    rows = [g.to_dict() if isinstance(g, GuideConfig) else {"object": g.name} for g in given]
+    rows = [
+        g.to_dict() if isinstance(g, GuideConfig) else {"object": called(g)}
+        for g in _each(guidance)
+    ]
     return {
         "guidance": [{k: v for k, v in row.items() if v is not None} for row in rows],
         **options,

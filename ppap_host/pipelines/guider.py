@@ -203,7 +203,7 @@ def guider(
     pipe: Any,
     guidance: Any,
     *,
-    around: BaseGuidance | None = None,
+    around: Any = None,
     start: float = 0.0,
     stop: float = 1.0,
     seed: int = 0,
@@ -263,7 +263,8 @@ def _made(described: Any, folder: str) -> BaseGuidance:
             f"{folder!r} names no guider of diffusers.",
             remedy="Give the folder that save_pretrained wrote, or make the guider anew.",
         )
-    return kind.from_config(described["config"])
+    made: BaseGuidance = kind.from_config(described["config"])  # type: ignore[attr-defined]
+    return made
 
 
 def _pipeline(frame: FrameType | None) -> Any:
