@@ -160,7 +160,7 @@ def test_after_an_exception_nothing_is_left_of_it() -> None:
 
 
 def test_what_a_guider_cannot_do_names_what_can() -> None:
-    with pytest.raises(OptionError, match="no guider; update_components would.*ppap.steer"):
+    with pytest.raises(OptionError, match=r"no guider; update_components would.*ppap\.steer"):
         guider(made("flux"), asks())
     with pytest.raises(OptionError, match=r"no modular pipeline.*ppap\.steer"):
         guider(tiny("sd"), asks())
