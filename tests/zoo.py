@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as Flow
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
-from pipelines import clip, filled, t5, tiny, tokenizer, unet, vae
+from pipelines import clip, filled, tiny, tokenizer, unet, vae
 from torch import Tensor, nn
 
 ROOM = Image.new("RGB", (16, 16), (200, 120, 40))
@@ -24,6 +24,15 @@ HALF = Image.new("L", (16, 16), 0)
 HALF.paste(255, (0, 0, 8, 16))
 Parts = tuple[dict[str, Any], dict[str, Any]]
 """Components by name, and arguments of a call by name."""
+
+
+class StandsIn(nn.Module):
+    """For a text encoder that is asked for nothing but its number format."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+
+STANDS_IN = StandsIn()
 
 
 def embeds(width: int, count: int = 5, seed: int = 11) -> Tensor:
@@ -37,11 +46,12 @@ def by_embeds(width: int, count: int = 5, mask: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {
         "prompt_embeds": embeds(width, count), "negative_prompt_embeds": embeds(width, count, 12),
         "pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1],
+        "negative_prompt": None,
     }  # fmt: skip
     whole = torch.ones(1, count, dtype=torch.long)
-    for name in ("prompt_attention_mask", "prompt_embeds_mask"):
-        if mask:
-            found |= {name: whole, f"negative_{name}": whole}
+    if mask:
+        for name, rows in (("prompt_attention_mask", whole), ("prompt_embeds_mask", whole.bool())):
+            found |= {name: rows, f"negative_{name}": rows}
     return found
 
 
@@ -61,7 +71,13 @@ def _stable_diffusion_xl(name: str) -> Parts:
     parts = dict(tiny("sdxl").components)
     options = {"conditioning_embedding_out_channels": (8, 16)}
     if "Union" in name:
-        network = diffusers.ControlNetUnionModel.from_unet(parts["unet"], **options)
+        network = diffusers.ControlNetUnionModel(
+            block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=16,
+            attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=32, num_trans_channel=8, num_trans_head=2,
+            num_proj_channel=8, **options,
+        )  # fmt: skip
         parts["controlnet"] = filled(network)
     elif "ControlNet" in name:
         parts["controlnet"] = filled(
@@ -73,6 +89,14 @@ def _stable_diffusion_xl(name: str) -> Parts:
 
 def _stable_diffusion_3(name: str) -> Parts:
     parts = dict(tiny("sd3").components)
+    if "Inpaint" in name and "ControlNet" not in name:  # it takes 16 channels or 33
+        network = diffusers.SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=16, num_layers=1, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+            pooled_projection_dim=16, out_channels=16, pos_embed_max_size=8,
+        )  # fmt: skip
+        decoder = vae(16, shift_factor=0.1, scaling_factor=1.3)
+        parts |= {"transformer": filled(network), "vae": decoder}
     if "ControlNet" in name:
         extra = 1 if "Inpaint" in name else 0
         network = diffusers.SD3ControlNetModel(
@@ -113,27 +137,27 @@ def _hunyuan(name: str) -> Parts:
         }  # fmt: skip
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
     return {"transformer": filled(network), "vae": vae(), "scheduler": scheduler,
-            "text_encoder": SimpleNamespace(dtype=torch.float32), "text_encoder_2": None}, call  # fmt: skip
+            "text_encoder": STANDS_IN, "text_encoder_2": None, "tokenizer": None}, call  # fmt: skip
 
 
 def _movq() -> Any:
     network = diffusers.VQModel(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), latent_channels=4,
-        num_vq_embeddings=12, norm_num_groups=4, vq_embed_dim=4, norm_type="spatial",
+        block_out_channels=(32, 32), norm_num_groups=4, vq_embed_dim=4, norm_type="spatial",
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), latent_channels=4,
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), num_vq_embeddings=12,
     )  # fmt: skip
     network.decoder.conv_out.weight.data *= 20
     return network.eval()
 
 
 def _kandinsky(name: str) -> Parts:
+    from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
         CLIPVisionModelWithProjection,
         XLMRobertaConfig,
     )
-    from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
 
     text = clip(projection=True)
     vision = CLIPVisionModelWithProjection(
@@ -167,6 +191,7 @@ def _kandinsky(name: str) -> Parts:
         )  # fmt: skip
         config.transformerDimensions, config.numDims = 8, 8
         text_encoder = MultilingualCLIP(config).eval()
+        text_encoder.LinearTransformation.reset_parameters()  # which nothing else does
     network = diffusers.UNet2DConditionModel(**common)
     scheduler = diffusers.DDIMScheduler(
         beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
@@ -196,8 +221,8 @@ def _long_tokenizer() -> Any:
 
 def _kandinsky_3(name: str) -> Parts:
     network = diffusers.Kandinsky3UNet(
-        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=1,
-        block_out_channels=(8, 16), cross_attention_dim=8, encoder_hid_dim=8,
+        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
+        block_out_channels=(16, 32), cross_attention_dim=4, encoder_hid_dim=8,
     )  # fmt: skip
     whole = torch.ones(1, 5, dtype=torch.long)
     call = by_embeds(8) | {"attention_mask": whole, "negative_attention_mask": whole}
@@ -209,17 +234,18 @@ def _kandinsky_3(name: str) -> Parts:
 
 
 def _paella() -> Any:
-    from diffusers.pipelines.wuerstchen import PaellaVQModel
+    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     torch.manual_seed(0)
     network = PaellaVQModel(
         bottleneck_blocks=1, num_vq_embeddings=2, levels=2, embed_dim=8, latent_channels=4
     )
+    network.out_block[0].weight.data *= 20
     return filled(network)
 
 
 def _wuerstchen(name: str) -> Parts:
-    from diffusers.pipelines.wuerstchen import WuerstchenDiffNeXt, WuerstchenPrior
+    from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt, WuerstchenPrior
 
     text = clip()
     prior = WuerstchenPrior(c_in=2, c=8, depth=2, c_cond=8, c_r=8, nhead=2)
@@ -290,7 +316,12 @@ def _sana(name: str) -> Parts:
     )  # fmt: skip
     parts = {"transformer": filled(network), "vae": decoder.eval(), "scheduler": Flow(shift=3.0),
              "text_encoder": None, "tokenizer": None}  # fmt: skip
-    return parts, by_embeds(8, mask=True) | {"pag_applied_layers": ["transformer_blocks.0"]}
+    layers = ["transformer_blocks.0"]
+    return parts, by_embeds(8, mask=True) | {
+        "pag_applied_layers": layers,
+        "height": 32,
+        "width": 32,
+    }
 
 
 def _auraflow(name: str) -> Parts:
@@ -354,7 +385,9 @@ def _chroma(name: str) -> Parts:
         "transformer": filled(network), "vae": vae(shift_factor=0.1, scaling_factor=1.3),
         "scheduler": Flow(), "text_encoder": None, "tokenizer": None,
     }  # fmt: skip
-    return parts, by_embeds(16, mask=True)
+    whole = torch.ones(1, 5)
+    masks = {"prompt_attention_mask": whole, "negative_prompt_attention_mask": whole}
+    return parts, by_embeds(16) | masks
 
 
 def _ovis(name: str) -> Parts:
@@ -424,7 +457,7 @@ def _glm(name: str) -> Parts:
 
 
 def _qwen(name: str) -> Parts:
-    parts = dict(tiny("qwen").components) | {"processor": None}
+    parts = dict(tiny("qwen").components) | {"processor": None, "text_encoder": STANDS_IN}
     if "ControlNet" in name:
         network = diffusers.QwenImageControlNetModel(
             patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16,
@@ -432,6 +465,7 @@ def _qwen(name: str) -> Parts:
         )  # fmt: skip
         parts["controlnet"] = filled(network)
     call = by_embeds(16, mask=True) | {"resolution": 640, "layers": 2}
+    parts["instead"] = {"get_image_caption": lambda *_, **__: "a dog"}
     return parts, call
 
 
@@ -441,13 +475,22 @@ def _qwen_21(name: str) -> Parts:
         num_attention_heads=2, context_in_dim=16, axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
     decoder = diffusers.AutoencoderKLQwenImage21(
-        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
-        temperal_downsample=[False, True],
+        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1] * 5, num_res_blocks=1,
+        temperal_downsample=[False, True, True, True],
         latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.0, 1.2],
     )  # fmt: skip
     parts = {"transformer": filled(network), "vae": decoder.eval(), "scheduler": Flow(),
-             "text_encoder": None, "processor": None}  # fmt: skip
-    return parts, by_embeds(16, mask=True)
+             "text_encoder": None, "processor": _Processor()}  # fmt: skip
+    return parts, by_embeds(16, mask=True) | {"height": 64, "width": 64}
+
+
+class _Processor:
+    """What stands for the processor of a vision-language model: it is asked for lengths alone."""
+
+    tokenizer = SimpleNamespace(encode=lambda text: [0])
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> list[list[int]]:
+        return [[0]]
 
 
 def z_image_transformer(**changes: Any) -> Any:
@@ -525,10 +568,21 @@ def _ideogram(name: str) -> Parts:
     )  # fmt: skip
     parts = {
         "transformer": filled(network), "unconditional_transformer": network,
-        "vae": _flux_2_autoencoder(), "scheduler": Flow(), "text_encoder": None,
-        "tokenizer": None,
+        "vae": _flux_2_autoencoder(), "scheduler": Flow(), "text_encoder": STANDS_IN,
+        "tokenizer": _Words(),
+        "instead": {"_get_text_encoder_hidden_states": lambda *_: [embeds(16, 8)]},
     }  # fmt: skip
-    return parts, {}
+    return parts, {"prompt": "a dog", "guidance_scale": 3.0, "guidance_schedule": None}
+
+
+class _Words:
+    """What stands for a tokenizer of chats."""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> str:
+        return str(messages[0]["content"][0]["text"])
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Tensor]:
+        return {"input_ids": torch.zeros(1, 5, dtype=torch.long)}
 
 
 def _kolors(name: str) -> Parts:
@@ -550,6 +604,8 @@ def _helios(name: str) -> Parts:
     }  # fmt: skip
     call = by_embeds(8) | {"num_frames": 5, "num_latent_frames_per_chunk": 3,
                            "history_sizes": [4, 2, 1]}  # fmt: skip
+    if stages > 1:
+        call |= {"height": 64, "width": 64}
     return parts, call
 
 
@@ -673,6 +729,8 @@ def built(kind: type) -> tuple[Any, dict[str, Any]]:
         if part in wanted:
             given.setdefault(part, None)
     pipe: Any = kind(**given)
+    for method, stands_in in parts.get("instead", {}).items():
+        setattr(pipe, method, stands_in)
     pipe.set_progress_bar_config(disable=True)
     return pipe, call_of(kind, values)
 
@@ -681,14 +739,16 @@ COMMON: Mapping[str, Any] = {
     "num_inference_steps": 4, "height": 16, "width": 16, "strength": 0.8, "guidance_scale": 3.0,
     "true_cfg_scale": 3.0, "max_sequence_length": 8, "clean_caption": False,
     "use_resolution_binning": False, "image": ROOM, "mask_image": HALF, "control_image": ROOM,
-    "prior_guidance_scale": 1.0,
+    "control_mask": HALF, "prior_guidance_scale": 1.0,
 }  # fmt: skip
 
 
 def call_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call that a class takes."""
     takes = inspect.signature(kind.__call__).parameters  # type: ignore[operator]
-    prompt = {} if "prompt_embeds" in values or "prompt_embeds_t5" in values else {"prompt": "a dog"}
+    prompt = (
+        {} if "prompt_embeds" in values or "prompt_embeds_t5" in values else {"prompt": "a dog"}
+    )
     call = {k: v for k, v in {**COMMON, **prompt, **values}.items() if k in takes}
     if not _wants_image(kind):
         call.pop("image", None)
