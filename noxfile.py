@@ -28,7 +28,6 @@ TEST = [
     "pyte>=0.8",
     "timm>=1.0",
     "scikit-image>=0.24",  # photographs, and a stereo pair with its disparities
-    "cityscapesscripts>=2.2",  # the tables of Cityscapes
 ]
 TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built
 TEST += ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # the notebook runs

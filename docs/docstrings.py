@@ -102,9 +102,11 @@ def resolved(name: str, parent: griffe.Object) -> str | None:
         scope = None if scope.is_module else scope.parent
     package, _, path = name.partition(".")
     if package in PACKAGES:
-        if package != parent.package.name and package not in parent.modules_collection:
-            return name  # read later
-        root: griffe.Object = parent.modules_collection[package]
+        root: griffe.Object = parent.package
+        if package != root.name:
+            if package not in parent.modules_collection:
+                return name  # read later
+            root = parent.modules_collection[package]
         return _member(root, path) if path else root.path
     return None
 

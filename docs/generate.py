@@ -22,6 +22,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from ppap_host import cli
+from ppap_host.guides.familiarity import FILE, load_familiarity
 from ppap_host.plugins import builtin
 from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
 from ppap_host.recipes.recipe import Parameter as RecipeParameter
@@ -376,6 +377,49 @@ def bench_report() -> str:
     return report.strip()
 
 
+def spoiled_table() -> str:
+    """What `ppap shapes evaluate spoiled` found."""
+    found = json.loads((DOCS / "results" / "spoiled.json").read_text("utf-8"))
+    names = list(found["rows"][0]["scores"])
+    heads = [*(name.replace("_", " ") for name in names), "pairs right", "Fréchet distance"]
+    lines = [
+        f"| {found['images']} renders | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
+    ]
+    plain = found["rows"][0]
+    for row in found["rows"]:
+        cells = []
+        for name, value in [*row["scores"].items(), ("two_objects", row["two_objects"])]:
+            before = plain["scores"].get(name, plain.get(name))
+            # What fell by more than a tenth of what it was.
+            cells.append(f"**{value:.2f}**" if value < 0.9 * before else f"{value:.2f}")
+        about = row["name"] if row is plain else f"{row['name']}: {row['about']}"
+        lines.append(f"| {about} | {' | '.join(cells)} | {row['frechet']:.1f} |")
+    lines += ["", "Bold: more than a tenth below renders as they are."]
+    return "\n".join(lines)
+
+
+def familiarity_table() -> str:
+    """What the networks that guides ship take for unfamiliar, as their files say."""
+    lines = [
+        "| network | far from | highest of renders | renders warned of | spoiled | as JPEG "
+        "| lowest of other pictures | pictures warned of | further ones |",
+        "|---|" + "---:|" * 8,
+    ]
+    for path in sorted((DOCS.parent / "plugins").rglob(f"src/**/{FILE}")):
+        known = load_familiarity(path)
+        told = known.measured
+        shares = [f"{told[k]['warned of']:.1%} of {told[k]['count']}" for k in (
+            "renders", "spoiled renders", "compressed renders", "pictures", "other pictures"
+        )]  # fmt: skip
+        lines.append(
+            f"| `{path.parent.name}` | {known.limit:.2f} | {told['renders']['highest']:.2f} | "
+            f"{' | '.join(shares[:3])} | {told['pictures']['lowest']:.2f} | "
+            f"{' | '.join(shares[3:])} |"
+        )
+    return "\n".join(lines)
+
+
 COMMANDS = {command.name: command for whole in commands() for command in (whole, *whole.commands)}
 
 
@@ -403,6 +447,8 @@ TABLES = {
     "recipes": recipe_tables,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
+    "spoiled": spoiled_table,
+    "familiarity": familiarity_table,
     "targets": target_table,
 }
 

@@ -191,6 +191,9 @@ class ColourWorld:
             lambda x: [COLOURS[k] for k in seen(x).tolist()],
         )
 
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
+
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {}
 

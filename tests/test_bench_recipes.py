@@ -149,6 +149,9 @@ class ColourWorld:
 
         return Assignment(targets, seed, judge, {"colours": True}, lambda x: ["word"] * len(x))
 
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
+
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
 

@@ -127,6 +127,9 @@ class ColourWorld:
 
         return Assignment(targets, seed, judge, {"validation": validation})
 
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
+
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
 
@@ -488,7 +491,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert code == 130
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "1 finished parts" in captured.err
+    assert "1 finished part in" in captured.err
     assert "same command" in captured.err
 
 

@@ -55,10 +55,13 @@ def strictly(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
+def test_tuning_leaves_a_set_and_a_record_that_can_be_drawn(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
-    assert names == {".lock", "experts.safetensors", "tuning.json", "tuning.png"}
-    with Image.open(tuned / "tuning.png") as plot:
+    assert names == {".lock", "experts.safetensors", "tuning.json"}
+    drawing = tuned.parent / "drawn.png"
+    outcome = CliRunner().invoke(app, ["plot", str(tuned), "--out", str(drawing)])
+    assert outcome.stdout == f"Plot: {drawing}\n"
+    with Image.open(drawing) as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]
     assert nothing_yet["loss"] == [None, None]

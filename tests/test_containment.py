@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Call
 from environments import Environment, build_wheel
 from PIL import Image, ImageFile
 from torch import Tensor, nn
 
+from conftest import Call
 from ppap_host.cli.surroundings import for_results_alone
 from ppap_host.files.errors import PluginWarning
 from ppap_host.guides.guide import Guide

@@ -103,7 +103,7 @@ def test_parameters_are_told_with_their_values_and_defaults() -> None:
 
 def visited(monkeypatch: pytest.MonkeyPatch, **modules: str) -> griffe.Module:
     """A package of this source, its docstrings rewritten."""
-    monkeypatch.setattr(DOCSTRINGS, "PACKAGE", "world")
+    monkeypatch.setattr(DOCSTRINGS, "PACKAGES", ("world",))
     extensions = griffe.load_extensions(DOCSTRINGS.Docstrings)
     files = {f"{name}.py": dedent(text) for name, text in modules.items()}
     with griffe.temporary_visited_package(

@@ -150,7 +150,7 @@ def refusals(zoo: Environment, tmp_path_factory: pytest.TempPathFactory) -> dict
     """What ``ppap run --guide <name>`` says of each."""
     names = [*BROKEN, "hollowx", "emptyx", "leavesx", "depthx", "godx"]
     out = str(tmp_path_factory.mktemp("refused") / "out")
-    calls = [("run", "--guide", name, "--target", "x", "--out", out) for name in names]
+    calls = [("run", "-q", "--guide", name, "--target", "x", "--out", out) for name in names]
     outcomes = dict(zip(names, zoo.ppap_in_turn(*calls), strict=True))
     assert not Path(out).exists()
     return outcomes

@@ -234,8 +234,8 @@ def test_trials_that_fail_are_kept_and_avoided() -> None:
             raise ValueError("too\nmuch")
         return Judged(math.nan if float(values["scale"]) < 0.05 else float(values["scale"]))
 
-    trials = run_trials(STRENGTH, attempt, 20, 0, higher_is_better=True)
-    assert len(trials) == 20
+    trials = run_trials(STRENGTH, attempt, 40, 0, higher_is_better=True)
+    assert len(trials) == 40
     problems = {t.problem for t in trials if t.judged is None}
     assert problems == {"ValueError: too much", "the score is not finite"}
     assert ranked(trials, higher_is_better=True)[0].values["scale"] == pytest.approx(3, rel=0.2)

@@ -223,7 +223,7 @@ def test_a_remark_on_importing_a_plugin_is_a_failed_check(
 
 
 def test_the_command_line_prints_a_row_a_check(ppap_here: Any) -> None:
-    outcome = ppap_here("plugin", "check", "deblur", "--size", "16", "--json")
+    outcome = ppap_here("plugin", "check", "deblur", "--size", "16", "--json", "-q")
     rows = json.loads(outcome.out)
     assert outcome.code == 0 and outcome.err == ""
     assert [row["check"] for row in rows] == [claim.name for claim in GUIDE.claims]

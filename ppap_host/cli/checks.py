@@ -123,18 +123,25 @@ def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> N
         if code is not None:
             check_file(code[0], OptionError, "Give FILE.py:NAME, a guide or a function in a file.")
     for path in (config.image, config.mask):
-        if path is not None:
-            check_file(moved.get(path, path), TargetError, "Check the path.")
+        if path is not None and ":" not in path:  # as for targets, below
+            check_file(_now(path, moved), TargetError, "Check the path.")
     check_weights(config.checkpoint)
     for guide in config.guides:
         for target in guide.target if isinstance(guide.target, tuple) else (guide.target,):
-            # What stands before a colon may say how to read the file behind it.
-            if isinstance(target, str) and ":" not in target and is_path(target, _PICTURES):
-                check_file(moved.get(target, target), TargetError, "Check the path.")
+            # What stands before a colon may say how to read the file behind it, and what stands
+            # before the sign = which class a mask is of.
+            plain = isinstance(target, str) and not set(target) & {":", "="}
+            if plain and is_path(target, _PICTURES):
+                check_file(_now(target, moved), TargetError, "Check the path.")
         check_weights(guide.model)
         if guide.calibration is not None:
             _check_calibration(Path(guide.calibration))
         _check_experts(guide, found)
+
+
+def _now(path: str, moved: Mapping[str, str]) -> str:
+    expanded = os.path.expanduser(path)
+    return moved.get(expanded, expanded)
 
 
 def check_weights(text: str | None) -> None:

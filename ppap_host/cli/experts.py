@@ -182,7 +182,7 @@ def _measures(quality: dict[str, Any], of: str = "") -> dict[str, str]:
             columns |= _measures(value, f"{key} ".replace("_", " "))
         elif isinstance(value, int | float) and key != "standard_error":
             columns[f"{of}{key}"] = _short(value)
-    if f"{of}distance" in columns and "standard_error" in quality:
+    if f"{of}distance" in columns and quality.get("standard_error") is not None:
         columns[f"{of}distance"] += f" ± {quality['standard_error']:.1g}"
     return columns
 

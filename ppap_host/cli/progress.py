@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
 
-FIRST = 3.0
+FIRST = 5.0
 """Seconds until the first line: what takes less says what came of it, and nothing before."""
 EVERY = 20.0
 """Seconds between two lines."""

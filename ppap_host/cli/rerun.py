@@ -49,7 +49,8 @@ def rerun(
         )
     record = file / "run.json" if os.path.isdir(file) else file
     remedy = "Give a run.json, the folder of a run, or an image that `ppap run` wrote."
-    check_file(record, RecordError, remedy)
+    if not os.path.isfile(record):
+        check_file(record, RecordError, remedy)
     from ppap_host.cli.run import execute
     from ppap_host.files.offline import nothing_fetched
     from ppap_host.runs.record import differences, read_record

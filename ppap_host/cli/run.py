@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -426,8 +426,8 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     columns = [Column("image")]
     columns += [Column(f"{name}\n{measure}", number=True) for name, measure in measures]
 
-    def row(title: str, values: list[float]) -> list[str]:
-        return [title, *(f"{value:.4f}" for value in values)]
+    def row(title: str, values: Sequence[float | None]) -> list[str]:
+        return [title, *("" if value is None else f"{value:.4f}" for value in values)]
 
     def values(of: str, entry: dict[str, Any]) -> list[float]:
         return [entry[of][name][measure] for name, measure in measures]
@@ -439,9 +439,11 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     last = [row("mean", mean("measures"))] if measures and len(entries) > 1 else []
     if measures and all("unguided" in entry for entry in entries):
         last.append(row("mean unguided", mean("unguided")))
-    own = {name: rows[0] for name, rows in record["target_measures"].items() if len(rows) == 1}
-    if measures and {name for name, _ in measures} <= set(own):
-        last.append(row("the target itself", [own[name][measure] for name, measure in measures]))
+    of_targets = record.get("target_measures", {})
+    own = {name: rows[0] for name, rows in of_targets.items() if len(rows) == 1}
+    if any(own.values()):
+        itself = [(own.get(name) or {}).get(measure) for name, measure in measures]
+        last.append(row("the target itself", itself))
     rows = [row(entry["file"], values("measures", entry)) for entry in entries[:_SHOWN]]
     show_table(columns, rows, str(folder), last=last)
     if len(entries) > _SHOWN:

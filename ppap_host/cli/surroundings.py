@@ -150,7 +150,8 @@ def _lenient(stream: TextIO) -> Iterator[None]:
     if not isinstance(stream, io.TextIOWrapper):  # replaced, as in a notebook
         yield
         return
-    stream.reconfigure(errors=PLAIN_ERRORS)
+    with suppress(OSError):  # of a stream for both directions that cannot seek
+        stream.reconfigure(errors=PLAIN_ERRORS)
     try:
         yield
     finally:

@@ -142,7 +142,7 @@ class TuningRecord(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     guide: str
-    ranges: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    ranges: list[Annotated[list[FiniteFloat | None], Field(min_length=2, max_length=2)]]
     quality: list[_Ends]
     history: list[_Measured]
 

@@ -552,12 +552,12 @@ def read_saved(path: Path) -> tuple[Any, Tensors]:
 def _archive(file: IO[bytes], size: int, whole: Tensor) -> tuple[Any, Tensors]:
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # torch does not compress: what is larger than the file is nothing of its making.
-        if sum(info.file_size for info in entries.values()) > size:
-            raise RefusedError("it unpacks to more than it is")
         inner = {name.partition("/")[2] for name in entries}
         if inner & {"constants.pkl", "serialized_exported_program.json", "archive_format"}:
             raise TorchScriptError("it is a program that torch has compiled or exported")
+        # torch does not compress: what is larger than the file is nothing of its making.
+        if sum(info.file_size for info in entries.values()) > size:
+            raise RefusedError("it unpacks to more than it is")
         index = [name for name in entries if name.endswith("/data.pkl")]
         if len(index) != 1:
             what = "arrays of NumPy" if any(n.endswith(".npy") for n in entries) else "other files"
@@ -602,6 +602,8 @@ def _sequence(file: mmap.mmap, whole: Tensor) -> tuple[Any, Tensors]:
         (count,) = struct.unpack("<q", whole[position : position + 8].numpy().tobytes())
         starts[key] = position + 8, count
         position += 8 + count * dtypes[key].itemsize
+    if position > whole.numel():
+        raise RefusedError("it is cut short")
 
     def numbers(reference: Reference) -> Tensor:
         key, dtype, count = _described(reference)

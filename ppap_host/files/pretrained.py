@@ -108,7 +108,7 @@ def load_pretrained(
         made = _Made(folder, place, config, model, state)
         network, report = made.load()
         rows = _rows(report, made.config)
-        if rows is not None and names and max(names) in (rows - 1, rows):
+        if rows is not None and (not names or max(names) in (rows - 1, rows)):
             made.relabel(clean | {"id2label": _placeholders(rows)})
             network, report = made.load()
         prepared = from_pretrained(processor, place)

@@ -330,6 +330,7 @@ class Wrapped(Guide):
     patch_plan = _passed_on(Guide.patch_plan)
     files = _passed_on(Guide.files)
     remarks = _passed_on(Guide.remarks)
+    doubts = _passed_on(Guide.doubts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the wrapped one."""

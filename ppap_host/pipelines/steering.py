@@ -10,6 +10,7 @@ What a recipe adds to the state after a step (DPS, EluCD) is added there where t
 nothing between its steps, and otherwise becomes a change of x_0 that moves a step of DDIM as far.
 """
 
+# Long because a step of any scheduler is opened, guided and closed here, each way in one place.
 from __future__ import annotations
 
 import inspect

@@ -150,8 +150,8 @@ def checked_record(record: str | bytes | Mapping[str, Any], source: str) -> dict
             remedy="Give the run.json of a run with images, or one of its numbered PNGs.",
         )
     _DOCUMENT.check(given, RunRecord, source)
-    values: dict[str, Any] = given
-    return values
+    config = {"backbone": "shapes", "guides": [], **given["config"]}
+    return {**given, "config": config}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

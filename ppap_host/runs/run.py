@@ -458,10 +458,11 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
     It says what the measures of a result can be compared with.
     """
     found: dict[str, list[dict[str, float] | None]] = {}
+    height, width = setup.stages[-1].backbone.image_size
     for g in setup.guides:
         rows: list[dict[str, float] | None] = []
         for target in g.targets:
-            if target.photo is None:
+            if target.photo is None or target.photo.size != (width, height):
                 rows.append(None)
                 continue
             with torch.no_grad():

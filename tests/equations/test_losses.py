@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ppap_plugin_segmentation import losses as segments
 from ppap_plugin_segmentation.guide import SegmentationGuide
 from worlds import QuadraticGuide
 
+from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.guides.temperatures import Tempered
 
 RNG = np.random.default_rng(12)
@@ -77,7 +77,9 @@ def test_the_noise_aware_classifier_is_told_the_step_of_the_same_noise() -> None
     guide: Any = object.__new__(ADMClassifierGuide)
     guide._noise = np.array([-9.0, -4.0, 0.0, 5.0])  # minus log-SNR of steps 0..3
     for log_snr, step in ((4.0, 1.0), (2.0, 1.5), (-5.0, 3.0), (99.0, 0.0), (-99.0, 3.0)):
-        assert guide.time(SimpleNamespace(log_snr=log_snr)) == pytest.approx(step)
+        share = 1 / (1 + math.exp(-log_snr))  # alpha^2, where alpha^2 + sigma^2 = 1
+        level = NoiseLevel(math.sqrt(share), math.sqrt(1 / (1 + math.exp(log_snr))), 0.0)
+        assert guide.time(level) == pytest.approx(step)
     assert guide.time(None) == 0.0
     wanted = shares(OTHER)
     same(guide.loss(t(LOGITS), t(wanted)), -(wanted * np.log(shares(LOGITS))).sum(axis=1))
@@ -212,7 +214,7 @@ def test_losses_of_embeddings_and_of_tokens() -> None:
     guide: Any = object.__new__(ClipGuide)
     guide.temperature = 30.0
     same(guide.loss(t(u), t(v)), 30 * np.arccos(cosines) ** 2 / 2)
-    same(guide.distance(t(u), t(v)), 30 * np.arccos(cosines) ** 2 / 2)
+    same(guide.distance(t(u), t(v.repeat(3, 0))), 30 * np.arccos(cosines) ** 2 / 2)
     tokens, other = RNG.standard_normal((2, 3, 7, 4))
     grams, wanted = (np.einsum("bni,bnj->bij", x, x) / 7 for x in (tokens, other))
     same(clip.gram(t(tokens)), grams)

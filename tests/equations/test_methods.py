@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from equations import paper
 from equations.product import ABARS, Denoiser, NetGuide, draws, rows, run, tensor
 
-from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.backbones.noise import NoiseLevel, NoiseRange, Walk
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.plugins import builtin
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.sampling.evaluator import Guidance, Health
+from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver
 
 PRESETS: dict[str, Recipe] = {entry.name: entry.load() for entry in builtin.ppap_recipes()}
@@ -53,9 +53,13 @@ PAIRS = {
 
 def compared(
     names: Sequence[str], pair: Pair, scales: Sequence[float], averages: bool = False,
-    health: Health | None = None,
+    **changes: Any,
 ) -> None:  # fmt: skip
-    """Both run with these methods, a guide each, and every state is the same."""
+    """Both run with these methods, a guide each, and every state is the same.
+
+    Args:
+        changes: of all methods: ``recurrence``, ``every``, ``interval``.
+    """
     nets = [paper.Net(k % 4, 5 + k, averages) for k in range(len(names))]
     backbone = Denoiser(pair.world, nets[0].mix)
     for net in nets:
@@ -63,15 +67,18 @@ def compared(
     guidance = []
     for name, net, scale in zip(names, nets, scales, strict=True):
         guide = NetGuide(net)
-        guidance.append(Guidance(guide, guide.target, PRESETS[name], scale))
+        guidance.append(Guidance(guide, guide.target, replace(PRESETS[name], **changes), scale))
     methods = [
         paper.methods(net, scale, draws(32))[name]()
         for name, net, scale in zip(names, nets, scales, strict=True)
     ]
+    for method in methods:
+        method.repeats = changes.get("recurrence", method.repeats)
+        method.every = changes.get("every", 1)
+        if "interval" in changes:
+            method.low, method.high = changes["interval"].low, changes["interval"].high
     start = next(draws(1))
-    found = run(
-        backbone, guidance, pair.solver, backbone.walk(5), tensor(start), draws(2), 31, health
-    )
+    found = run(backbone, guidance, pair.solver, backbone.walk(5), tensor(start), draws(2), 31)
     noise, renoise = draws(2), draws(31)
     wanted = paper.run(
         pair.world, methods, pair.reference, ABARS, start, noise.__next__, renoise.__next__,
@@ -93,6 +100,23 @@ def test_a_preset_is_its_papers_method(name: str, pair: Pair) -> None:
 def test_a_mean_over_pixels_counts_as_much_as_a_label(name: str) -> None:
     """Its gradient is longer by the root of the number of entries."""
     compared([name], PAIRS["ddim"], [0.1], averages=True)
+
+
+@pytest.mark.parametrize("name", ["x0", "elucd-edm", "tfg", "ugd", "adam-mpgd"])
+@pytest.mark.parametrize("pair", ["ddim eta", "ddpm", "dpm++", "heun churned"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recurrence": 3},
+        {"every": 2, "recurrence": 2},
+        {"interval": NoiseRange(-6.0, 2.0)},
+    ],
+    ids=str,
+)
+def test_a_preset_is_repeated_and_asked_when_it_says(
+    name: str, pair: str, changes: dict[str, Any]
+) -> None:
+    compared([name], PAIRS[pair], [PAIRS[pair].scale], **changes)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +167,7 @@ def pigdm_by_hand(
     variance of noise.
     """
     states = [x]
-    for ab, then in itertools.pairwise(abars):
+    for ab, then in pairwise(abars):
         x0, r2 = world.raw(x, ab), 1 - ab
         inner = np.linalg.solve(
             r2 * matrix @ matrix.T + noise**2 * np.eye(len(matrix)), (y - x0 @ matrix.T).T

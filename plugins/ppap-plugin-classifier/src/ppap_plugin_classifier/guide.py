@@ -119,7 +119,7 @@ class ClassifierGuide(Guide):
             parts = text.split("+")
             if self.exclusive or len(parts) < 2:
                 raise
-        return sorted({self.labels.find(part, another) for part in parts})
+        return sorted({self.labels.find(part.strip(), another) for part in parts})
 
     def _row(self, wanted: Sequence[int]) -> Float[Tensor, "1 c"]:
         """The value of a target that asks for these classes."""
