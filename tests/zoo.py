@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as Flow
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
-from pipelines import clip, filled, tiny, tokenizer, unet, vae
+from pipelines import clip, filled, modular, tiny, tokenizer, unet, vae
 from torch import Tensor, nn
 
 ROOM = Image.new("RGB", (16, 16), (200, 120, 40))
@@ -210,7 +210,8 @@ def _kandinsky(name: str) -> Parts:
             image_mean=[0.5] * 3, image_std=[0.5] * 3,
         ),
     }  # fmt: skip
-    return parts, {"prompt": "a dog", "prior_num_inference_steps": 2}
+    # An empty prompt has no token here, and no mean over them.
+    return parts, {"prompt": "a dog", "negative_prompt": "snow", "prior_num_inference_steps": 2}
 
 
 def _long_tokenizer() -> Any:
@@ -511,9 +512,9 @@ def _z_image(name: str) -> Parts:
     if "ControlNet" in name:
         parts["controlnet"] = filled(diffusers.ZImageControlNetModel(
             control_layers_places=[0], control_refiner_layers_places=[0],
-            control_in_dim=9 if "Inpaint" in name else 4, add_control_noise_refiner="control_layers",
-            all_patch_size=(2,), all_f_patch_size=(1,), dim=32, n_refiner_layers=1, n_heads=2,
-            n_kv_heads=2,
+            add_control_noise_refiner="control_layers",
+            control_in_dim=9 if "Inpaint" in name else 4, all_patch_size=(2,),
+            all_f_patch_size=(1,), dim=32, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
         ))  # fmt: skip
     call: dict[str, Any] = {
         "prompt_embeds": [embeds(16)[0]], "negative_prompt_embeds": [embeds(16, seed=12)[0]],
@@ -761,3 +762,55 @@ def _wants_image(kind: type) -> bool:
     parameter = inspect.signature(kind.__call__).parameters.get("image")  # type: ignore[operator]
     optional = ("Flux2", "QwenImage21", "Helios", "GlmImage", "ZImageOmni")
     return parameter is not None and not name.startswith(optional)
+
+
+# Modular pipelines
+
+MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "StableDiffusionXLModularPipeline": ("StableDiffusionXL", (), {"prompt": "a dog"}),
+    "StableDiffusion3ModularPipeline": ("StableDiffusion3", (), {"prompt": "a dog"}),
+    "FluxModularPipeline": ("Flux", (), {"prompt": "a dog"}),
+    "FluxKontextModularPipeline": ("FluxKontext", (), {"prompt": "a dog", "image": ROOM}),
+    "Flux2ModularPipeline": ("Flux2", ("text_encoder",), {}),
+    "Flux2KleinModularPipeline": ("Flux2Klein", ("text_encoder",), {}),
+    "Flux2KleinBaseModularPipeline": ("Flux2Klein", ("text_encoder",), {}),
+    "QwenImageModularPipeline": ("QwenImage", ("text_encoder",), {}),
+    "QwenImage21ModularPipeline": ("QwenImage21", ("text_encoder",), {}),
+    "QwenImage21TurboModularPipeline": ("QwenImage21", ("text_encoder",), {}),
+    "Krea2ModularPipeline": ("Krea2", ("text_encoder",), {}),
+    "Krea2TurboModularPipeline": ("Krea2", ("text_encoder",), {}),
+    "Ideogram4ModularPipeline": ("Ideogram4", ("prompt_upsample", "text_encoder"), {}),
+    "ZImageModularPipeline": ("ZImage", ("text_encoder",), {}),
+    "LTXModularPipeline": ("LTX", ("text_encoder",), {}),
+    "HeliosModularPipeline": ("Helios", ("text_encoder",), {}),
+    "HeliosPyramidModularPipeline": ("HeliosPyramid", ("text_encoder",), {}),
+    "HeliosPyramidDistilledModularPipeline": ("HeliosPyramid", ("text_encoder",), {}),
+    "WanModularPipeline": ("Wan", ("text_encoder",), {}),
+    "Wan22ModularPipeline": ("Wan", ("text_encoder",), {}),
+    "Wan22Image2VideoModularPipeline": ("WanImageToVideo", ("text_encoder",), {"image": ROOM}),
+}
+"""By name: what its parts are taken from, which blocks are left out, and more of its call."""
+
+
+def modular_classes() -> list[str]:
+    """The modular pipelines of the installed diffusers."""
+    ends = "ModularPipeline"
+    return sorted(n for n in dir(diffusers) if n.endswith(ends) and n != ends)
+
+
+def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
+    """A tiny modular pipeline and what it is called with."""
+    family, without, more = MODULAR[name]
+    torch.manual_seed(0)
+    parts, values = next(make(family) for start, make in FAMILIES if family.startswith(start))
+    if "Wan22" in name:
+        parts["transformer_2"] = tiny("wan").transformer
+    pipe = modular(name, parts, without)
+    takes = {each.name for each in pipe.blocks.inputs}
+    call = {k: v for k, v in {**COMMON, "num_frames": 5, **values, **more}.items() if k in takes}
+    for key in ("image", "mask_image", "control_image", "strength"):
+        if key not in more:
+            call.pop(key, None)
+    outputs = {each.name for each in pipe.blocks.outputs}
+    call["output"] = "videos" if "videos" in outputs else "images"
+    return pipe, call
