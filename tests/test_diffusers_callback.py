@@ -107,6 +107,12 @@ def test_it_chains_with_others() -> None:
         chain = [ours, cutoff] if order else [cutoff, ours]
         chained = run(pipe, MultiPipelineCallbacks(chain), num_images_per_prompt=1)
         assert torch.equal(chained, expected)
+    both = MultiPipelineCallbacks([
+        ppap.diffusers_callback(pipe, asks(ELUCD)), ppap.diffusers_callback(pipe, asks()),
+    ])  # fmt: skip
+    with steer(pipe, asks()), steer(pipe, asks(ELUCD)):
+        nested = run(pipe)
+    assert torch.equal(run(pipe, both), nested)
 
 
 def test_pipelines_around_the_same_autoencoder_are_guided_and_others_not() -> None:

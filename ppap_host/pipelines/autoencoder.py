@@ -121,16 +121,13 @@ class LentAutoencoder:
         options: further arguments of its ``decode``.
 
     Attributes:
-        video: whether it decodes [b, c, f, h, w].
         channels: of its latents.
     """
 
     def __init__(self, network: Any, *, scaling: float | None = None, **options: Any) -> None:
         self._network, self._scaling, self._options = network, scaling, options
         self._whole: Any = None
-        decoder = getattr(network, "decoder", network)
-        weights = (p.ndim for p in decoder.parameters() if p.ndim >= 4)
-        self.video = next(weights, 4) == 5
+        self._video: bool | None = None
         config = network.config
         names = ("latent_channels", "z_dim", "latent_dim")
         self.channels = int(next((config[n] for n in names if config.get(n)), 0))
@@ -151,6 +148,21 @@ class LentAutoencoder:
                 nn.Module.to(self._whole, dtype=torch.float32)
         return self._whole
 
+    @property
+    def video(self) -> bool:
+        """Whether it decodes [b, c, f, h, w]; found out with a few cells of latents."""
+        if self._video is None:
+            network = self.network
+            size = (1, self.channels, 1, 8, 8)
+            z = torch.zeros(size, device=network.device, dtype=network.dtype)
+            try:
+                with torch.no_grad():
+                    self._video = self._decoded(z).ndim == 5
+            # Whatever two-dimensional layers say of five dimensions.
+            except Exception:
+                self._video = False
+        return self._video
+
     def decode(self, z: Tensor) -> Tensor:
         """RGB in about [-1, 1], not clipped, in the number format of ``z``.
 
@@ -168,6 +180,9 @@ class LentAutoencoder:
             each = self.decode(z.transpose(1, 2).flatten(0, 1))
             film: Tensor = each.unflatten(0, (-1, count)).transpose(1, 2)
             return film
+        return self._decoded(z)
+
+    def _decoded(self, z: Tensor) -> Tensor:
         network = self.network
         own = own_latents(network, z, self._scaling).to(network.dtype)
         options = dict(self._options)

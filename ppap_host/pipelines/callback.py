@@ -74,18 +74,16 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
         pipe = frame.f_locals["self"]
         self._check_part(pipe)
         offered = list(getattr(pipe, "_callback_tensor_inputs", ()))
-        guided = _Guided(self._steering.begin())
-        key = id(frame)
-        self._runs[key] = guided
-        guided.watch(scheduler_of(pipe), self._step)
         if not offered:
             raise OptionError(
                 f"{type(pipe).__name__} offers its callback no tensor, and so cannot say when its "
                 "call ends.",
                 remedy=_STEER,
             )
+        guided = self._runs[id(frame)] = _Guided(self, id(frame), self._steering.begin())
+        guided.watch(scheduler_of(pipe))
         lasting = _Lasting(offered[0])
-        weakref.finalize(lasting, self._end, key, guided)
+        weakref.finalize(lasting, self._end, guided)
         return [lasting]
 
     def callback_fn(
@@ -103,26 +101,13 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
                 f"{type(pipeline).__name__} looked at its callback only after its first step.",
                 remedy=_STEER,
             )
-        guided.watch(scheduler_of(pipeline), self._step)
+        guided.watch(scheduler_of(pipeline))
         return callback_kwargs
 
-    def _step(self, scheduler: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The scheduler's step, guided if it is taken in a call that was given this callback."""
-        frame = _call(sys._getframe(1))
-        guided = None if frame is None else self._runs.get(id(frame))
-        if frame is None or guided is None or guided.stepping or not _has(frame, self):
-            return call(*args, **kwargs)
-        # A failed call that a traceback still holds watches the scheduler, too: once is enough.
-        guided.stepping = True
-        try:
-            return guided.run.step(scheduler, call, *args, **kwargs)
-        finally:
-            guided.stepping = False
-
-    def _end(self, key: int, guided: _Guided) -> None:
+    def _end(self, guided: _Guided) -> None:
         guided.watched.close()
-        if self._runs.get(key) is guided:
-            del self._runs[key]
+        if self._runs.get(guided.frame) is guided:
+            del self._runs[guided.frame]
 
     def _check_part(self, pipe: Any) -> None:
         """Whether a pipeline that the callback was passed to makes the pictures it was made for."""
@@ -157,18 +142,29 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
 
 
 class _Guided:
-    """One call of a pipeline that was given the callback."""
+    """One call of a pipeline that was given the callback.
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.watched = run, ExitStack()
+    Attributes:
+        frame: the identity of the call's frame, which lasts as long as this.
+    """
+
+    def __init__(self, callback: StepGuidance, frame: int, run: Run) -> None:
+        self._callback, self.frame, self._run = callback, frame, run
+        self.watched = ExitStack()
         self._schedulers: list[Any] = []
-        self.stepping = False
 
-    def watch(self, scheduler: Any, step: Callable[..., Any]) -> None:
+    def watch(self, scheduler: Any) -> None:
         """Lets a scheduler's steps be seen until the call ends."""
         if not any(scheduler is s for s in self._schedulers):
             self._schedulers.append(scheduler)
-            self.watched.enter_context(hooked(scheduler, "step", step))
+            self.watched.enter_context(hooked(scheduler, "step", self._step))
+
+    def _step(self, scheduler: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The scheduler's step, guided if it is taken in this very call."""
+        frame = _call(sys._getframe(1))
+        if frame is None or id(frame) != self.frame or not _has(frame, self._callback):
+            return call(*args, **kwargs)
+        return self._run.step(scheduler, call, *args, **kwargs)
 
 
 def diffusers_callback(

@@ -152,13 +152,16 @@ class Decoder:
     def decode(self, rows: Tensor, layout: Layout) -> Tensor:
         """RGB in about [-1, 1], [b n, 3, H, W], from clean states [b, c f, h, w]; differentiable.
 
-        Of a video, the n frames that are looked at, one after the other; of a picture n is 1.
+        Of a video, the n frames that are looked at, one after the other; of a picture n is 1. Of
+        pictures with transparency the colours are looked at.
         """
+        return self._decoded(rows, layout)[:, :3]
+
+    def _decoded(self, rows: Tensor, layout: Layout) -> Tensor:
         z = layout.frames(rows)
         if not layout.video:
             z = z[:, :, 0]
-            picture = z if self.autoencoder is None else self.autoencoder.decode(z)
-            return picture if picture.ndim == 4 else picture[:, :, 0]
+            return z if self.autoencoder is None else self.autoencoder.decode(z)
         if self.autoencoder is None:
             return self._chosen(z)
         if not self.autoencoder.video:
