@@ -274,7 +274,7 @@ guides = ["a-guide-with-a-name-that-is-really-long", "depth", "segmentation [/bo
 measures = {g: {"abs-rel": 0.1, "delta<1.25": 0.98765, "pixel-accuracy": 0.5} for g in guides}
 images = [{"file": f"{k:05d}.png", "measures": measures} for k in range(int(sys.argv[1]))]
 seconds = {"load": 2.04, "hash": 0.01, "sample": 75.2, "measure": 0.5, "write": 0.3}
-record = {"images": images, "seconds": seconds, "failed": {}}
+record = {"images": images, "seconds": seconds, "failed": {}, "target_measures": {}}
 finish(Result(record, Path("out/000")), "--json" in sys.argv)
 """
 

@@ -40,7 +40,7 @@ def is_path(text: str, endings: tuple[str, ...] = ()) -> bool:
     """Whether a text can be nothing but a path: it begins as one, or ends as such files do."""
     if "://" in text or text.startswith(("http:", "https:")):
         return False
-    return text.startswith(_HERE) or (text.lower().endswith(endings) and ":" not in text)
+    return text.startswith(_HERE) or text.lower().endswith(endings)
 
 
 def check_folder(folder: Path, holds: str, error: type[PpapError], remedy: str) -> None:
@@ -138,7 +138,10 @@ def check_weights(text: str | None) -> None:
     Raises:
         CheckpointError: they are not.
     """
-    if text is not None and is_path(text, _WEIGHTS) and not os.path.exists(text):
+    # What stands before a colon may name a library, or say which weights of several.
+    if text is None or (":" in text and not text.startswith(_HERE)):
+        return
+    if is_path(text, _WEIGHTS) and not os.path.exists(text):
         raise CheckpointError(f"There is no file {text!r}.", remedy="Check the path.")
 
 
