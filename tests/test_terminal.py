@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from processes import Outcome, plain_environment, run_process
 from rich.cells import cell_len
 from terminals import Screen, on_terminal
@@ -162,6 +162,18 @@ def test_help_in_a_pipe_is_plain(name: str, ppap_here: Call) -> None:
     assert "General:\n" in text and not re.search(r"<(?!next\b)", text)
 
 
+def test_a_terminal_without_a_width_gets_help(
+    ppap_here: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "3")
+    assert "recipes" in ppap_here("list", "--help").out
+
+
+def test_nobody_is_asked_where_there_is_no_input(tmp_path: Path) -> None:
+    outcome = shell("PPAP plugin new edges <&-", tmp_path)
+    assert outcome.code == 0 and outcome.out.startswith("Wrote ppap-plugin-edges")
+
+
 def test_a_narrow_terminal_gets_narrow_help(tmp_path: Path) -> None:
     screen = ppap_on_terminal(tmp_path, "list", "--help", columns=50)
     assert all(len(line) <= 50 for line in screen.lines)
@@ -262,7 +274,7 @@ guides = ["a-guide-with-a-name-that-is-really-long", "depth", "segmentation [/bo
 measures = {g: {"abs-rel": 0.1, "delta<1.25": 0.98765, "pixel-accuracy": 0.5} for g in guides}
 images = [{"file": f"{k:05d}.png", "measures": measures} for k in range(int(sys.argv[1]))]
 seconds = {"load": 2.04, "hash": 0.01, "sample": 75.2, "measure": 0.5, "write": 0.3}
-record = {"images": images, "seconds": seconds, "failed": {}}
+record = {"images": images, "seconds": seconds, "failed": {}, "target_measures": {}}
 finish(Result(record, Path("out/000")), "--json" in sys.argv)
 """
 
@@ -913,71 +925,90 @@ def test_a_run_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
     assert outcome.err.splitlines()[-1].startswith(
         "Error: There is not enough memory: RuntimeError"
     )
+    assert not (tmp_path / "o").exists()  # and nothing stands in the way of the next try
 
 
 # Before anything heavy
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "run -g depth -t none.png",
-        "run -g depth -t folder.png",
-        "run -g depth -t empty.png",
-        "run -g depth -t pipe.png",
-        "run -g depth -t ./none",
-        "run -g nobody.py:fn",
-        "run --image none.png --mask none.png",
-        "run -b adm --checkpoint none.pt",
-        "run -g depth -t full.png -m ./none",
-        "run -g depth -t full.png -e none.safetensors",
-        "run -g depth -t full.png -e nowhere-5",
-        "run -g depth -t full.png -e classifier.safetensors",
-        "run -g depth -t full.png --calibration nowhere",
-        "run -g depth -t full.png --out full.png",
-        "run -g depth -t full.png --out held",
-        "run -g depth -t full.png --device gpu",
-        "run -g depth -t full.png --dtype float64",
-        "run -g depth -t full.png --sampler euler",
-        "tune depth --harvest nowhere --out x",
-        "tune depth --harvest folder.png --out x",
-        "tune dpeth --harvest x --out y",
-        "harvest --out x --prompts none.txt",
-        "harvest --out x --sampler euler",
-        "harvest --out x --backbone nothing",
-        "rerun nowhere",
-        "calibrate classifier --out held-calibration",
-        "calibrate classifier --out x --harvest nowhere",
-        "search -g depth --work x --sampler euler",
-        "bench ppap --out x --harvest nowhere",
-    ],
-)
-def test_what_can_be_told_without_torch_is_told_without_torch(words: str, tmp_path: Path) -> None:
-    import ppap_plugin_classifier
+TOLD = {
+    "run -g depth -t none.png": "There is no file 'none.png'.",
+    "run -g depth -t depth:none.png": "There is no file 'none.png'.",
+    "run -g depth -t folder.png": "'folder.png' is a folder.",
+    "run -g depth -t empty.png": "'empty.png' is empty.",
+    "run -g depth -t pipe.png": "'pipe.png' is a pipe",
+    "run -g depth -t text.png": "'text.png' is not an image",
+    "run -g depth -t photo:text.png": "'text.png' is not an image",
+    "run -g depth -t ./none": "There is no file './none'.",
+    "run -g nobody.py:fn": "There is no file 'nobody.py'.",
+    "run --image none.png --mask full.png": "There is no file 'none.png'.",
+    "run -b shapes --checkpoint none.pt": "There is no file 'none.pt'.",
+    "run -g depth -t full.png -m ./none": "There is no file './none'.",
+    "run -g depth -t full.png -e none.safetensors": "There is no file 'none.safetensors'.",
+    "run -g depth -t full.png -e nowhere-5": "Unknown expert set 'nowhere-5'.",
+    "run -g depth -t full.png -e e.safetensors": "for the guide 'classifier', not 'depth'",
+    "run -g depth -t full.png --calibration nowhere": "There is no file 'nowhere'.",
+    "run -g depth -t full.png --out full.png": "'full.png' is a file.",
+    "run -g depth -t full.png --out held": "'held' already holds a run.",
+    "run -g depth -t full.png --device gpu": "Unknown device 'gpu'.",
+    "run -g depth -t full.png --dtype float64": "Unknown dtype 'float64'.",
+    "run -g depth -t full.png --sampler euler": "Unknown sampler 'euler'.",
+    "tune depth --harvest nowhere --out x": "There is no folder 'nowhere'.",
+    "tune depth --harvest folder.png --out x": "There is no harvest.json in 'folder.png'.",
+    "tune dpeth --harvest x --out y": "Unknown guide 'dpeth'.",
+    "harvest --out x --prompts none.txt": "There is no file 'none.txt'.",
+    "harvest --out x --sampler euler": "Unknown sampler 'euler'.",
+    "harvest --out x --backbone nothing": "Unknown backbone 'nothing'.",
+    "rerun nowhere": "There is no file 'nowhere'.",
+    "calibrate classifier --out kept": "'kept' already holds a calibration.",
+    "calibrate classifier --out x --harvest nowhere": "There is no folder 'nowhere'.",
+    "search -g depth --work x --sampler euler": "Unknown sampler 'euler'.",
+    "bench ppap --out x --harvest nowhere": "There is no folder 'nowhere'.",
+}
+ALL_IN_TURN = """
+import contextlib, io, json, os, sys
+from ppap_host.cli import main
+found = {}
+for words in sys.argv[1:]:
+    sys.argv = ["ppap", *words.split()]
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+        main()
+    found[words] = err.getvalue(), "torch" in sys.modules
+print(json.dumps(found))
+"""
 
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "full.png").write_bytes(b"x")
-    os.mkfifo(tmp_path / "pipe.png")
-    for folder, file in (("held", "run.json"), ("held-calibration", "calibration.json")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / file).write_text("{}")
-    shipped = Path(inspect.getfile(ppap_plugin_classifier)).parent
-    (made, *_) = sorted(shipped.rglob("*experts*.safetensors")) or sorted(
-        shipped.rglob("*-5*.safetensors")
-    )
-    (tmp_path / "classifier.safetensors").symlink_to(made)
-    code = (
-        "import sys\nfrom ppap_host.cli import main\n"
-        f"sys.argv = ['ppap', *{words.split()!r}]\n"
-        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)\n"
-    )
-    before = sorted(p for p in tmp_path.rglob("*"))
-    outcome = run_process([sys.executable, "-c", code], tmp_path, timeout=120)
-    assert (outcome.code, outcome.out) == (2, "False\n"), outcome
-    (line,) = outcome.err.splitlines()
-    assert line.startswith("Error: ")
-    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+@pytest.fixture(scope="module")
+def told_early(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, bool]]:
+    """What each command says, and whether torch was imported by then."""
+    from ppap_host.plugins.registry import registry
+
+    folder = tmp_path_factory.mktemp("early")
+    (folder / "folder.png").mkdir()
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(folder / "full.png")
+    os.mkfifo(folder / "pipe.png")
+    for name, file in (("held", "run.json"), ("kept", "calibration.json")):
+        (folder / name).mkdir()
+        (folder / name / file).write_text("{}")
+    (folder / "e.safetensors").symlink_to(registry().expert_set("classifier-shapes-1"))
+    before = sorted(folder.rglob("*"))
+    outcome = run_process([sys.executable, "-c", ALL_IN_TURN, *TOLD], folder).success()
+    assert sorted(folder.rglob("*")) == before
+    found: dict[str, tuple[str, bool]] = json.loads(outcome.out)
+    return found
+
+
+@pytest.mark.parametrize("words", TOLD)
+def test_what_can_be_told_without_torch_is_told_without_torch(
+    words: str, told_early: dict[str, tuple[str, bool]]
+) -> None:
+    err, heavy = told_early[words]
+    (line,) = err.splitlines()
+    assert line.startswith("Error: ") and TOLD[words] in line
+    assert not heavy
 
 
 # Completion

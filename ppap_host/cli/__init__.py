@@ -307,6 +307,7 @@ def _called(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.Abort:  # a question was answered by Ctrl-C, or by the end of the input
+        remark("Interrupted.", "yellow")
         return INTERRUPTED
     except _UsageError as error:
         _misunderstood(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +19,9 @@ from ppap_host.files.errors import (
     OptionError,
     OutputError,
     PpapError,
-    TargetError,
     unknown_name,
 )
+from ppap_host.files.reading import require_regular
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -41,32 +40,7 @@ def is_path(text: str, endings: tuple[str, ...] = ()) -> bool:
     """Whether a text can be nothing but a path: it begins as one, or ends as such files do."""
     if "://" in text or text.startswith(("http:", "https:")):
         return False
-    return text.startswith(_HERE) or (text.lower().endswith(endings) and ":" not in text)
-
-
-def check_file(path: str | Path, error: type[PpapError], remedy: str) -> None:
-    """Whether there is a regular file that may be read; nothing of it is read.
-
-    Raises:
-        PpapError: of the class ``error``: it is missing, a folder, a pipe or a device, or empty.
-    """
-    name = repr(str(path))
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as problem:
-        if isinstance(problem, PermissionError):
-            told = f"The file {name} may not be read."
-        else:
-            told = f"There is no file {name}."
-        raise error(told, remedy=remedy) from None
-    if stat.S_ISDIR(found.st_mode):
-        raise error(f"{name} is a folder.", remedy=remedy)
-    if not stat.S_ISREG(found.st_mode):
-        raise error(f"{name} is no regular file.", remedy=remedy)
-    if not found.st_size:
-        raise error(f"The file {name} is empty.", remedy=remedy)
-    if not os.access(path, os.R_OK):
-        raise error(f"The file {name} may not be read.", remedy=remedy)
+    return text.startswith(_HERE) or text.lower().endswith(endings)
 
 
 def check_folder(folder: Path, holds: str, error: type[PpapError], remedy: str) -> None:
@@ -121,27 +95,44 @@ def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> N
     for guide in config.guides:
         code = code_of(guide.steers)
         if code is not None:
-            check_file(code[0], OptionError, "Give FILE.py:NAME, a guide or a function in a file.")
+            remedy = "Give FILE.py:NAME, a guide or a function in a file."
+            require_regular(code[0], OptionError, remedy)
     for path in (config.image, config.mask):
-        if path is not None and ":" not in path:  # as for targets, below
-            check_file(_now(path, moved), TargetError, "Check the path.")
+        if path is not None:
+            _check_picture(path, moved)
     check_weights(config.checkpoint)
     for guide in config.guides:
         for target in guide.target if isinstance(guide.target, tuple) else (guide.target,):
-            # What stands before a colon may say how to read the file behind it, and what stands
-            # before the sign = which class a mask is of.
-            plain = isinstance(target, str) and not set(target) & {":", "="}
-            if plain and is_path(target, _PICTURES):
-                check_file(_now(target, moved), TargetError, "Check the path.")
+            if isinstance(target, str) and is_path(_behind_head(target), _PICTURES):
+                _check_picture(target, moved)
         check_weights(guide.model)
         if guide.calibration is not None:
             _check_calibration(Path(guide.calibration))
         _check_experts(guide, found)
 
 
-def _now(path: str, moved: Mapping[str, str]) -> str:
-    expanded = os.path.expanduser(path)
-    return moved.get(expanded, expanded)
+_HEAD = re.compile(r"\A[a-z][a-z-]*(,\s*[\w-]+\s*=[^,:]*)*:(?=.)")
+"""What says before a colon how the file behind it is to be read."""
+
+
+def _behind_head(text: str) -> str:
+    return text if os.path.exists(text) else _HEAD.sub("", text, count=1)
+
+
+def _check_picture(text: str, moved: Mapping[str, str]) -> None:
+    """Whether a file begins as a picture or a map does.
+
+    Raises:
+        TargetError: it does not, or cannot be read.
+    """
+    from ppap_host.files.decoding import check_header
+
+    for path in (text, _behind_head(text)):
+        path = os.path.expanduser(path)
+        if path in moved:
+            return check_header(Path(moved[path]))
+    if os.path.exists(path) or "=" not in path:  # else CLASS=FILE, which its guide looks at
+        check_header(Path(path))
 
 
 def check_weights(text: str | None) -> None:
@@ -150,7 +141,10 @@ def check_weights(text: str | None) -> None:
     Raises:
         CheckpointError: they are not.
     """
-    if text is not None and is_path(text, _WEIGHTS) and not os.path.exists(text):
+    # What stands before a colon may name a library, or say which weights of several.
+    if text is None or (":" in text and not text.startswith(_HERE)):
+        return
+    if is_path(text, _WEIGHTS) and not os.path.exists(text):
         raise CheckpointError(f"There is no file {text!r}.", remedy="Check the path.")
 
 
@@ -159,7 +153,7 @@ def _check_calibration(path: Path) -> None:
     if os.path.isdir(path):
         check_folder(path, "calibration.json", CheckpointError, remedy)
     else:
-        check_file(path, CheckpointError, remedy)
+        require_regular(path, CheckpointError, remedy)
 
 
 def _check_experts(guide: GuideConfig, found: Registry) -> None:
@@ -173,7 +167,8 @@ def _check_experts(guide: GuideConfig, found: Registry) -> None:
     else:
         found.entry("expert set", name)
         return
-    check_file(path, CheckpointError, "Give a set of `ppap tune`: its folder or the file in it.")
+    remedy = "Give a set of `ppap tune`: its folder or the file in it."
+    require_regular(path, CheckpointError, remedy)
     made_for = _said_by(path).get("guide")
     if isinstance(made_for, str) and isinstance(guide.steers, str) and made_for != guide.steers:
         raise CheckpointError(

@@ -26,8 +26,8 @@ from ppap_host.files.errors import OutputError
 GENERAL = "General"
 """The last panel of every command."""
 
-_WIDEST = 100
-"""Columns beyond which lines of help are not made longer."""
+_NARROWEST, _WIDEST = 50, 100
+"""Columns of help, however narrow or wide the terminal is."""
 _NAMES = 28
 """Columns that names take at most; what a longer one means begins on a line of its own."""
 _HELP_NAMES = ["-h", "--help"]
@@ -142,7 +142,7 @@ class Group(TyperGroup):
 
 def _text(command: Any, ctx: Any) -> str:
     """The help of a command."""
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    width = max(_NARROWEST, min(shutil.get_terminal_size().columns, _WIDEST))
     framed = sys.stdout.isatty() and encodable("╭─│╰╮╯", sys.stdout)
     panels = _panels(command, ctx)
     names = (len(name) for rows in panels.values() for name, _ in rows)

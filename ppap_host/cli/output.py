@@ -116,10 +116,10 @@ Part = tuple[str, str]
 """Text and its style (of Rich), which is shown on terminals alone."""
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at a stream now, and not later or never."""
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is at the other end of a stream now, and not later or never."""
     try:
-        return stream.isatty()
+        return stream is not None and stream.isatty()
     except (AttributeError, ValueError):  # replaced, or closed
         return False
 

@@ -24,7 +24,7 @@ from ppap_host.cli.options import (
     backbone_options,
     option,
 )
-from ppap_host.cli.output import in_one_line, print_json, tell
+from ppap_host.cli.output import clean, in_one_line, is_terminal, print_json, tell
 from ppap_host.cli.progress import progress_bar
 from ppap_host.files.errors import OptionError, PpapError
 
@@ -250,7 +250,7 @@ def new(
 
 def _on_a_terminal() -> bool:
     """Whether somebody can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def _ask(question: str, default: str, checked: Callable[[str], T]) -> T:
@@ -260,7 +260,7 @@ def _ask(question: str, default: str, checked: Callable[[str], T]) -> T:
         try:
             return checked(text)
         except PpapError as error:
-            raise typer.BadParameter(str(error)) from None
+            raise typer.BadParameter(in_one_line(error)) from None
 
     answer: T = typer.prompt(question, default=default, value_proc=understood, err=True)
     return answer
@@ -275,7 +275,7 @@ def _git_user() -> str:
         )  # fmt: skip
     except (OSError, UnicodeError, subprocess.TimeoutExpired):
         return ""
-    return told.stdout.strip()
+    return clean(told.stdout.strip())
 
 
 def _next_steps(scaffold: Scaffold, folder: Path) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from ppap_host.cli import options
-from ppap_host.cli.checks import check_file
 from ppap_host.cli.options import AsJson, OpenIt, option
 from ppap_host.cli.output import counted, open_file, print_json, remark, tell, tell_path
 from ppap_host.files.errors import OptionError, OutputError, RecordError
+from ppap_host.files.reading import require_regular
 
 
 def rerun(
@@ -49,8 +49,7 @@ def rerun(
         )
     record = file / "run.json" if os.path.isdir(file) else file
     remedy = "Give a run.json, the folder of a run, or an image that `ppap run` wrote."
-    if not os.path.isfile(record):
-        check_file(record, RecordError, remedy)
+    require_regular(record, RecordError, remedy)
     from ppap_host.cli.run import execute
     from ppap_host.files.offline import nothing_fetched
     from ppap_host.runs.record import differences, read_record

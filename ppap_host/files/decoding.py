@@ -52,6 +52,9 @@ _ORIENTATION = 0x0112
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of one number a pixel with more than 8 bits."""
 
+_ARRAYS = (b"\x93NUMPY", b"\x76\x2f\x31\x01", b"PK\x03\x04")
+"""How the files of :data:`MAPS` begin."""
+
 # What a file is by its first bytes, if it is none that is opened: (where, bytes, name, remedy).
 # Texts stand in lower case.
 _SAVE_AS = f"Save it as {PROMISED}."
@@ -226,6 +229,26 @@ def _too_large(name: str) -> TargetError:
         f"{name} has more than {MAX_PIXELS // 1_000_000} megapixels.",
         remedy="Make it smaller first; a few hundred pixels a side are enough.",
     )
+
+
+def check_header(path: Path) -> None:
+    """Whether a file begins as a picture or a map that is read; nothing of it is unpacked.
+
+    Raises:
+        TargetError: as :func:`decode`, as far as that can be told.
+    """
+    check_regular(path)
+    name = f"The file {str(path)!r}"
+    with _explained(name), open(path, "rb") as file:
+        head = file.read(64)
+        if head.startswith(_ARRAYS) or path.suffix.lower() in (".npy", ".npz"):
+            return
+        try:
+            with Image.open(file, formats=_openable()) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(name)
+        except UnidentifiedImageError:
+            raise _unknown(name, head) from None
 
 
 def decode(path: Path, near: tuple[int, int] | None = None, key: str | None = None) -> Decoded:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppap_host.files import images
-from ppap_host.files.errors import OutputError, PpapError, SamplingError
+from ppap_host.files.errors import OutputError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_pixels
 from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
@@ -360,7 +360,7 @@ def run(
         folder.write_record(record | {"status": "interrupted"})
         folder.close()
         raise
-    except PpapError:
+    except Exception:  # also out of memory: the folder can be used again
         folder.forget()
         raise
     except BaseException:
@@ -369,7 +369,7 @@ def run(
         raise
     try:
         return going.finish()
-    except PpapError:
+    except Exception:
         if not going.record["images"]:
             folder.forget()
         raise
