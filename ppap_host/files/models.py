@@ -308,7 +308,7 @@ def no_larger_than(name: str, numbers: int, tensors: int = 3000) -> Iterator[Non
     Raises:
         CheckpointError: it has more.
     """
-    most, parts = 16 * numbers + (1 << 26), 32 * tensors + 10_000
+    most, parts = 16 * numbers + (1 << 27), 32 * tensors + 20_000
     made = [0, 0]
 
     def count(owner: nn.Module, part: str, value: Any) -> None:
@@ -352,11 +352,12 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str)
         CheckpointError: the weights are for a far smaller one.
         Exception: whatever ``make`` raises.
     """
-    limited = no_larger_than(name, held(state), len(state))
-    with torch.random.fork_rng(devices=[]), limited, nothing_fetched(name, _ELSEWHERE):
+    with torch.random.fork_rng(devices=[]), nothing_fetched(name, _ELSEWHERE):
         try:
-            with torch.device("meta"):
+            with no_larger_than(name, held(state), len(state)), torch.device("meta"):
                 make()
         except NotImplementedError:
-            pass  # it looks at numbers while it is made, which the meta device has not got
+            # It looks at numbers while it is made, which the meta device has not got.
+            with no_larger_than(name, held(state), len(state)):
+                return make()
         return make()
