@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -20,9 +24,10 @@ TEST = [
     "hypothesis>=6.100",
     "beartype>=0.18",
     "installer>=0.7",
+    "pexpect>=4.9",  # a terminal for the command line, and what is seen on it
+    "pyte>=0.8",
     "timm>=1.0",
     "scikit-image>=0.24",  # photographs, and a stereo pair with its disparities
-    "cityscapesscripts>=2.2",  # the tables of Cityscapes
 ]
 TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built
 TEST += ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # the notebook runs
@@ -37,6 +42,28 @@ def tests(session: nox.Session) -> None:
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     session.run("pytest", *shared, *session.posargs, env=threads)
+    vectors = os.environ.get("PPAP_VECTORS", Path(__file__).parent.parent / "shared" / "vectors")
+    if not any(Path(vectors).rglob("case.json")):
+        # After all other sessions: it is no failure, and is not to be missed.
+        atexit.register(
+            print, f"Not compared with the reference vectors, which are not in {vectors}."
+        )
+
+
+@nox.session
+def planted(session: nox.Session) -> None:
+    """Plants faults and asks whether the tests notice; ``-- --write`` writes docs/planted.md."""
+    session.install(".", *PLUGINS, *TEST)
+    session.run("python", "tests/planted", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutation testing of the numerical core; arguments as tests/planted/mutants.py has them."""
+    session.install(".", *PLUGINS, *TEST, "cosmic-ray>=8.4")
+    session.run(
+        "python", "tests/planted/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @nox.session
@@ -60,6 +87,17 @@ def docs(session: nox.Session) -> None:
     # Neither the host nor torch: the reference is read from the source.
     session.install(*SITE)
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+
+
+@nox.session
+def robustness(session: nox.Session) -> None:
+    """Hostile inputs and faults, one by one; renews the table of docs/robustness.md with --write.
+
+    Takes about ten minutes on two cores.
+    """
+    session.install(".", *PLUGINS, *TEST)
+    session.run("python", "-m", "robustness", *session.posargs,
+                env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
 @nox.session

@@ -15,7 +15,8 @@ import griffe
 
 _log = griffe.get_logger("docstrings")
 
-PACKAGE = "ppap_host"
+PACKAGES = ("ppap_host", "ppap_plugin_bench")
+"""Of the project, with pages of their own."""
 
 _ROLE = re.compile(
     r":(?:attr|class|data|exc|func|meth|mod):`(?P<short>~?)(?P<name>[\w.]+)`",
@@ -83,7 +84,7 @@ def _others(parent: griffe.Object) -> set[str]:
     """What the module imports from outside the package, by the names it has there."""
     imports = parent.module.imports
     return {"torch", "diffusers"} | {
-        name for name, path in imports.items() if path.partition(".")[0] != PACKAGE
+        name for name, path in imports.items() if path.partition(".")[0] not in PACKAGES
     }
 
 
@@ -99,9 +100,13 @@ def resolved(name: str, parent: griffe.Object) -> str | None:
         if found is not None:
             return found
         scope = None if scope.is_module else scope.parent
-    if name.partition(".")[0] == PACKAGE:
+    package, _, path = name.partition(".")
+    if package in PACKAGES:
         root: griffe.Object = parent.package
-        path = name.partition(".")[2]
+        if package != root.name:
+            if package not in parent.modules_collection:
+                return name  # read later
+            root = parent.modules_collection[package]
         return _member(root, path) if path else root.path
     return None
 

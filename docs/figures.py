@@ -146,7 +146,7 @@ def guidance(effort: Effort) -> Figure:
     rows: list[tuple[str, list[Any]]] = []
     for name, run, colour, beside in (
         ("without guidance", _set_up(effort), COLOURS[7], (None, None)),
-        ("with guidance", guided, COLOURS[0], tuple(active.target.pictures.values())),
+        ("with guidance", guided, COLOURS[0], tuple(active.targets[0].pictures.values())),
     ):
         reports = _watched(run, list(range(effort.num)))
         with torch.no_grad():

@@ -22,8 +22,9 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from ppap_host import cli
+from ppap_host.guides.familiarity import FILE, load_familiarity
 from ppap_host.plugins import builtin
-from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
+from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
 from ppap_host.recipes.recipe import Parameter as RecipeParameter
 from ppap_host.recipes.recipe import Recipe, parts_of
 from ppap_host.testing import backbones, guides
@@ -79,38 +80,42 @@ class Parameter:
     meaning: str
 
 
-_BENCH = {
-    name: point
-    for name, (point, *_) in plugin_commands().items()
-    if owner(point) == "ppap-plugin-bench"
-}
-
-
-def _of_bench(name: str, app: typer.Typer) -> Command:
-    """A command of the project's own plugin, which the host knows by its entry point alone."""
-    if app.registered_callback is None and len(app.registered_commands) == 1:
-        callback = app.registered_commands[0].callback
-        assert callback is not None
-        return Command(name, inspect.getdoc(callback) or "", callback)
-    return Command(name, app.info.help or "", None, tuple(commands(app, f"{name} ")))
-
-
-def commands(app: typer.Typer = cli.app, of: str = "") -> Iterator[Command]:
-    """The host's commands and those of the bench. Other plugins' depend on what is installed."""
+def commands(app: typer.Typer = cli.app) -> Iterator[Command]:
+    """The commands of the host and of the project's own plugins; others may not be installed."""
+    added = {
+        name: point.load()
+        for name, (point, *_) in plugin_commands().items()
+        if owner(point) in KNOWN_COMMANDS.values()
+    }
     for command in app.registered_commands:
-        callback = command.callback
-        assert callback is not None
-        name = command.name or callback.__name__.replace("_", "-")
-        point = _BENCH.get((of + name).replace(" ", "."))
-        if point is not None:
-            yield _of_bench(of + name, point.load())
-        elif of or name in OWN_COMMANDS:
-            yield Command(of + name, inspect.getdoc(callback) or "", callback)
+        yield _command(command.name or "", command.callback)
     for group in app.registered_groups:
-        inner = group.typer_instance
-        assert inner is not None
-        parts = tuple(commands(inner, f"{group.name} "))
-        yield Command(f"{group.name}", inner.info.help or "", None, parts)
+        assert group.typer_instance is not None
+        whole = _group(str(group.name), group.typer_instance)
+        members = tuple(
+            _command(name.replace(".", " "), its.registered_commands[0].callback)
+            for name, its in added.items()
+            if name.startswith(f"{group.name}.")
+        )
+        yield dataclasses.replace(whole, commands=whole.commands + members)
+    for name, its in added.items():
+        if its.registered_callback:
+            yield _group(name, its)
+        elif "." not in name:
+            yield _command(name, its.registered_commands[0].callback)
+
+
+def _command(name: str, callback: Callable[..., Any] | None) -> Command:
+    return Command(name, inspect.getdoc(callback) or "", callback)
+
+
+def _group(name: str, app: typer.Typer) -> Command:
+    parts = []
+    for command in app.registered_commands:
+        assert command.callback is not None
+        own = command.name or command.callback.__name__.replace("_", "-")
+        parts.append(_command(f"{name} {own}", command.callback))
+    return Command(name, app.info.help or "", None, tuple(parts))
 
 
 def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
@@ -125,7 +130,7 @@ def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
         meaning, told = _without_default(info.help or "")
         if isinstance(info.show_default, str):
             told = _default(info.show_default)
-        elif not any(parameter.default is nothing for nothing in (None, False, parameter.empty)):
+        elif not any(parameter.default is none for none in (None, False, parameter.empty, "")):
             value = parameter.default
             told = f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
         yield Parameter(
@@ -151,6 +156,8 @@ def _values(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     if typing.get_origin(plain) is list:
         (plain,) = typing.get_args(plain)
     words = _VALUES[plain]
+    if isinstance(info, OptionInfo) and info.metavar not in (None, "NUMBER", "TEXT"):
+        words = "`" + str(info.metavar).replace("|", "\\|") + "`"
     if info.min is not None and info.max is not None:
         words += f", {info.min:g} to {info.max:g}"
     elif info.min is not None:
@@ -370,7 +377,68 @@ def bench_report() -> str:
     return report.strip()
 
 
+def spoiled_table() -> str:
+    """What `ppap shapes evaluate spoiled` found."""
+    found = json.loads((DOCS / "results" / "spoiled.json").read_text("utf-8"))
+    names = list(found["rows"][0]["scores"])
+    heads = [*(name.replace("_", " ") for name in names), "pairs right", "Fréchet distance"]
+    lines = [
+        f"| {found['images']} renders | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
+    ]
+    plain = found["rows"][0]
+    for row in found["rows"]:
+        cells = []
+        for name, value in [*row["scores"].items(), ("two_objects", row["two_objects"])]:
+            before = plain["scores"].get(name, plain.get(name))
+            # What fell by more than a tenth of what it was.
+            cells.append(f"**{value:.2f}**" if value < 0.9 * before else f"{value:.2f}")
+        about = row["name"] if row is plain else f"{row['name']}: {row['about']}"
+        lines.append(f"| {about} | {' | '.join(cells)} | {row['frechet']:.1f} |")
+    lines += ["", "Bold: more than a tenth below renders as they are."]
+    return "\n".join(lines)
+
+
+def familiarity_table() -> str:
+    """What the networks that guides ship take for unfamiliar, as their files say."""
+    lines = [
+        "| network | far from | highest of renders | renders warned of | spoiled | as JPEG "
+        "| lowest of other pictures | pictures warned of | further ones |",
+        "|---|" + "---:|" * 8,
+    ]
+    for path in sorted((DOCS.parent / "plugins").rglob(f"src/**/{FILE}")):
+        known = load_familiarity(path)
+        told = known.measured
+        shares = [f"{told[k]['warned of']:.1%} of {told[k]['count']}" for k in (
+            "renders", "spoiled renders", "compressed renders", "pictures", "other pictures"
+        )]  # fmt: skip
+        lines.append(
+            f"| `{path.parent.name}` | {known.limit:.2f} | {told['renders']['highest']:.2f} | "
+            f"{' | '.join(shares[:3])} | {told['pictures']['lowest']:.2f} | "
+            f"{' | '.join(shares[3:])} |"
+        )
+    return "\n".join(lines)
+
+
 COMMANDS = {command.name: command for whole in commands() for command in (whole, *whole.commands)}
+
+
+def target_table() -> str:
+    """What the guides understood of files as people have them (``docs/target_files.py``)."""
+    rows = json.loads((DOCS / "results" / "targets.json").read_text(encoding="utf-8"))
+    lines = ["| file | what it is | network | target | what was understood |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        said = re.sub(r"([|<*_])", r"\\\1", row["said"]) + " *Doubted.*" * row["doubted"]
+        lines.append(
+            f"| `{row['file']}` | {row['about']} | {row['reader']} | `{row['target']}` | {said} |"
+        )
+    refused = sum(row["said"].startswith("Error:") for row in rows)
+    doubted, wrong = (sum(bool(row[key]) for row in rows) for key in ("doubted", "wrong"))
+    lines += ["", f"{len(rows)} files: {len(rows) - refused} read, {doubted} of them with a doubt; "
+              f"{refused} refused; {wrong} understood wrongly."]  # fmt: skip
+    return "\n".join(lines)
+
 
 TABLES = {
     "checks": check_tables,
@@ -379,6 +447,9 @@ TABLES = {
     "recipes": recipe_tables,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
+    "spoiled": spoiled_table,
+    "familiarity": familiarity_table,
+    "targets": target_table,
 }
 
 

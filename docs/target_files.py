@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import struct
 import tempfile
 import zlib
@@ -677,27 +676,6 @@ def _apart(found: Array, wanted: Array, most: float, mean: float | None = None) 
     if np.nanmax(apart) > most or (mean is not None and np.nanmean(apart) > mean):
         return f"by {np.nanmax(apart):.3g} at most, {np.nanmean(apart):.3g} on average"
     return ""
-
-
-def table() -> str:
-    """The answers as a table of Markdown."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
-    lines = [
-        "| file | what it is | network | target | what was understood |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        said = re.sub(r"([|<*_])", r"\\\1", row["said"])
-        said += " *Doubted.*" if row["doubted"] else ""
-        lines.append(
-            f"| `{row['file']}` | {row['about']} | {row['reader']} | `{row['target']}` | {said} |"
-        )
-    wrong = sum(1 for row in rows if row["wrong"])
-    doubted = sum(1 for row in rows if row["doubted"])
-    refused = sum(1 for row in rows if row["said"].startswith("Error:"))
-    lines += ["", f"{len(rows)} files: {len(rows) - refused} read, {doubted} of them with a doubt, "
-              f"{refused} refused, {wrong} understood wrongly."]  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ppap_host.guides.targets import Target as Target
     from ppap_host.guides.targets import target as target
     from ppap_host.pipelines.callback import diffusers_callback as diffusers_callback
+    from ppap_host.pipelines.guider import guider as guider
+    from ppap_host.pipelines.steer import steer as steer
     from ppap_host.plugins.listing import list_backbones as list_backbones
     from ppap_host.plugins.listing import list_experts as list_experts
     from ppap_host.plugins.listing import list_guides as list_guides
@@ -44,6 +46,8 @@ _HOME = {
     "guides.guide": ("Guide",),
     "guides.targets": ("Target", "target"),
     "pipelines.callback": ("diffusers_callback",),
+    "pipelines.guider": ("guider",),
+    "pipelines.steer": ("steer",),
     "plugins.listing": (
         "list_backbones", "list_experts", "list_guides", "list_recipes", "list_samplers",
     ),

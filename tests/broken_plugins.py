@@ -21,8 +21,9 @@ from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk
 from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.files.images import from_tensor
-from ppap_host.guides.guide import Given, Guide, PatchPlan, Target, Wrapped
+from ppap_host.guides.guide import Guide, PatchPlan, Wrapped
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.gradients import RootSize
 from ppap_host.recipes.places import CleanPoint

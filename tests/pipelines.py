@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +10,23 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+    ZImageTransformer2DModel,
 )
 from PIL import Image
 from tokenizers import Tokenizer
@@ -34,7 +42,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 WORDS = ("<pad>", "<unk>", "a", "dog", "red", "cube", "in", "the", "snow", "<end>")
 LENGTH = 8
@@ -198,6 +207,86 @@ def stable_diffusion_3(scheduler: Any = None) -> Any:
     )  # fmt: skip
 
 
+def flux(scheduler: Any = None) -> Any:
+    """Packed latents: 2 x 2 patches of the autoencoder's as tokens."""
+    network = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(), transformer=network.eval(),
+        vae=vae(shift_factor=0.1, scaling_factor=1.3), text_encoder=clip(), tokenizer=tokenizer(),
+        text_encoder_2=t5(16), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
+def _statistics(channels: int) -> dict[str, list[float]]:
+    return {
+        "latents_mean": [0.1 * (k % 3 - 1) for k in range(channels)],
+        "latents_std": [1.0 + 0.1 * (k % 4) for k in range(channels)],
+    }
+
+
+def _no_saturation(network: Any) -> Any:
+    # These autoencoders clip, and no guide can move what is clipped.
+    network.decoder.conv_out.weight.data *= 0.5
+    return network.eval()
+
+
+def qwen_image(scheduler: Any = None) -> Any:
+    """Packed latents and an autoencoder for videos; its text encoder has no small form."""
+    network = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    decoder = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True], **_statistics(4),
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(), vae=_no_saturation(decoder),
+        text_encoder=None, tokenizer=None, transformer=network.eval(),
+    )  # fmt: skip
+
+
+def wan(scheduler: Any = None) -> Any:
+    """Videos."""
+    network = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=4,
+        out_channels=4, text_dim=8, freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=32,
+    )  # fmt: skip
+    decoder = AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True], scale_factor_temporal=2, scale_factor_spatial=4,
+        **_statistics(4),
+    )  # fmt: skip
+    return diffusers.WanPipeline(
+        tokenizer=tokenizer(), text_encoder=t5(8), vae=_no_saturation(decoder),
+        scheduler=scheduler or UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=network.eval(),
+    )  # fmt: skip
+
+
+def control_net(scheduler: Any = None) -> Any:
+    """Stable Diffusion with a control network."""
+    pipe = stable_diffusion(scheduler)
+    network = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=(8, 16), conditioning_channels=3
+    )
+    return diffusers.StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=network.eval(), requires_safety_checker=False
+    )
+
+
+def inpainting(scheduler: Any = None) -> Any:
+    """Stable Diffusion with a network that is shown mask and picture, 9 channels."""
+    parts = stable_diffusion(scheduler).components | {"unet": unet(8, channels=9, out=4)}
+    return diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "ddpm": pixel_ddpm,
     "sd": stable_diffusion,
@@ -208,15 +297,125 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
+STEERED: dict[str, Callable[..., Any]] = {
+    **BUILDERS,
+    "flux": flux,
+    "qwen": qwen_image,
+    "wan": wan,
+    "controlnet": control_net,
+    "inpainting": inpainting,
+}
+
+
 def tiny(name: str, scheduler: Any = None) -> Any:
     """A pipeline of random networks, the same at every call; zero layers are filled."""
     torch.manual_seed(0)
-    pipe = BUILDERS[name](scheduler)
+    pipe = STEERED[name](scheduler)
     generator = torch.Generator().manual_seed(1)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            for parameter in itertools.chain(part.parameters()):
+            for parameter in part.parameters():
                 if not parameter.any():
                     parameter.data.normal_(std=0.05, generator=generator)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """A network of random weights, the same at every call, without layers of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.05, generator=generator)
+    return network.eval()
+
+
+def modular(name: str, components: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
+    """A modular pipeline of its family's own blocks, but for some.
+
+    Args:
+        name: of its class.
+        components: those that it wants are taken.
+        without: blocks that are left out, such as those that need a text encoder.
+    """
+    kind = getattr(diffusers, name)
+    family = importlib.import_module(kind.__module__.rsplit(".", 1)[0])
+    blocks = getattr(family, kind.default_blocks_name)()
+    for block in without:
+        blocks.sub_blocks.pop(block)
+    pipe = blocks.init_pipeline()
+    pipe.update_components(**{k: v for k, v in components.items() if k in pipe._component_specs})
+    blocks_of = [pipe.blocks, *pipe.blocks.sub_blocks.values()]
+    for block in blocks_of:
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=True)
+    return pipe
+
+
+EMBEDS = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(11))
+"""What stands for the states of a text encoder: of a prompt, and of the empty one."""
+_SIZE: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 4, "output_type": "pt"}
+_MASK = torch.ones(1, 5, dtype=torch.long)
+_BY_EMBEDS = {"prompt_embeds": EMBEDS[0], "negative_prompt_embeds": EMBEDS[1]}
+
+
+def _modular_wan(network: str) -> Any:
+    parts = dict(tiny("wan").components) | {"transformer_2": tiny("wan").transformer}
+    return modular(network, parts, ("text_encoder",))
+
+
+def _modular_z_image() -> Any:
+    torch.manual_seed(0)
+    network = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=1,
+        n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4],
+        axes_lens=[64, 32, 32],
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": vae(shift_factor=0.1, scaling_factor=1.3),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }  # fmt: skip
+    return modular("ZImageModularPipeline", parts, ("text_encoder",))
+
+
+MODULAR: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sdxl": (
+        lambda: modular("StableDiffusionXLModularPipeline", tiny("sdxl").components),
+        {"prompt": "a dog", "output": "images"},
+    ),
+    "sd3": (
+        lambda: modular("StableDiffusion3ModularPipeline", tiny("sd3").components),
+        {"prompt": "a dog", "output": "images", "max_sequence_length": 8},
+    ),
+    "flux": (
+        lambda: modular("FluxModularPipeline", tiny("flux").components),
+        {"prompt": "a dog", "output": "images", "max_sequence_length": 8},
+    ),
+    "qwen": (
+        lambda: modular("QwenImageModularPipeline", tiny("qwen").components, ("text_encoder",)),
+        {**_BY_EMBEDS, "prompt_embeds_mask": _MASK, "negative_prompt_embeds_mask": _MASK,
+         "output": "images"},
+    ),
+    "z-image": (
+        _modular_z_image,
+        {"prompt_embeds": [EMBEDS[0][0]], "negative_prompt_embeds": [EMBEDS[1][0]],
+         "output": "images"},
+    ),
+    "wan": (
+        lambda: _modular_wan("WanModularPipeline"),
+        {k: v[..., :8] for k, v in _BY_EMBEDS.items()} | {"num_frames": 5, "output": "videos"},
+    ),
+    "wan22": (
+        lambda: _modular_wan("Wan22ModularPipeline"),
+        {k: v[..., :8] for k, v in _BY_EMBEDS.items()} | {"num_frames": 5, "output": "videos"},
+    ),
+}  # fmt: skip
+"""Modular pipelines, and what they are called with."""
+
+
+def run_modular(pipe: Any, name: str, **changes: Any) -> Tensor:
+    """The pictures or the frames of one call."""
+    torch.manual_seed(7)
+    generator = torch.Generator().manual_seed(3)
+    made = pipe(**{**_SIZE, **MODULAR[name][1], "generator": generator, **changes})
+    return torch.as_tensor(made)

@@ -273,13 +273,7 @@ def taken(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
         arguments: of the command, its name first.
         options: options, each followed by its value if it has one.
     """
-    from ppap_host.cli import app
-
-    command: Any = typer.main.get_command(app)
-    for word in arguments:
-        if word not in getattr(command, "commands", {}):
-            break
-        command = command.commands[word]
+    command, _ = _found(arguments)
     known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     groups: list[list[str]] = []
     for word in options:
@@ -287,6 +281,19 @@ def taken(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
             groups.append([])
         groups[-1].append(word)
     return [word for group in groups if group[0] in known for word in group]
+
+
+def _found(arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command of these arguments, which may be a group, and the arguments left for it."""
+    from ppap_host.cli import PluginCommand, app
+
+    command: Any = typer.main.get_command(app)
+    rest = list(arguments)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest.pop(0)]
+        if isinstance(command, PluginCommand):
+            command = command.loaded()
+    return command, rest
 
 
 def is_option(word: str) -> bool:
@@ -331,14 +338,9 @@ def _parsed(arguments: Sequence[str]) -> Any:
     from ppap_host.cli import app
 
     contexts: list[Any] = []
-    real = TyperCommand.invoke
 
-    def invoke(command: TyperCommand, context: Any) -> Any:
-        # What takes whatever comes passes it on to the command of a plugin.
-        if context.ignore_unknown_options:
-            return real(command, context)
+    def invoke(command: TyperCommand, context: Any) -> None:
         contexts.append(context)
-        return None
 
     with patch.object(TyperCommand, "invoke", invoke):
         outcome = CliRunner().invoke(app, list(arguments))
@@ -400,22 +402,15 @@ def check_inline(arguments: Sequence[str]) -> None:
     Raises:
         ShownError: it does not.
     """
-    from ppap_host.cli import app
-
-    command: Any = typer.main.get_command(app)
-    rest = list(arguments)
-    while rest and getattr(command, "commands", None):
-        if rest[0] in command.commands:
-            command = command.commands[rest.pop(0)]
-            continue
-        if rest[0].isalpha() and rest[0].islower():
-            if rest[0] in _commands_of_examples():
-                return
-            close = nearest(rest[0], command.commands)
-            raise ShownError(f"`ppap {shlex.join(arguments)}`: no command {rest[0]!r}: {close}")
-        break
+    command, rest = _found(arguments)
+    members = getattr(command, "commands", None)
+    if members and rest and rest[0].isalpha() and rest[0].islower():
+        if rest[0] in _commands_of_examples():
+            return
+        close = nearest(rest[0], members)
+        raise ShownError(f"`ppap {shlex.join(arguments)}`: no command {rest[0]!r}: {close}")
     for option in (word.partition("=")[0] for word in rest if re.match(r"--\w", word)):
-        if option != "--help" and option != "--debug" and not taken(arguments, [option]):
+        if option != "--help" and not taken(arguments, [option]):
             raise ShownError(f"`ppap {shlex.join(arguments)}`: no option {option}")
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import vectors
+ABSENT = "no reference vectors here: set PPAP_VECTORS to their folder"
+"""Why a test of vectors is skipped."""
 
 EXPECTED = {
-    vectors.ABSENT: "the repository does not hold them; `.ci/run` fails without",
+    ABSENT: "the repository does not hold them; `.ci/run` fails without",
     "mounting a small file system needs root": "of a full disk; CI runs as root",
     "root may read and write everything": "but on Linux, where the power can be laid down",
     "folders have no such permission": "on Windows",

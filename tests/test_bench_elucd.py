@@ -49,7 +49,8 @@ from worlds import GaussianBackbone
 
 from ppap_host.files.errors import OptionError, UnknownNameError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Given, Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import ELUCD, NAIVE
 from ppap_host.sampling.evaluator import Guidance
@@ -189,6 +190,9 @@ class ColourWorld:
             {"validation": validation},
             lambda x: [COLOURS[k] for k in seen(x).tolist()],
         )
+
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {}
@@ -569,7 +573,7 @@ def test_the_command_prints_results_for_programs(
     monkeypatch.setattr(benchmark, "ClassifierWorld", ColourWorld)
     monkeypatch.setattr(registry(), "entry", lambda kind, name: None)
     app(
-        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--models", "a/b", "--json"],
+        ["elucd", "--out", str(tmp_path), "--quick", "--seed", "3", "--model", "a/b", "--json"],
         standalone_mode=False,
     )
     printed = json.loads(capsys.readouterr().out)

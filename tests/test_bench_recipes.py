@@ -47,8 +47,9 @@ from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import FREEDOM, X0, X0_THROUGH
 from ppap_host.sampling.evaluator import Guidance
@@ -147,6 +148,9 @@ class ColourWorld:
             return {name: mean_measure(error if name == "depth_error" else 1 - error)}
 
         return Assignment(targets, seed, judge, {"colours": True}, lambda x: ["word"] * len(x))
+
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}

@@ -31,7 +31,8 @@ from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
 from ppap_host.files.errors import UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 
 TINY = Settings(
@@ -125,6 +126,9 @@ class ColourWorld:
             return {"closeness": mean_measure(1 - error)}
 
         return Assignment(targets, seed, judge, {"validation": validation})
+
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        return {"brightness": Measure(float(images.mean()))}
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
@@ -487,7 +491,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert code == 130
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "1 finished parts" in captured.err
+    assert "1 finished part in" in captured.err
     assert "same command" in captured.err
 
 

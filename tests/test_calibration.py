@@ -34,7 +34,8 @@ from ppap_host.experts.patches import Patch, network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, TargetError
 from ppap_host.files.images import to_pixels
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.hookspecs import Entry, hookimpl
 from ppap_host.plugins.registry import Registry
 
@@ -481,7 +482,7 @@ def test_the_command_makes_its_own_images(
 ) -> None:
     arguments = (
         "calibrate", "shade", "--backbone", "gaussian", "--view", view, "--num", 12,
-        "--ranges", count, "--levels", 1, "--model", "2", "--device", "cpu",
+        "--ranges", count, "--levels", 1, "--model", "2", "--device", "cpu", "--json",
     )  # fmt: skip
     outcome = ppap_here(*arguments, "--out", "one")
     assert outcome.code == 0, outcome.err
@@ -500,7 +501,7 @@ def test_the_command_makes_its_own_images(
 def test_the_command_reads_labelled_images(ppap_here: Any, folder: Path, tmp_path: Path) -> None:
     outcome = ppap_here(
         "calibrate", "shade", "-b", "gaussian", "--images", folder, "--labels", "--out", "x",
-        "--device", "cpu",
+        "--device", "cpu", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     printed = json.loads(outcome.out)

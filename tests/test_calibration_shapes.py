@@ -38,7 +38,7 @@ def test_experts_are_calibrated_by_default_and_the_loss_follows(
     harvested: Path, ppap_here: Any
 ) -> None:
     arguments = ("calibrate", "classifier", "--harvest", harvested, "--num", 8, "--levels", 1)
-    outcome = ppap_here(*arguments, "--out", "c", "--device", "cpu")
+    outcome = ppap_here(*arguments, "--out", "c", "--device", "cpu", "--json")
     assert outcome.code == 0, outcome.err
     assert "taught on these very images" not in outcome.err  # they were made in other steps
     printed = json.loads(outcome.out)
@@ -85,7 +85,7 @@ def test_off_the_shelf_guides_are_calibrated_on_predictions(
 def test_renders_come_with_labels(ppap_here: Any) -> None:
     outcome = ppap_here(
         "calibrate", "classifier", "--labels", "--num", 8, "--levels", 1, "--experts", "none",
-        "--out", "l", "--device", "cpu",
+        "--out", "l", "--device", "cpu", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     printed = json.loads(outcome.out)

@@ -18,7 +18,8 @@ from ppap_host.experts.harvest import Lesson
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import TuningConfig
 from ppap_host.files.images import from_tensor
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 SETTINGS = Settings(
     counts=(1, 2, 4), seeds=(0, 1), rank=1, images=256, batch=16, fresh=10, levels=4

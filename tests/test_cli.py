@@ -14,6 +14,7 @@ from PIL import Image
 from processes import Outcome, run_process
 
 import ppap_host
+from ppap_host.cli.list import KINDS
 from ppap_host.files.errors import PpapError
 from ppap_host.files.images import from_tensor, read_rgb
 from ppap_host.plugins.registry import Registry
@@ -64,8 +65,10 @@ def test_every_option_of_run_is_explained(ppap_here: Call) -> None:
             "guides": "guide", "class_index": "class", "backbone_options": "backbone-option",
         }  # fmt: skip
         option = f"--{unlike.get(field.name, field.name.replace('_', '-'))}"
-        (line,) = re.findall(rf"^ +(?:-\w, )?{option}(?![-\w]).*$", text, re.MULTILINE)
-        assert len(line.split()) > 3, line
+        (told,) = re.findall(
+            rf"^ +(?:-\w, )?{option}(?![-\w])(.*(?:\n {{9,}}.*)*)$", text, re.MULTILINE
+        )
+        assert len(told.split()) > 2, told
 
 
 def test_the_defaults_that_help_names_are_the_defaults(ppap_here: Call) -> None:
@@ -86,13 +89,11 @@ def test_version(ppap_here: Call) -> None:
     assert re.fullmatch(r"ppap-host \d+\.\d+\.\d+\S*\n", outcome.out)
 
 
-def test_list_is_json_where_nobody_looks(ppap_here: Call) -> None:
-    plain, asked = ppap_here("list"), ppap_here("list", "--json")
-    assert plain == asked
+def test_list_as_json(ppap_here: Call) -> None:
+    asked = ppap_here("list", "--json")
     assert (asked.code, asked.err) == (0, "")
     found = json.loads(asked.out)
-    kinds = {"guide", "backbone", "recipe", "sampler", "expert set", "command", "plugin"}
-    assert set(found) == kinds
+    assert set(found) == {*KINDS.values()}
     assert "shapes" in [row["name"] for row in found["backbone"]]
     assert {"naive", "x0", "x0-through"} <= {row["name"] for row in found["recipe"]}
     for kind in ("guide", "backbone", "recipe", "sampler"):
@@ -108,12 +109,31 @@ def test_list_names_the_samplers_that_there_are(ppap_here: Call) -> None:
     assert {row["name"] for row in rows} == set(SAMPLERS)
 
 
-def test_people_get_a_table(ppap_here: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppap_host.cli.list.for_people", lambda as_json: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    text = ppap_here("list").out
-    for word in ("shapes", "x0-through", "ddim", "ppap-host"):
-        assert word in text
+def test_list_in_a_pipe_has_a_line_for_each_thing(ppap_here: Call) -> None:
+    found, lines = json.loads(ppap_here("list", "--json").out), ppap_here("list").out.splitlines()
+    for kind, rows in found.items():
+        begins = lines.index(f"{kind}s") if rows else 0
+        for row in rows:
+            (line,) = (
+                line for line in lines[begins + 2 : begins + 2 + len(rows)]
+                if line.split()[0] == row["name"]
+            )  # fmt: skip
+            assert row.get("summary", "") in line and row.get("reason", "") in line
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_kind_can_be_listed(ppap_here: Call, kind: str) -> None:
+    every = json.loads(ppap_here("list", "--json").out)[KINDS[kind]]
+    for name in (kind, KINDS[kind]):
+        outcome = ppap_here("list", name, "--json")
+        assert (outcome.code, json.loads(outcome.out)) == (0, every)
+    assert ppap_here("list", kind).out.splitlines()[0] in (
+        f"{KINDS[kind]}s", f"no {KINDS[kind]}s installed"
+    )  # fmt: skip
+
+
+def test_a_kind_that_there_is_not(ppap_here: Call) -> None:
+    refused(ppap_here("list", "gides"), "Unknown kind 'gides'. Did you mean 'guides'")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -184,10 +204,10 @@ def test_a_guide_that_is_not_installed_is_answered_with_its_command(
         ("--sampler ddimm", "Unknown sampler 'ddimm'. Did you mean 'ddim'"),
         ("--device tpu", "Unknown device 'tpu'. Give auto, cpu, cuda"),
         ("--dtype float23", "Unknown dtype 'float23'. Did you mean 'float32'"),
-        ("--num 0", "--num 0 is out of range."),
-        ("--batch 0", "--batch 0 is out of range."),
-        ("--seed -1", "--seed -1 is out of range."),
-        ("--cfg nan", "'cfg' in the command line is nan. It must be finite."),
+        ("--num 0", "'num' in the command line is 0."),
+        ("--batch 0", "'batch' in the command line is 0."),
+        ("--seed -1", "'seed' in the command line is -1."),
+        ("--cfg nan", "'cfg' in the command line is nan. It must be a finite number."),
         ("--target x.png", "0 --guide but 1 --target: --guide ??? --target x.png."),
         ("-g depth -g depth -t a.png", "2 --guide but 1 --target"),
         ("-g depth -t a.png -t b.png", "1 --guide but 2 --target"),
@@ -229,7 +249,7 @@ def test_brackets_and_odd_letters_of_a_message_come_through(ppap_here: Call) -> 
 
 
 def test_a_long_message_stays_on_one_line(ppap: Call) -> None:
-    refused(ppap("run", "-c", "x" * 200 + " " + "y" * 200 + ".toml"), "x" * 200 + " " + "y" * 200)
+    refused(ppap("run", "-c", "x" * 120 + " " + "y" * 120 + ".toml"), "x" * 120 + " " + "y" * 120)
 
 
 def test_debug_shows_the_traceback(ppap: Call) -> None:
@@ -247,8 +267,10 @@ def test_a_mistake_of_the_host_itself_is_not_hidden(
         raise ZeroDivisionError
 
     monkeypatch.setattr("ppap_host.runs.config.read_toml", oh)
-    with pytest.raises(ZeroDivisionError):
-        ppap_here("run", "-c", "x.toml")
+    outcome = ppap_here("run", "-c", "x.toml")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "Traceback (most recent call last)" in outcome.err
+    assert "ZeroDivisionError" in outcome.err and "please report it" in outcome.err
 
 
 # Records that cannot be repeated
@@ -309,7 +331,8 @@ def test_a_target_that_is_gone(ppap_here: Call, tmp_path: Path) -> None:
 @pytest.fixture
 def scenes(ppap_here: Call, tmp_path: Path) -> Path:
     outcome = ppap_here("shapes", "render", "--out", "s", "-n", "18", "--seed", "5", "--size", "48")
-    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.code == 0
+    assert outcome.out == f"18 scenes: {tmp_path / 's'}\nSheet: {tmp_path / 's' / 'sheet.png'}\n"
     return tmp_path / "s"
 
 

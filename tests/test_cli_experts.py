@@ -146,9 +146,8 @@ def test_help_comes_without_torch(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["painted", "kept/set.safetensors"])
-def test_show_is_json_where_nobody_looks(experts: Call, name: str) -> None:
-    outcome = experts("show", name)
-    assert outcome == experts("show", name, "--json")
+def test_show_as_json(experts: Call, name: str) -> None:
+    outcome = experts("show", name, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
     assert found["guide"] == "paint"
@@ -163,9 +162,7 @@ def test_show_is_json_where_nobody_looks(experts: Call, name: str) -> None:
     assert found["trainable"]["total"] == clean["trainable"] + noisy["trainable"]
 
 
-def test_people_get_a_table(experts: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppap_host.cli.experts.for_people", lambda as_json: not as_json)
-    monkeypatch.setenv("COLUMNS", "160")
+def test_show_as_a_table(experts: Call) -> None:
     text = experts("show", "painted").out
     cut = make_set().ranges[0].low
     for part in (
@@ -185,7 +182,7 @@ def test_people_get_a_table(experts: Call, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("name", ["painted", "kept/set.safetensors"])
 def test_a_sound_set_is_verified(experts: Call, name: str) -> None:
-    outcome = experts("verify", name)
+    outcome = experts("verify", name, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
     assert found["ok"] is True
@@ -197,9 +194,9 @@ def test_verify_uses_the_model_that_the_set_names(experts: Call) -> None:
     make_set(model="3", network_sha256=network_hash(PaintGuide("3").network())).save(
         Path("of3.safetensors")
     )
-    assert json.loads(experts("verify", "of3.safetensors").out)["model"] == "3"
+    assert json.loads(experts("verify", "of3.safetensors", "--json").out)["model"] == "3"
     refused(
-        experts("verify", "of3.safetensors", "--guide-model", "4"),
+        experts("verify", "of3.safetensors", "--model", "4"),
         network_hash(PaintGuide("3").network())[:12],
         network_hash(PaintGuide("4").network())[:12],
     )
@@ -235,14 +232,14 @@ def test_sets_are_joined_into_one_that_works(experts: Call) -> None:
     for part in (0, 1):
         make_set(part, tuning={"seed": part}).save(Path(f"{part}.safetensors"))
     outcome = experts("merge", "1.safetensors", "0.safetensors", "--out", "both.safetensors")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert json.loads(outcome.out) == {"file": "both.safetensors", "experts": 2}
+    path = Path.cwd() / "both.safetensors"
+    assert outcome == Outcome(0, f"2 experts: {path}\n", "")
     both, whole = ExpertSet.load(Path("both.safetensors")), make_set()
     assert both.ranges == whole.ranges
     merged_from = both.metadata.pop("merged_from")
     assert [part["file"] for part in merged_from] == ["1.safetensors", "0.safetensors"]
     assert both.metadata == whole.metadata
-    assert json.loads(experts("verify", "both.safetensors").out)["ok"]
+    assert json.loads(experts("verify", "both.safetensors", "--json").out)["ok"]
 
 
 def test_sets_that_overlap_or_differ_are_not_joined(experts: Call) -> None:
@@ -266,13 +263,11 @@ def test_sets_that_overlap_or_differ_are_not_joined(experts: Call) -> None:
     assert not Path("x.safetensors").exists()
 
 
-def test_experts_of_predictions_say_so(experts: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_of_predictions_say_so(experts: Call) -> None:
     for part in (0, 1):
         make_set(part, view="predicted").save(Path(f"{part}.safetensors"))
     experts("merge", "0.safetensors", "1.safetensors", "--out", "both.safetensors")
     for asked in ("show", "verify"):
-        assert json.loads(experts(asked, "both.safetensors").out)["view"] == "predicted"
-    monkeypatch.setattr("ppap_host.cli.experts.for_people", lambda as_json: not as_json)
-    monkeypatch.setenv("COLUMNS", "160")
-    for asked in ("show", "verify"):
+        described = json.loads(experts(asked, "both.safetensors", "--json").out)
+        assert described["view"] == "predicted"
         assert "predicted" in experts(asked, "both.safetensors").out

@@ -16,8 +16,8 @@ from ppap_host.files.errors import CheckpointError, OptionError, OutputError, Un
 
 
 def call(*arguments: str | Path) -> Any:
-    """What a command prints, as JSON; its error is raised."""
-    outcome = CliRunner().invoke(app, [str(a) for a in arguments])
+    """What a command prints as JSON; its error is raised."""
+    outcome = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
         raise outcome.exception
     assert outcome.exit_code == 0, outcome.output
@@ -55,18 +55,21 @@ def strictly(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_tuning_leaves_a_set_a_record_and_a_plot(tuned: Path) -> None:
+def test_tuning_leaves_a_set_and_a_record_that_can_be_drawn(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
-    assert names == {".lock", "experts.safetensors", "tuning.json", "tuning.png"}
-    with Image.open(tuned / "tuning.png") as plot:
+    assert names == {".lock", "experts.safetensors", "tuning.json"}
+    drawing = tuned.parent / "drawn.png"
+    outcome = CliRunner().invoke(app, ["plot", str(tuned), "--out", str(drawing)])
+    assert outcome.stdout == f"Plot: {drawing}\n"
+    with Image.open(drawing) as plot:
         assert plot.width > 600
     nothing_yet, _ = strictly(tuned / "tuning.json")["history"]
     assert nothing_yet["loss"] == [None, None]
-    shown = call("experts", "show", tuned, "--json")
+    shown = call("experts", "show", tuned)
     assert shown["guide"] == "classifier"
     assert shown["licence"] == "CC0-1.0"
     assert shown["harvest"]["num"] == 8
-    call("experts", "verify", tuned, "--json")
+    call("experts", "verify", tuned)
 
 
 def test_tuned_experts_guide_a_run_which_says_so_and_can_be_repeated(
@@ -74,12 +77,12 @@ def test_tuned_experts_guide_a_run_which_says_so_and_can_be_repeated(
 ) -> None:
     made = call(
         "run", "--guide", "classifier", "--target", "red cube", "--experts", tuned, "--num", 1,
-        "--steps", 2, "--out", tmp_path / "run", "--device", "cpu", "--json",
+        "--steps", 2, "--out", tmp_path / "run", "--device", "cpu",
     )  # fmt: skip
     (used,) = made["used"]["guides"]
     assert (used["recipe"], used["experts"]) == ("ppap", str(tuned))
     assert any(name.startswith("classifier-experts/") for name in made["model_files"])
-    again = call("rerun", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    again = call("rerun", tmp_path / "run", "--out", tmp_path / "again")
     assert again["identical"] is True
 
 
@@ -92,10 +95,10 @@ def test_experts_tuned_on_predictions_guide_at_predictions_alone(
         "--experts", 1, "--steps", 1, "--batch", 2, "--device", "cpu",
     )  # fmt: skip
     assert record["view"] == "predicted"
-    assert call("experts", "show", folder, "--json")["view"] == "predicted"
+    assert call("experts", "show", folder)["view"] == "predicted"
     run = (
         "run", "--guide", "classifier", "--target", "red cube", "--experts", folder, "--num", 1,
-        "--steps", 2, "--device", "cpu", "--json",
+        "--steps", 2, "--device", "cpu",
     )  # fmt: skip
     (used,) = call(*run, "--out", tmp_path / "run")["used"]["guides"]
     assert (used["recipe"], used["experts"]) == ("x0", str(folder))

@@ -216,11 +216,23 @@ def test_options_pair_with_guides_in_order() -> None:
     ]
     some = {"target": ["-", "y"], "scale": [math.nan, 2.0], "model": ["m", "-"]}
     assert pair_guides(["a", "b"], some) == [
-        {"name": "a", "target": "-", "model": "m"},
+        {"name": "a", "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0},
     ]
     assert pair_guides(["a"], {"target": ["x"]}) == [{"name": "a", "target": "x"}]
     assert pair_guides([], {"target": []}) == []
+
+
+def test_code_of_ones_own_needs_no_target() -> None:
+    assert pair_guides(["./mine.py:loss"], {"target": []}) == [
+        {"name": "loss", "what": "./mine.py:loss"}
+    ]
+    assert pair_guides(["a", "mine.py:loss"], {"target": ["x", "-"]}) == [
+        {"name": "a", "target": "x"},
+        {"name": "loss", "what": "mine.py:loss"},
+    ]
+    with pytest.raises(OptionError, match="2 --guide but 0 --target"):
+        pair_guides(["a", "mine.py:loss"], {"target": []})
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Call
 from environments import Environment, build_wheel
 from PIL import Image, ImageFile
 from torch import Tensor, nn
 
-from ppap_host.cli.output import for_results_alone
+from conftest import Call
+from ppap_host.cli.surroundings import for_results_alone
 from ppap_host.files.errors import PluginWarning
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.containment import SETTINGS, contained
 from ppap_host.plugins.loading import Guarded
 from ppap_host.plugins.registry import Registry
@@ -43,7 +44,8 @@ def ppap_guides():
 GUIDE = """\
 import torch
 from PIL import Image
-from ppap_host.guides.guide import Guide as Base, Target
+from ppap_host.guides.guide import Guide as Base
+from ppap_host.guides.targets import Target
 from ppap_host.files.images import from_tensor
 
 class Guide(Base):
@@ -348,7 +350,7 @@ def test_a_command_that_is_no_application_is_named(rude: Environment) -> None:
 
 def test_what_a_child_process_prints_is_no_result(rude: Environment) -> None:
     code = (
-        "import os, sys; from ppap_host.cli import main, output; import ppap_host.cli.list as l\n"
+        "import os, sys; from ppap_host.cli import main; import ppap_host.cli.list as l\n"
         "real = l.print_json\n"
         "l.print_json = lambda value: (os.system('echo from a child'), real({}))\n"
         "sys.argv = ['ppap', 'list', '--json']; main()"
@@ -368,7 +370,7 @@ def test_an_error_while_results_are_kept_apart_is_the_same_error(
         raise error
     assert caught.value is error
     code = (
-        "from ppap_host.cli.output import for_results_alone\n"
+        "from ppap_host.cli.surroundings import for_results_alone\n"
         "try:\n"
         "    with for_results_alone():\n"
         "        print('result')\n"
@@ -700,7 +702,8 @@ import json, torch
 from PIL import Image
 from torch import nn
 from ppap_host.files.errors import PluginError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.loading import Guarded
 
 class Sound(Guide):
@@ -746,7 +749,7 @@ def test_running_out_of_memory_is_nobodys_fault(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr("ppap_host.cli.list.print_json", full)
-    outcome = ppap_here("list")
+    outcome = ppap_here("list", "--json")
     assert outcome.code == 2
     assert outcome.err.startswith("Error: There is not enough memory: OutOfMemoryError")
     assert "--batch" in outcome.err

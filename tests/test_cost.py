@@ -87,7 +87,7 @@ def test_the_command_needs_neither_harvest_nor_folder_for_an_estimate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ppap_host.plugins.registry.registry", world)
-    arguments = ["tune", "colour", "--backbone", "gaussian", "--estimate", "--rank", "1"]
+    arguments = ["tune", "colour", "--backbone", "gaussian", "--estimate", "--rank", "1", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--num", "10", "--harvest-steps", "4"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -1,271 +1,202 @@
-"""Guidance of unmodified diffusers pipelines through callback_on_step_end."""
+"""Guidance of calls that are given a callback."""
 
 from __future__ import annotations
 
+import gc
+import inspect
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from pipelines import ContrastGuide, tiny
 from torch import Tensor
 
-import ppap_host
-from ppap_host.backbones.backbone import ClassifierFree
-from ppap_host.files.errors import OptionError, PpapError, UnknownNameError
-from ppap_host.pipelines.backbone import PipelineBackbone
-from ppap_host.recipes.gradients import Normalised
-from ppap_host.recipes.places import CleanPoint
-from ppap_host.recipes.presets import ADAM_MPGD, ELUCD, NAIVE, X0
+import ppap_host as ppap
+from ppap_host.files.errors import OptionError, PpapError, TargetError, UnknownNameError
+from ppap_host.pipelines.callback import StepGuidance, _looks_early
+from ppap_host.pipelines.steer import steer
+from ppap_host.recipes.presets import DPS, ELUCD, FREEDOM, MPGD, X0
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.recipes.strengths import PosteriorSpread
-from ppap_host.recipes.views import Predicted
 from ppap_host.sampling.evaluator import Guidance
-from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import DDIM
 
-STEPS, CFG = 6, 3.0
-TOY = Recipe(
-    name="toy",
-    view=Predicted(),
-    place=CleanPoint(),
-    strength=PosteriorSpread(),
-    gradient=(Normalised(),),
-)
-SCHEDULERS = {
-    "sd": lambda: diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
-    "sd-euler": lambda: diffusers.EulerDiscreteScheduler(
-        steps_offset=1, prediction_type="v_prediction"
-    ),
-    "sdxl": lambda: diffusers.EulerDiscreteScheduler(timestep_spacing="leading"),
-    "sd3": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-}
-OTHERS = {
-    "pndm": lambda: diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-    "dpm": lambda: diffusers.DPMSolverMultistepScheduler(steps_offset=1),
-    "unipc": lambda: diffusers.UniPCMultistepScheduler(steps_offset=1),
-    "ancestral": lambda: diffusers.EulerAncestralDiscreteScheduler(steps_offset=1),
-    "ddpm": lambda: diffusers.DDPMScheduler(steps_offset=1, clip_sample=False),
-    "lms": lambda: diffusers.LMSDiscreteScheduler(steps_offset=1),
-}
+STEPS = 4
 
 
-def pipeline(name: str) -> Any:
-    return tiny(name.split("-")[0], SCHEDULERS[name]())
+def asks(recipe: Recipe = X0, scale: float = 8.0) -> Guidance:
+    return Guidance(ContrastGuide(), torch.tensor([2.0]), recipe, scale)
 
 
-def run(pipe: Any, callback: Any = None, output: str = "latent", **settings: Any) -> Tensor:
+def run(pipe: Any, callback: Any = None, **settings: Any) -> Tensor:
     torch.manual_seed(7)
-    settings = {"height": 16, "width": 16, "num_inference_steps": STEPS} | settings
+    settings = {
+        "height": 16, "width": 16, "num_inference_steps": STEPS, "num_images_per_prompt": 2
+    } | settings  # fmt: skip
+    if callback is not None:
+        settings["callback_on_step_end"] = callback
     images: Tensor = pipe(
-        "a dog",
-        guidance_scale=CFG,
-        num_images_per_prompt=2,
-        output_type=output,
-        generator=torch.Generator().manual_seed(3),
-        callback_on_step_end=callback,
-        **settings,
-    ).images
+        "a dog", guidance_scale=3.0, output_type="latent",
+        generator=torch.Generator().manual_seed(3), **settings,
+    ).images  # fmt: skip
     return images
 
 
-def loss(pipe: Any, latents: Tensor, target: str) -> Tensor:
-    guide = ContrastGuide()
-    with torch.no_grad():
-        image = PipelineBackbone(pipe).decode(latents)
-    return guide.loss(guide.see(image), torch.tensor([float(target)]))
+def kinds(pipe: Any) -> tuple[type, type, set[str]]:
+    return type(pipe), type(pipe.scheduler), set(vars(pipe.scheduler))
 
 
-def guided(pipe: Any, scale: float | None = 8.0, **settings: Any) -> Any:
-    settings = {"recipes": [TOY]} | settings
-    return ppap_host.diffusers_callback(
-        pipe, guides=[ContrastGuide()], targets=["40"], scales=[scale], **settings
-    )
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_scale_zero_changes_no_byte(name: str) -> None:
-    pipe = pipeline(name)
-    plain = run(pipe)
-    assert torch.equal(run(pipe, guided(pipe, 0.0)), plain)
-    assert torch.equal(run(pipe), plain)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_guides_loss_falls(name: str) -> None:
-    pipe = pipeline(name)
-    before = loss(pipe, run(pipe), "40")
-    callback = guided(pipe)
-    after = loss(pipe, run(pipe, callback), "40")
-    assert (after < before - 1).all()
-    assert callback.health.skipped == {}
-
-
+@pytest.mark.parametrize("recipe", [X0, ELUCD, MPGD], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize(
-    "recipe",
-    [TOY, replace(X0, place=CleanPoint()), NAIVE, ELUCD, ADAM_MPGD],
-    ids=lambda recipe: recipe.name,
+    "scheduler",
+    ["DDIMScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "DDPMScheduler"],
 )
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_it_is_the_hosts_own_guidance(name: str, recipe: Recipe) -> None:
-    """With a scheduler of first order, pipeline and host's loop make the same latents."""
-    pipe = pipeline(name)
-    if name == "sd":
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(
-            pipe.scheduler.config, set_alpha_to_one=True
-        )
-    theirs = run(pipe, guided(pipe, 2.0, recipes=[recipe]))
-    backbone, guide = PipelineBackbone(pipe), ContrastGuide()
-    denoise = ClassifierFree(
-        backbone, backbone.encode_prompts(["a dog"]), backbone.encode_prompts([""]), CFG
-    )
-    walk = backbone.walk(STEPS)
-    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    size = float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
-    ours = sample(
-        backbone,
-        denoise,
-        walk,
-        DDIM(),
-        lambda: noise,
-        [Guidance(guide, torch.tensor([40.0]), recipe, 2.0)],
-        start=noise * (size / backbone.family.schedule.own_scale(walk.levels[0])),
-    )
-    # At pure noise the host's floor under alpha takes part.
-    tolerance = 1e-2 if name == "sd3" else 1e-3
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-    assert (theirs - run(pipe)).abs().max() > 10 * tolerance
+def test_it_does_what_the_block_does(scheduler: str, recipe: Recipe) -> None:
+    kind = getattr(diffusers, scheduler)
+    clips = {"clip_sample": False} if scheduler.startswith("DD") else {}
+    pipe = tiny("sd", kind(steps_offset=1, **clips))
+    plain, before = run(pipe), kinds(pipe)
+    with steer(pipe, asks(recipe)):
+        expected = run(pipe)
+    callback = ppap.diffusers_callback(pipe, asks(recipe))
+    assert torch.equal(run(pipe, callback), expected)
+    assert kinds(pipe) == before
+    assert torch.equal(run(pipe), plain)
+    assert torch.equal(run(pipe, callback), expected)
+    assert callback.report.calls == 2
+    assert not torch.equal(expected, plain)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_schedulers_are_guided_too(name: str) -> None:
-    pipe = tiny("sd", OTHERS[name]())
-    before = loss(pipe, run(pipe), "40")
-    assert (loss(pipe, run(pipe, guided(pipe)), "40") < before - 1).all()
+def test_it_guides_the_calls_that_it_is_passed_to_and_no_other() -> None:
+    pipe = tiny("sd")
+    plain = run(pipe)
+    callback = ppap.diffusers_callback(pipe, asks())
+    guided = run(pipe, callback)
+
+    class Halts(Exception):
+        pass
+
+    class Ends(PipelineCallback):  # type: ignore[misc]
+        tensor_inputs = ["latents"]  # noqa: RUF012
+
+        def callback_fn(self, *_: Any) -> Any:
+            raise Halts
+
+    with pytest.raises(Halts) as kept:
+        run(pipe, MultiPipelineCallbacks([callback, Ends()]))
+    assert torch.equal(run(pipe), plain)  # though the failed call is still held by its traceback
+    assert torch.equal(run(pipe, callback), guided)
+    del kept
+    gc.collect()
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler
+    assert callback._runs == {}
+    assert torch.equal(run(pipe, lambda *a: a[3]), plain)
 
 
-def test_images_come_out_as_ever() -> None:
-    pipe = pipeline("sd")
-    images = run(pipe, guided(pipe), output="pil")
-    assert [image.size for image in images] == [(16, 16)] * 2  # type: ignore[attr-defined]
+def test_it_chains_with_others() -> None:
+    pipe = tiny("sd")
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    with steer(pipe, asks()):
+        expected = run(pipe, cutoff, num_images_per_prompt=1)
+    for order in (0, 1):
+        ours = ppap.diffusers_callback(pipe, asks())
+        chain = [ours, cutoff] if order else [cutoff, ours]
+        chained = run(pipe, MultiPipelineCallbacks(chain), num_images_per_prompt=1)
+        assert torch.equal(chained, expected)
 
 
-def test_a_callback_serves_again_and_at_another_size() -> None:
-    pipe = pipeline("sd")
-    callback = guided(pipe)
-    first = run(pipe, callback)
-    assert run(pipe, callback, height=24, width=16).shape == (2, 4, 12, 8)
-    assert torch.equal(run(pipe, callback), first)
-    assert torch.equal(run(pipe, guided(pipe)), first)
+def test_pipelines_around_the_same_autoencoder_are_guided_and_others_not() -> None:
+    pipe = tiny("sd")
+    callback = ppap.diffusers_callback(pipe, asks())
+    same = diffusers.StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    same.set_progress_bar_config(disable=True)
+    assert torch.equal(run(same, callback), run(pipe, callback))
+    with pytest.raises(OptionError, match="made for another pipeline"):
+        run(tiny("sd"), callback)
 
 
-def test_an_interval_is_kept() -> None:
-    pipe = pipeline("sd")
-    levels = PipelineBackbone(pipe).walk(STEPS).levels
-    late = replace(TOY, interval=replace(TOY.interval, low=levels[-2].log_snr - 1e-6))
-    states: list[Tensor] = []
+def test_classes_that_look_too_late_are_refused_and_name_steer() -> None:
+    """Which they are is read from what their call does, not from a list."""
+    names = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+    found: dict[bool, int] = {True: 0, False: 0}
+    for name in names:
+        kind = getattr(diffusers, name)
+        if not (inspect.isclass(kind) and issubclass(kind, diffusers.DiffusionPipeline)):
+            continue
+        if "callback_on_step_end" in inspect.signature(kind.__call__).parameters:
+            found[_looks_early(kind)] += 1
+    assert min(found.values()) > 20
+    assert _looks_early(diffusers.StableDiffusionPipeline)
+    assert not _looks_early(diffusers.FluxPipeline)
+    with pytest.raises(OptionError, match=r"FluxPipeline does not look.*ppap\.steer"):
+        ppap.diffusers_callback(tiny("flux"), asks())
+    with pytest.raises(OptionError, match=r"IFPipeline has no callback_on_step_end.*ppap\.steer"):
+        ppap.diffusers_callback(tiny("if"), asks())
 
-    def spy(callback: Any) -> Any:
-        def step(pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            out: dict[str, Any] = callback(pipe, i, t, kwargs)
-            states.append(out["latents"])
-            return out
+    class Late(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self, *args: Any, callback_on_step_end: Any, **kwargs: Any) -> Any:
+            def passed(*args: Any) -> Any:
+                return callback_on_step_end(*args)
 
-        return step
+            return super().__call__(*args, callback_on_step_end=passed, **kwargs)
 
-    run(pipe, spy(guided(pipe, recipes=[late])))
-    run(pipe, spy(guided(pipe, 0.0)))
-    same = [torch.equal(a, b) for a, b in zip(states[:STEPS], states[STEPS:], strict=True)]
-    assert same == [True] * (STEPS - 1) + [False]
-
-
-def test_image_to_image_pipelines_are_guided_as_well() -> None:
-    plain = pipeline("sd")
-    pipe = diffusers.StableDiffusionImg2ImgPipeline(
-        **plain.components, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
-
-    def made(callback: Any) -> Tensor:
-        out: Tensor = pipe(
-            "a dog", image=torch.zeros(1, 3, 16, 16), strength=0.6, num_inference_steps=10,
-            generator=torch.Generator().manual_seed(3), output_type="latent",
-            callback_on_step_end=callback,
-        ).images  # fmt: skip
-        return out
-
-    assert loss(plain, made(guided(pipe)), "40") < loss(plain, made(None), "40") - 1
-
-
-def test_defaults_are_the_guides_and_names_are_looked_up() -> None:
-    pipe = pipeline("sd")
-    callback = ppap_host.diffusers_callback(
-        pipe, guides=["classifier", ContrastGuide()], targets=["red cube", "40"]
-    )
-    assert [a.recipe.name for a in callback._asked] == ["x0", "x0"]
-    assert callback._asked[1].scale == 4.0
-    assert not torch.equal(run(pipe, callback), run(pipe))
-
-
-def test_a_gradient_that_is_not_finite_is_left_out_and_counted() -> None:
-    class Broken(ContrastGuide):
-        def loss(self, output: Tensor, target: Tensor) -> Tensor:
-            return super().loss(output, target) * float("nan")
-
-    pipe = pipeline("sd")
-    callback = ppap_host.diffusers_callback(
-        pipe, guides=[Broken()], targets=["1"], recipes=[TOY], scales=[1.0]
-    )
-    torch.testing.assert_close(run(pipe, callback), run(pipe))
-    assert callback.health.skipped == {"contrast": 2 * STEPS}
+    late = Late(**tiny("sd").components, requires_safety_checker=False)
+    late.set_progress_bar_config(disable=True)
+    with pytest.raises(OptionError, match=r"only after its first step.*ppap\.steer"):
+        run(late, ppap.diffusers_callback(late, asks()))
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "words"),
+    ("given", "error", "words"),
     [
-        ({"guides": ["nothing"]}, UnknownNameError, "Unknown guide 'nothing'"),
-        ({"guides": "depth"}, OptionError, "are lists"),
-        ({"targets": []}, OptionError, "1 guides and 0 targets"),
-        ({"scales": [1.0, 2.0]}, OptionError, "1 guides and 2 scales"),
-        ({"recipes": ["nothing"]}, UnknownNameError, "Unknown recipe 'nothing'"),
-        ({"recipes": ["x0-through"]}, OptionError, "back through the backbone"),
-        ({"recipes": ["x0:recurrence=2"]}, OptionError, "asks the backbone again"),
-        ({"recipes": ["elucd-edm"]}, OptionError, "asks the backbone again"),
-        ({"recipes": ["ppap"]}, OptionError, "needs one"),
-        ({"experts": ["nothing"]}, UnknownNameError, "Unknown expert set 'nothing'"),
-        ({"models": ["resnet18"]}, OptionError, "has its network already"),
+        (lambda: ppap.guidance("nothing"), UnknownNameError, "nothing"),
+        (lambda: ppap.guidance("classifier", target="a zebra"), TargetError, "zebra"),
+        (lambda: ppap.guidance("classifier", target="red cube", recipe="no"), PpapError, "no"),
+        (lambda: "depth", OptionError, "where guidance is wanted"),
+        (lambda: asks(DPS), OptionError, r"too late for.*ppap\.steer"),
+        (lambda: asks(FREEDOM), OptionError, "takes every step 2 times"),
     ],
 )
-def test_wrong_arguments_are_named(
-    changes: dict[str, Any], error: type[PpapError], words: str
-) -> None:
-    arguments = {"guides": [ContrastGuide()], "targets": ["1"]} | changes
+def test_what_cannot_be_asked_is_named(given: Any, error: type[PpapError], words: str) -> None:
+    pytest.importorskip("ppap_plugin_classifier")
     with pytest.raises(error, match=words):
-        ppap_host.diffusers_callback(pipeline("sd"), **arguments)
+        ppap.diffusers_callback(tiny("sd"), given())
 
 
-def test_pipelines_that_cannot_be_guided_say_so() -> None:
-    with pytest.raises(OptionError, match="IFPipeline has no callback_on_step_end"):
-        guided(tiny("if"))
-    with pytest.raises(OptionError, match="HeunDiscreteScheduler starts each second half"):
-        guided(tiny("sd", diffusers.HeunDiscreteScheduler(steps_offset=1)))
+def test_guides_are_described_as_for_a_run() -> None:
+    pytest.importorskip("ppap_plugin_classifier")
+    pipe = tiny("sd")
+    descriptions = [
+        ppap.guidance("classifier", target="red cube"),
+        ppap.guidance(ppap.reward(lambda x: x.mean((1, 2, 3))), name="bright", scale=300.0),
+    ]
+    callback = ppap.diffusers_callback(pipe, descriptions)
+    assert not torch.equal(run(pipe, callback), run(pipe))
+    assert list(callback.report.losses) == ["classifier", "bright"]
+    bright = callback.report.losses["bright"]
+    assert bright[-1][0] < bright[0][0]
 
 
-def test_misuse_while_running_is_named() -> None:
-    pipe, other = pipeline("sd"), pipeline("sd")
-    callback = guided(pipe)
-    with pytest.raises(OptionError, match="another pipeline"):
-        run(other, callback)
-    with pytest.raises(OptionError, match="offers no latents"):
-        run(pipe, callback, callback_on_step_end_tensor_inputs=["prompt_embeds"])
-    with pytest.raises(OptionError, match="are packed"):
-        callback(pipe, 0, torch.tensor(1), {"latents": torch.zeros(1, 4, 8)})
-    pipe.scheduler = SCHEDULERS["sd"]()
-    with pytest.raises(OptionError, match="another scheduler"):
-        run(pipe, callback)
+def test_it_is_saved_and_read_again(tmp_path: Path) -> None:
+    pytest.importorskip("ppap_plugin_classifier")
+    pipe = tiny("sd")
+    description = ppap.guidance("classifier", target="red cube", scale=30.0, interval="-4:")
+    callback = ppap.diffusers_callback(pipe, description, seed=2)
+    expected = run(pipe, callback)
+    callback.save_pretrained(tmp_path)
+    again = StepGuidance.from_pretrained(tmp_path, pipe=pipe)
+    assert torch.equal(run(pipe, again), expected)
+    with pytest.raises(OptionError, match="object in memory"):
+        ppap.diffusers_callback(pipe, asks()).save_pretrained(tmp_path / "other")
+    saved = tmp_path / "ppap_callback.json"
+    values = json.loads(saved.read_text())
+    saved.write_text(json.dumps(values | {"guidance": [{"name": "x", "what": "evil.py:run"}]}))
+    with pytest.raises(OptionError, match="would be run"):
+        StepGuidance.from_pretrained(tmp_path, pipe=pipe)
 
 
 def test_the_import_of_the_host_stays_light() -> None:
@@ -273,4 +204,4 @@ def test_the_import_of_the_host_stays_light() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = ppap_host.nothing
+        _ = ppap.nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,29 +81,30 @@ def test_the_readmes_python_runs(
     assert (tmp_path / "from-python" / "sheet.png").is_file()
 
 
-def test_the_readmes_two_lines_for_a_script_of_diffusers_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_readmes_lines_for_a_script_of_diffusers_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import ppap_host
-
-    def callback(pipe: Any, guides: list[str], targets: list[str]) -> Any:
-        return lambda: (pipe, guides, targets)
 
     class Result:
         images = ["picture"]  # noqa: RUF012
 
-    asked = []
+    asked: list[Any] = []
 
-    def pipe(prompt: str, callback_on_step_end: Any) -> Result:
-        asked.append((prompt, callback_on_step_end()))
+    @contextmanager
+    def steered(pipe: Any, guidance: Any) -> Iterator[None]:
+        asked.append((pipe, guidance.name, guidance.target))
+        yield
+        asked.append("left")
+
+    def pipe(prompt: str) -> Result:
+        asked.append(prompt)
         return Result()
 
-    monkeypatch.setattr(ppap_host, "diffusers_callback", callback)
+    monkeypatch.setattr(ppap_host, "steer", steered)
     block, _ = python_blocks(ROOT / "README.md")
     names: dict[str, Any] = {"pipe": pipe}
     exec(block, names)
     assert names["image"] == "picture"
-    assert asked == [("a dog", (pipe, ["depth"], ["room.jpg"]))]
+    assert asked == [(pipe, "depth", "room.jpg"), "a dog", "left"]
 
 
 def test_the_plugin_page_shows_every_file_of_the_example() -> None:
@@ -151,7 +153,9 @@ def test_the_example_reads_colours_and_images(example: Registry, tmp_path: Path)
     for text in ("#ff0033", str(tmp_path / "image.png")):
         target = guide.read_target(text, (16, 16))
         torch.testing.assert_close(target.value, torch.tensor([[1.0, 0.0, 0.2]]))
-        assert list(target.pictures) == ["target", "its mean colour"]
+        # A colour is its own mean.
+        assert list(target.pictures)[:1] == ["target"]
+        assert ("its mean colour" in target.pictures) == (text != "#ff0033")
     with pytest.raises(TargetError, match="neither a colour nor an image"):
         guide.read_target("no such thing", (16, 16))
 

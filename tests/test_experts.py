@@ -133,19 +133,6 @@ class ScaledGuide(QuadraticGuide):
         return out
 
 
-def test_each_level_is_seen_by_its_expert_and_clean_images_by_the_plain_network() -> None:
-    guide = ScaledGuide()
-    wrapped = WithExperts(guide, two_experts(guide))
-    walk = GaussianBackbone().walk(10)
-    x = torch.randn(2, 3, 4, 4)
-    plain = guide.see(x)
-    bias = guide.layer.bias.view(1, 3, 1, 1)
-    torch.testing.assert_close(wrapped.see(x), plain)
-    noisy, fine = walk.levels[0], walk.levels[-2]
-    torch.testing.assert_close(wrapped.see(x, noisy), plain - bias + 2.0)
-    torch.testing.assert_close(wrapped.see(x, fine), plain - bias + 1.0)
-
-
 def test_a_set_says_what_it_is_shown_and_one_that_does_not_is_shown_noise(tmp_path: Path) -> None:
     guide = ScaledGuide()
     for said, view in (({}, "noised"), *(({"view": view}, view) for view in VIEWS)):

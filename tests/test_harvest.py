@@ -225,7 +225,7 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     (tmp_path / "prompts.txt").write_text("a red cube\n\na blue cone\n")
     call = [
         "harvest", "--out", str(tmp_path / "h"), "--num", "3", "--shard", "2", "--batch", "2",
-        "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "--device", "cpu",
+        "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "--device", "cpu", "--json",
     ]  # fmt: skip
     outcome = CliRunner().invoke(app, call)
     assert outcome.exit_code == 0, outcome.output
@@ -235,7 +235,7 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     assert load_file(tmp_path / "h" / "images-00000.safetensors")["rgb"].shape == (2, 3, 64, 64)
     (tmp_path / "empty.txt").write_text("\n")
     for path in ("empty.txt", "missing.txt"):
-        outcome = CliRunner().invoke(app, [*call[:-4], "--prompts", str(tmp_path / path)])
+        outcome = CliRunner().invoke(app, [*call[:-5], "--prompts", str(tmp_path / path)])
         assert isinstance(outcome.exception, OptionError)
 
 

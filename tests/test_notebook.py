@@ -40,7 +40,11 @@ def test_the_notebook_runs_and_shows_its_results(
     book = nbformat.read(DOCS / "notebook.ipynb", as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("result"))
     client = NotebookClient(
-        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        book,
+        timeout=300,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
     (shown,) = book.cells[-1].outputs

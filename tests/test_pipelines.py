@@ -252,7 +252,7 @@ def test_spacings_of_discrete_steps_are_the_hosts() -> None:
 def test_unknown_predictions_and_schedulers_are_refused() -> None:
     with pytest.raises(CheckpointError, match="'speed', which is not known"):
         schedule_of(ddim(prediction_type="speed"))
-    with pytest.raises(CheckpointError, match="ScoreSdeVeScheduler are not known"):
+    with pytest.raises(CheckpointError, match="ScoreSdeVeScheduler takes its steps by step_pred"):
         schedule_of(diffusers.ScoreSdeVeScheduler())
 
 

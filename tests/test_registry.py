@@ -150,7 +150,7 @@ def refusals(zoo: Environment, tmp_path_factory: pytest.TempPathFactory) -> dict
     """What ``ppap run --guide <name>`` says of each."""
     names = [*BROKEN, "hollowx", "emptyx", "leavesx", "depthx", "godx"]
     out = str(tmp_path_factory.mktemp("refused") / "out")
-    calls = [("run", "--guide", name, "--target", "x", "--out", out) for name in names]
+    calls = [("run", "-q", "--guide", name, "--target", "x", "--out", out) for name in names]
     outcomes = dict(zip(names, zoo.ppap_in_turn(*calls), strict=True))
     assert not Path(out).exists()
     return outcomes
@@ -324,12 +324,12 @@ def test_a_command_of_a_plugin(zoo: Environment) -> None:
 
 def test_the_command_of_a_plugin_speaks_as_the_host_does(zoo: Environment) -> None:
     shown, mistaken, refused, wreck = zoo.ppap_in_turn(
-        ("greet", "--help"), ("greet", "--quiet"), ("greet", "nobody"), ("wreck",)
+        ("greet", "--help"), ("greet", "--silent"), ("greet", "nobody"), ("wreck",)
     )
     assert shown.code == 0
     assert "Usage: ppap greet [OPTIONS]" in shown.out
     assert (mistaken.code, mistaken.out) == (2, "")
-    assert "--quiet" in mistaken.err
+    assert "--silent" in mistaken.err
     assert refused == Outcome(2, "", "Error: Nobody is there. Name somebody.\n")
     assert (wreck.code, wreck.out, wreck.err.count("\n")) == (2, "", 1)
     assert (

@@ -151,7 +151,7 @@ def test_guidance_moves_the_depth_towards_the_target(
 @pytest.mark.parametrize("form", ["run.json", "", "00001.png"])
 def test_rerun_says_that_the_images_are_the_same(done: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / "kept"
-    result = CliRunner().invoke(app, ["rerun", str(done / form), "--out", str(out)])
+    result = CliRunner().invoke(app, ["rerun", str(done / form), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["identical"]
     assert files_of(out) == files_of(done)
@@ -167,7 +167,7 @@ def test_rerun_says_what_differs(done: Path, tmp_path: Path) -> None:
     record["model_files"][name] = "f" * 64
     (moved / "run.json").write_text(json.dumps(record))
     write_png(moved / record["targets"][0]["copy"], Image.new("RGB", (64, 64), "grey"))
-    result = CliRunner().invoke(app, ["rerun", str(moved)])
+    result = CliRunner().invoke(app, ["rerun", str(moved), "--json"])
     assert result.exit_code == 1
     said = json.loads(result.stdout)
     assert not said["identical"]
@@ -333,7 +333,7 @@ def test_nan_gradients_are_counted_in_the_record_and_told_once(
 
     monkeypatch.setattr(DepthGuide, "loss", broken)
     options = ["run", "-g", "depth", "-t", settings.guides[0].target, "--steps", "3", "-n", "2"]
-    result = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "run")])
+    result = CliRunner().invoke(app, [*options, "--json", "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert record["skipped_guidance"] == {"depth": 6}

@@ -234,8 +234,8 @@ def test_trials_that_fail_are_kept_and_avoided() -> None:
             raise ValueError("too\nmuch")
         return Judged(math.nan if float(values["scale"]) < 0.05 else float(values["scale"]))
 
-    trials = run_trials(STRENGTH, attempt, 20, 0, higher_is_better=True)
-    assert len(trials) == 20
+    trials = run_trials(STRENGTH, attempt, 40, 0, higher_is_better=True)
+    assert len(trials) == 40
     problems = {t.problem for t in trials if t.judged is None}
     assert problems == {"ValueError: too much", "the score is not finite"}
     assert ranked(trials, higher_is_better=True)[0].values["scale"] == pytest.approx(3, rel=0.2)
@@ -478,7 +478,7 @@ SMALL = ("--budget", 2, "--num", 2, "--steps", 2, "--device", "cpu")
 def test_the_built_in_world_has_targets_and_judges(
     ppap_here: Call, tmp_path: Path, guide: str, objective: str
 ) -> None:
-    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", *SMALL)
+    arguments = ("--guide", guide, "--recipe", "x0", "--work", "work", "--json", *SMALL)
     first = ppap_here("search", *arguments)
     assert first.code == 0, first.err
     record = json.loads(first.out)

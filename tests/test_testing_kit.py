@@ -223,7 +223,7 @@ def test_a_remark_on_importing_a_plugin_is_a_failed_check(
 
 
 def test_the_command_line_prints_a_row_a_check(ppap_here: Any) -> None:
-    outcome = ppap_here("plugin", "check", "deblur", "--size", "16")
+    outcome = ppap_here("plugin", "check", "deblur", "--size", "16", "--json", "-q")
     rows = json.loads(outcome.out)
     assert outcome.code == 0 and outcome.err == ""
     assert [row["check"] for row in rows] == [claim.name for claim in GUIDE.claims]
@@ -234,7 +234,6 @@ def test_the_command_line_prints_a_row_a_check(ppap_here: Any) -> None:
 def test_the_command_line_explains_a_failure_to_people(
     ppap_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppap_host.cli.plugin.for_people", lambda as_json: not as_json)
     (fault,) = [recipe for name, _, recipe in broken.RECIPES if name == "no limit"]
     monkeypatch.setattr("ppap_host.recipes.presets.X0", fault)
     outcome = ppap_here("plugin", "check", "x0")
@@ -244,10 +243,7 @@ def test_the_command_line_explains_a_failure_to_people(
     assert "8 passed, 1 failed, 0 not made" in outcome.out
 
 
-def test_a_guide_without_weights_is_no_success(
-    ppap_here: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ppap_host.cli.plugin.for_people", lambda as_json: not as_json)
+def test_a_guide_without_weights_is_no_success(ppap_here: Any) -> None:
     outcome = ppap_here("plugin", "check", "adm-classifier")
     assert outcome.code == 1 and "ships no weights" in outcome.out
     assert "0 passed, 0 failed, 1 not made" in outcome.out

@@ -202,14 +202,6 @@ def test_an_expert_that_no_longer_improves_stops_early_at_its_best(lesson: Lesso
     assert experts.metadata["quality"][0]["expert"]["distance"] == pytest.approx(best, abs=1e-6)
 
 
-def test_held_out_images_are_never_trained_on(lesson: Lesson) -> None:
-    tuning = Tuning(ColourGuide(), lesson, LEVELS, CONFIG)
-    trained = {int(k) for step in range(40) for k in tuning._rows(step)}
-    assert not trained & {int(k) for k in tuning.held}
-    one_pass = [int(k) for step in range(len(tuning.train) // 8) for k in tuning._rows(step)]
-    assert len(one_pass) == len(set(one_pass))
-
-
 def test_a_fully_trained_expert_and_labels_go_through_the_same_code(lesson: Lesson) -> None:
     guide = ColourGuide()
     truth = guide.from_labels(lesson.images(slice(None)).mean(dim=(2, 3)))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import skips
 import vectors
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def claims() -> None:
     """What all test modules of vectors say that they take, also if only this one runs."""
     if not vectors.CASES:
-        pytest.skip(vectors.ABSENT)
+        pytest.skip(skips.ABSENT)
     files = [*ROOT.glob("tests/test_*_vectors.py"), *ROOT.glob("plugins/*/tests/test_*_vectors.py")]
     assert files
     for file in files:

@@ -780,13 +780,8 @@ def declared(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     return site
 
 
-def for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppap_host.cli.weights.for_people", lambda as_json: not as_json)
-    monkeypatch.setenv("COLUMNS", "200")
-
-
 def test_the_list_needs_no_network(declared: Site, ppap_here: Call) -> None:
-    outcome = ppap_here("weights")
+    outcome = ppap_here("weights", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     toy, vague = json.loads(outcome.out)
     assert (toy["name"], toy["size"], toy["sha256"]) == ("toy", len(BODY), SHA256)
@@ -795,16 +790,7 @@ def test_the_list_needs_no_network(declared: Site, ppap_here: Call) -> None:
     assert declared.asked == []
 
 
-@pytest.mark.parametrize("columns", [80, 200])
-def test_people_get_a_table(
-    declared: Site,
-    ppap_here: Call,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    columns: int,
-) -> None:
-    for_people(monkeypatch)
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_the_list_as_a_table(declared: Site, ppap_here: Call, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "weights" / "toys"
     for state in ("no", "25%", "yes"):
         if state == "25%":
@@ -813,9 +799,9 @@ def test_people_get_a_table(
         elif state == "yes":
             fetch(declared.file, folder)
         text = ppap_here("weights").out
-        (line,) = [line for line in text.splitlines() if "│ toy " in line]
-        assert line.split("│")[-2].strip() == state
-        assert "102.41 kB" in line
+        (line,) = [line for line in text.splitlines() if line.startswith("toy ")]
+        assert line.split()[-1] == state
+        assert "102.41 kB" in line and declared.file.summary in line
 
 
 def test_a_claim_of_two_plugins_in_the_table(
@@ -823,13 +809,12 @@ def test_a_claim_of_two_plugins_in_the_table(
 ) -> None:
     twins = Registry([plugin("a", lambda: [site.file]), plugin("b", lambda: [site.file])])
     monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: twins)
-    (row,) = json.loads(ppap_here("weights").out)
+    (row,) = json.loads(ppap_here("weights", "--json").out)
     assert row == {
         "name": "toy",
         "summary": "unusable: claimed by several plugins",
         "from": ["a 1.0", "b 1.0"],
     }
-    for_people(monkeypatch)
     assert "a 1.0 and b 1.0" in ppap_here("weights").out
 
 
@@ -848,12 +833,9 @@ def test_the_path_is_all_that_goes_to_standard_output(
     assert fetched("toy", tmp_path) is None
 
 
-def test_showing_fetches_nothing(
-    declared: Site, ppap_here: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    facts = json.loads(ppap_here("weights", "toy", "--show", "--out", "here").out)
+def test_showing_fetches_nothing(declared: Site, ppap_here: Call, tmp_path: Path) -> None:
+    facts = json.loads(ppap_here("weights", "toy", "--show", "--out", "here", "--json").out)
     assert (facts["url"], facts["folder"], facts["path"]) == (declared.file.url, "here", None)
-    for_people(monkeypatch)
     outcome = ppap_here("weights", "vague", "--show")
     assert (outcome.code, outcome.err) == (0, "")
     assert "unknown" in outcome.out
@@ -871,7 +853,7 @@ def test_another_folder_and_json(declared: Site, ppap_here: Call, tmp_path: Path
     assert facts["found"]["sha256"] == SHA256
     assert facts["found"]["checked"] == ["the server's size"]
     assert (tmp_path / "here" / "vague.pt").read_bytes() == BODY
-    rows = json.loads(ppap_here("weights", "--out", "here").out)
+    rows = json.loads(ppap_here("weights", "--out", "here", "--json").out)
     assert [row["path"] is None for row in rows] == [True, False]
 
 
@@ -883,7 +865,7 @@ def test_an_interrupted_command_says_what_it_kept(
         yield interrupt_after(HALF)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ppap_host.cli.run.progress_bar", progress_bar)
+        patched.setattr("ppap_host.cli.weights.progress_bar", progress_bar)
         outcome = ppap_here("weights", "toy", "--out", "here")
     assert (outcome.code, outcome.out) == (130, "")
     assert "the same command goes on from there" in outcome.err

@@ -25,14 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import skips
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(os.environ.get("PPAP_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
-
-ABSENT = "no reference vectors here: set PPAP_VECTORS to their folder"
-"""Why a test of vectors is skipped."""
 
 NOT_YET = {
     "guidance/dsg_*": "DSG is no preset yet",
@@ -205,7 +203,7 @@ def take(wanted: Callable[[Case], bool], outputs: Outputs = lambda name: True) -
 
         parameters = [pytest.param(case, id=case.folder.name) for case in chosen]
         if not CASES:
-            skip = pytest.mark.skip(reason=ABSENT)
+            skip = pytest.mark.skip(reason=skips.ABSENT)
             parameters = [pytest.param(None, marks=skip, id="absent")]
         assert parameters, f"no case for {label}"
         return pytest.mark.parametrize("case", parameters)(complete)

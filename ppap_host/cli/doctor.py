@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json
+from ppap_host.cli.options import AsJson
+from ppap_host.cli.output import Part, print_json
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.tables import Column, show_table
+
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check torch, devices, plugins and write access; say what to do about each finding.
 
     Exit code 1 if there is a problem.
@@ -21,25 +23,21 @@ def doctor(
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.doctor import examine
 
-    findings = list(examine(registry(), DEFAULT_OUT.absolute()))
-    if not for_people(as_json):
+    findings = []
+    with progress_bar() as watch:
+        watch("looking at plugins, libraries and devices", 0, 1)
+        for finding in examine(registry(), DEFAULT_OUT):
+            findings.append(finding)
+            watch(f"looked at {finding.topic}", 0, 1)
+    if as_json:
         print_json([dataclasses.asdict(f) for f in findings])
     else:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        marks = {
-            "ok": "[green]ok[/]",
-            "warning": "[yellow]warning[/]",
-            "problem": "[red]problem[/]",
-        }
-        table = Table(show_lines=False)
-        for column in ("", "what", "found"):
-            table.add_column(column)
+        rows: list[tuple[str | Part, ...]] = []
         for f in findings:
-            detail = escape(f.detail) + (f"\n[bold]{escape(f.remedy)}[/]" if f.remedy else "")
-            table.add_row(marks[f.status], escape(f.topic), detail)
-        Console().print(table)
+            rows.append(((f.status, _STYLES[f.status]), f.topic, f.detail))
+            if f.remedy:
+                rows.append(("", "", (f"→ {f.remedy}", "bold")))
+        columns = [Column(""), Column("what", prose=True), Column("found", prose=True)]
+        show_table(columns, rows)
     if any(f.status == "problem" for f in findings):
         raise typer.Exit(1)

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json
+from ppap_host.cli import complete
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import AsJson, option, out
+from ppap_host.cli.output import counted, print_json, tell, tell_path
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.tables import Column, show_table
 
-if TYPE_CHECKING:
-    from ppap_host.experts.sets import ExpertSet
-
-app = typer.Typer(help="Show, verify and join sets of experts.", no_args_is_help=True)
-
-_SET = "A safetensors file, a folder of `ppap tune`, or a registered name (`ppap list`)."
+app = Application("Show, verify and join sets of experts.")
 
 
-@app.callback()
-def _group() -> None:
-    """Show, verify and join sets of experts."""
+def _set(metavar: str = "NAME|FILE|FOLDER") -> Any:
+    return typer.Argument(
+        metavar=metavar, autocompletion=complete.of("expert set"),
+        help="A registered name (`ppap list experts`), a safetensors file, or a folder of "
+        "`ppap tune`.",
+    )  # fmt: skip
 
 
 @app.command()
 def show(
-    experts: Annotated[str, typer.Argument(metavar="PATH|NAME", help=_SET)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    experts: Annotated[str, _set()],
+    as_json: AsJson = False,
 ) -> None:
     """Show a set: its noise ranges, sizes, measured quality and where it comes from.
 
@@ -35,31 +38,58 @@ def show(
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
 
-    path = expert_set_path(experts, registry())
-    described = ExpertSet.load(path).describe() | {"file": str(path)}
-    if for_people(as_json):
-        _show(described)
-    else:
+    with progress_bar() as watch:
+        watch("reading experts", 0, 1)
+        path = expert_set_path(experts, registry())
+        described = ExpertSet.load(path).describe() | {"file": str(path)}
+    if as_json:
         print_json(described)
+    else:
+        _show(described)
 
 
 @app.command()
 def verify(
-    experts: Annotated[str, typer.Argument(metavar="PATH|NAME", help=_SET)],
-    guide_model: Annotated[
+    experts: Annotated[str, _set()],
+    model: Annotated[
         str | None,
-        typer.Option("--guide-model", help="The guide's model, if not the one the set names."),
+        option(
+            "--model",
+            "-m",
+            panel="Options",
+            metavar="FILE|FOLDER|HUB-NAME",
+            help="The guide's network, if not the one the set names.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify a set against its guide: the network's hash, every shape, finite values."""
+    with progress_bar() as watch:
+        watch("reading experts and their guide", 0, 1)
+        outcome = _verified(experts, model)
+    if as_json:
+        print_json(outcome)
+    else:
+        tell(
+            f"OK: {counted(outcome['experts'], 'expert fits', 'experts fit')} the guide "
+            f"{outcome['guide']!r}, network {outcome['network_sha256'][:12]}..., on "
+            f"{outcome['view']} images."
+        )
+
+
+def _verified(text: str, model: str | None) -> dict[str, Any]:
+    """What was found of a set that is sound.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     from ppap_host.experts.sets import ExpertSet
     from ppap_host.files.errors import CheckpointError
     from ppap_host.plugins.loading import load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
 
-    path = expert_set_path(experts, registry())
+    path = expert_set_path(text, registry())
     found = ExpertSet.load(path)
     name = found.metadata.get("guide")
     if name is None or found.metadata.get("network_sha256") is None:
@@ -67,7 +97,7 @@ def verify(
             f"{str(path)!r} does not say which guide and network it is for.",
             remedy="Tune it again, or ask whoever made it.",
         )
-    model = guide_model if guide_model is not None else found.metadata.get("model")
+    model = model if model is not None else found.metadata.get("model")
     guide = load_guide(registry(), name, model)
     network = guide.network()
     found.check(network, guide.name)
@@ -80,30 +110,22 @@ def verify(
                         f"{what}{key!r}.",
                         remedy="Its tuning diverged or the file is damaged; use another set.",
                     )
-    sha256 = found.metadata["network_sha256"]
-    if for_people(as_json):
-        print(
-            f"OK: {len(found.patches)} experts fit the guide {name!r}, network {sha256[:12]}..., "
-            f"on {found.view} images."
-        )
-        return
-    print_json(
-        {
-            "ok": True,
-            "file": str(path),
-            "guide": name,
-            "model": model,
-            "network_sha256": sha256,
-            "experts": len(found.patches),
-            "view": found.view,
-        }
-    )
+    return {
+        "ok": True,
+        "file": str(path),
+        "guide": name,
+        "model": model,
+        "network_sha256": found.metadata["network_sha256"],
+        "experts": len(found.patches),
+        "view": found.view,
+    }
 
 
 @app.command()
 def merge(
-    experts: Annotated[list[str], typer.Argument(metavar="PATH|NAME...", help=_SET)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    experts: Annotated[list[str], _set("NAME|FILE|FOLDER...")],
+    into: Annotated[Path, out("File to write.", panel="Options", metavar="FILE")],
+    as_json: AsJson = False,
 ) -> None:
     """Join sets with disjoint noise ranges into one.
 
@@ -114,52 +136,39 @@ def merge(
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
 
-    paths = [expert_set_path(text, registry()) for text in experts]
-    whole = joined({str(path): ExpertSet.load(path) for path in paths})
-    whole.metadata["merged_from"] = [
-        {"file": path.name, "sha256": sha256_file(path)} for path in dict.fromkeys(paths)
-    ]
-    whole.save(out)
-    _say_written(whole, out)
-
-
-def _say_written(experts: ExpertSet, out: Path) -> None:
-    if for_people(False):
-        print(f"{out}: {len(experts.ranges)} experts")
+    with progress_bar() as watch:
+        watch("joining experts", 0, 1)
+        paths = [expert_set_path(text, registry()) for text in experts]
+        whole = joined({str(path): ExpertSet.load(path) for path in paths})
+        whole.metadata["merged_from"] = [
+            {"file": path.name, "sha256": sha256_file(path)} for path in dict.fromkeys(paths)
+        ]
+        whole.save(into)
+    if as_json:
+        print_json({"file": str(into), "experts": len(whole.ranges)})
     else:
-        print_json({"file": str(out), "experts": len(experts.ranges)})
+        tell_path(counted(len(whole.ranges), "expert"), into)
 
 
 def _show(described: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
     experts, trainable = described.pop("experts"), described.pop("trainable")
     qualities = [_measures(expert["quality"]) for expert in experts]
     measures = list(dict.fromkeys(key for quality in qualities for key in quality))
-    table = Table("log-SNR", title=escape(described.pop("file")), title_justify="left")
-    for heading in ("trainable", "share", *map(escape, measures)):
-        table.add_column(heading, justify="right")
+    rows = []
     for expert, quality in zip(experts, qualities, strict=True):
         low, high = expert["log_snr"]
         low, high = (
             "-inf" if low is None else f"{low:.2f}",
             "inf" if high is None else f"{high:.2f}",
         )
-        table.add_row(
-            escape(f"[{low}, {high})"),
-            *_numbers(expert["trainable"], expert["share"]),
-            *(quality.get(measure, "") for measure in measures),
-        )
-    table.add_section()
-    table.add_row("all", *_numbers(trainable["total"], trainable["share"]))
-    console.print(table)
-    origin = Table(show_header=False, box=None)
-    for key, value in described.items():
-        origin.add_row(key.replace("_", " "), escape(_short(value)))
-    console.print(origin)
+        numbers = _numbers(expert["trainable"], expert["share"])
+        values = [quality.get(measure, "") for measure in measures]
+        rows.append([f"[{low}, {high})", *numbers, *values])
+    columns = [Column(title, number=True) for title in ("trainable", "share", *measures)]
+    total = ["all", *_numbers(trainable["total"], trainable["share"]), *[""] * len(measures)]
+    show_table([Column("log-SNR"), *columns], rows, described.pop("file"), last=[total])
+    origin = [(key.replace("_", " "), _short(value)) for key, value in described.items()]
+    show_table([Column(""), Column("", prose=True)], origin)
 
 
 def _measures(quality: dict[str, Any], of: str = "") -> dict[str, str]:
@@ -173,7 +182,7 @@ def _measures(quality: dict[str, Any], of: str = "") -> dict[str, str]:
             columns |= _measures(value, f"{key} ".replace("_", " "))
         elif isinstance(value, int | float) and key != "standard_error":
             columns[f"{of}{key}"] = _short(value)
-    if f"{of}distance" in columns and "standard_error" in quality:
+    if f"{of}distance" in columns and quality.get("standard_error") is not None:
         columns[f"{of}distance"] += f" ± {quality['standard_error']:.1g}"
     return columns
 

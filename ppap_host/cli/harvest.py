@@ -7,54 +7,85 @@ from typing import Annotated
 
 import typer
 
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_weights
 from ppap_host.cli.options import (
+    MACHINE,
+    MODEL,
+    SAMPLERS,
+    SAMPLING,
+    AsJson,
     BackboneOption,
     Checkpoint,
+    OpenIt,
     Upsampler,
     Vae,
     backbone_options,
+    option,
+    spacing,
 )
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli.output import counted, open_file, print_json, remark, tell_path
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.runs.processes import alone_or_first
 
 BATCH = 20
 """Images at a time where nothing else is asked for, and the shards allow it."""
-
-
 PROMPTS = 16 << 20
 """Most bytes of a file of prompts."""
 
 
 def harvest(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
-    backbone: Annotated[str, typer.Option("--backbone", "-b", help="Diffusion model.")] = "shapes",
+    out: Annotated[Path, options.out("Folder to write, or to go on with.")],
+    num: Annotated[int, options.num("Images to make.")] = 2000,
+    prompts: Annotated[
+        Path | None,
+        option(
+            "--prompts", panel=options.COMMON, metavar="FILE",
+            help="Text, one prompt a line; default: unconditional.",
+        ),
+    ] = None,
+    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "25",
+    seed: Annotated[int, options.seed("Image k depends on seed and k.")] = 0,
+    backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
-    num: Annotated[int, typer.Option("--num", "-n", help="Images to make.")] = 2000,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="Text file, one prompt a line; default: unconditional."),
-    ] = None,
     cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Classifier-free guidance scale of the prompts.")
+        float | None,
+        option(
+            "--cfg", panel=MODEL, metavar="NUMBER",
+            help="Classifier-free guidance scale of the prompts.",
+        ),
     ] = None,
-    steps: Annotated[str, typer.Option("--steps", help="Denoising steps, or a spacing.")] = "25",
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
-    eta: Annotated[float, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="Image k depends on seed and k.")] = 0,
-    shard: Annotated[int, typer.Option("--shard", help="Images a file.")] = 100,
+    sampler: Annotated[
+        str,
+        option(
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            help=SAMPLERS,
+        ),
+    ] = "ddim",
+    eta: Annotated[
+        float,
+        option("--eta", panel=SAMPLING, metavar="NUMBER", help="Stochasticity of ddim, 0 to 1."),
+    ] = 0.0,
+    shard: Annotated[
+        int, option("--shard", panel=MACHINE, metavar="NUMBER", help="Images a file.")
+    ] = 100,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch",
-            help="Images at a time.",
+        option(
+            "--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time.",
             show_default=f"{BATCH}, or the largest smaller number that divides --shard",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
-) -> None:
+    device: Annotated[str, options.device()] = "auto",
+    dtype: Annotated[str, options.dtype()] = "float32",
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Let a backbone make the images that experts are taught with; no data set is needed.
 
     Give the same command again after an interruption: it goes on where it stopped, and the files
@@ -63,21 +94,29 @@ def harvest(
 
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
-    from ppap_host.cli.run import progress_bar
-    from ppap_host.experts.harvest import HarvestConfig
-    from ppap_host.runs.harvesting import harvest as make
-    from ppap_host.runs.processes import join, own_device
+    from ppap_host.plugins.registry import registry
+    from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
-    processes = join(device)
-    config = HarvestConfig(
-        backbone=backbone, checkpoint=checkpoint,
-        backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
-        prompts=_read_prompts(prompts), cfg=cfg,
-        steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, eta=eta, seed=seed,
-        shard=shard, batch=_usual_batch(shard) if batch is None else batch,
-        device=own_device(device, processes), dtype=dtype,
-    )  # fmt: skip
-    with progress_bar() as watch:
+    # What can be told without torch is told at once.
+    texts = _read_prompts(prompts)
+    registry().entry("backbone", backbone)
+    check_weights(checkpoint)
+    if sampler not in SAMPLER_SUMMARIES:
+        raise unknown_name("sampler", sampler, SAMPLER_SUMMARIES)
+    with progress_bar(disable=not alone_or_first()) as watch:
+        watch("loading libraries", 0, 1)
+        from ppap_host.experts.harvest import HarvestConfig
+        from ppap_host.runs.harvesting import harvest as make
+        from ppap_host.runs.processes import join, own_device
+
+        processes = join(device)
+        config = HarvestConfig(
+            backbone=backbone, checkpoint=checkpoint,
+            backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
+            prompts=texts, cfg=cfg, steps=spacing(steps), sampler=sampler, eta=eta, seed=seed,
+            shard=shard, batch=_usual_batch(shard) if batch is None else batch,
+            device=own_device(device, processes), dtype=dtype,
+        )  # fmt: skip
         try:
             made = make(
                 config, out, watch,
@@ -85,18 +124,18 @@ def harvest(
             )  # fmt: skip
         except KeyboardInterrupt:
             if processes.first:
-                kept = len(list(out.glob("images-*.safetensors")))
-                stderr().print(
-                    f"Interrupted: {kept} finished shards in {out}; the same command goes on.",
-                    style="yellow",
-                )
-            raise typer.Exit(130) from None
+                kept = counted(len(list(out.glob("images-*.safetensors"))), "finished shard")
+                remark(f"Interrupted: {kept} in {out}; the same command goes on.", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
     if not processes.first:
         return
-    if for_people(False):
-        stderr().print(f"{len(made)} images in {out}; look at {out / 'sheet.png'}")
-    else:
+    if as_json:
         print_json({"folder": str(out), "images": len(made), "identity": made.identity()})
+    else:
+        tell_path(f"Harvest of {counted(len(made), 'image')}", out)
+        tell_path("Sheet", out / "sheet.png")
+    if open_it:
+        open_file(out / "sheet.png")
 
 
 def _usual_batch(shard: int) -> int:
@@ -107,7 +146,6 @@ def _usual_batch(shard: int) -> int:
 def _read_prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    from ppap_host.files.errors import OptionError
     from ppap_host.files.reading import read_text
 
     text = read_text(path, OptionError, "Give a text file with one prompt a line.", PROMPTS)

@@ -2,50 +2,106 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json
+from ppap_host.cli import complete
+from ppap_host.cli.options import AsJson
+from ppap_host.cli.output import Part, print_json, tell
+from ppap_host.cli.tables import Cell, Column, show_table
+from ppap_host.files.errors import unknown_name
+
+if TYPE_CHECKING:
+    from ppap_host.plugins.registry import Registry
+
+KINDS = {
+    "guides": "guide", "backbones": "backbone", "recipes": "recipe", "experts": "expert set",
+    "samplers": "sampler", "balances": "balance", "weights": "published file",
+    "commands": "command", "plugins": "plugin",
+}  # fmt: skip
+"""What can be listed by itself -> what one of them is called."""
+
+_COLOURS = {
+    "ok": "green", "warning": "yellow", "slow": "yellow", "left out": "dim", "broken": "red"
+}  # fmt: skip
+_UNUSABLE = "unusable: claimed by several plugins"
 
 
 def list_everything(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """List guides, backbones, recipes, expert sets, samplers, plugins and their commands."""
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND", autocompletion=complete.among(KINDS),
+            help=f"{', '.join(list(KINDS)[:-1])} or plugins. [default: all]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """List guides, backbones, recipes, expert sets, samplers, plugins and their commands.
+
+    ppap list guides
+    """
+    from ppap_host.plugins.registry import registry
+
+    if what is not None and what not in KINDS:
+        singular = {one: several for several, one in KINDS.items()} | {"expert": "experts"}
+        if what not in singular:
+            raise unknown_name("kind", what, KINDS)
+        what = singular[what]
+    things = _things(registry())
+    wanted = {kind: things[kind] for name, kind in KINDS.items() if what in (None, name)}
+    if as_json:
+        print_json(wanted if what is None else wanted[KINDS[what]])
+        return
+    for number, (kind, rows) in enumerate(wanted.items()):
+        if number:
+            tell("")
+        if not rows:
+            tell((f"no {kind}s installed", "dim"))
+        elif kind == "plugin":
+            _show_plugins(rows)
+        else:
+            cells = [(row["name"], row["summary"], " and ".join(row["from"])) for row in rows]
+            columns = [Column("name"), Column("what it is", prose=True), Column("from", prose=True)]
+            show_table(columns, cells, f"{kind}s")
+
+
+def _things(found: Registry) -> dict[str, list[dict[str, Any]]]:
+    """All that can be named, by what it is called."""
     from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
     from ppap_host.plugins.plugin import HOOKS
-    from ppap_host.plugins.registry import registry
-    from ppap_host.sampling.names import SAMPLER_SUMMARIES
+    from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
 
-    found = registry()
-    things: dict[str, Any] = {}
-    for kind in HOOKS:
-        things[kind] = [
+    claims: dict[str, dict[str, Any]] = {kind: found.names(kind) for kind in HOOKS}
+    claims["published file"] = found.published_files()
+    things: dict[str, list[dict[str, Any]]] = {
+        kind: [
             {
                 "name": name,
-                "summary": claims[0][1].summary
-                if len(claims) == 1
-                else "unusable: claimed by several plugins",
-                "from": [plugin.label for plugin, _ in claims],
+                "summary": of[0][1].summary if len(of) == 1 else _UNUSABLE,
+                "from": [plugin.label for plugin, _ in of],
             }
-            for name, claims in found.names(kind).items()
+            for name, of in names.items()
         ]
-    things["sampler"] = [
-        {"name": name, "summary": summary, "from": [found.plugins[0].label]}
-        for name, summary in SAMPLER_SUMMARIES.items()
-    ]
+        for kind, names in claims.items()
+    }
+    for kind, summaries in (("sampler", SAMPLER_SUMMARIES), ("balance", BALANCE_SUMMARIES)):
+        things[kind] = [
+            {"name": name, "summary": summary, "from": [found.plugins[0].label]}
+            for name, summary in summaries.items()
+        ]
     things["command"] = [
         {
             "name": name,
-            "summary": f"`ppap {name} --help`"
+            "summary": f"`ppap {name.replace('.', ' ')} --help`"
             if len(points) == 1 and name not in OWN_COMMANDS
-            else "unusable: claimed by several plugins",
+            else _UNUSABLE,
             "from": [owner(point) for point in points],
         }
         for name, points in plugin_commands().items()
     ]
-    plugins = [
+    things["plugin"] = [
         {
             "name": plugin.name,
             "distribution": plugin.distribution,
@@ -55,36 +111,16 @@ def list_everything(
         }
         for plugin in found.plugins
     ]
-    if not for_people(as_json):
-        print_json(things | {"plugin": plugins})
-        return
-    _show(things, plugins)
+    return things
 
 
-def _show(things: dict[str, Any], plugins: list[dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    for kind, rows in things.items():
-        table = Table("name", "what it is", "from", title=f"{kind}s", title_justify="left")
-        for row in rows:
-            cells = (row["name"], row["summary"], " and ".join(row["from"]))
-            table.add_row(*map(escape, cells))
-        if rows:
-            console.print(table)
-        else:
-            console.print(f"no {kind}s installed", style="dim")
-    table = Table(
-        "name", "distribution", "version", "status", title="plugins", title_justify="left"
-    )
-    colours = {
-        "ok": "green", "warning": "yellow", "slow": "yellow", "left out": "dim", "broken": "red"
-    }  # fmt: skip
-    for plugin in plugins:
-        status = f"[{colours[plugin['status']]}]{plugin['status']}[/]"
-        reason = f"  {escape(plugin['reason'])}" if plugin["reason"] else ""
-        cells = (plugin["name"], plugin["distribution"], plugin["version"])
-        table.add_row(*map(escape, cells), status + reason)
-    console.print(table)
+def _show_plugins(rows: list[dict[str, str]]) -> None:
+    cells: list[tuple[Cell, ...]] = []
+    for row in rows:
+        status: Part = (row["status"], _COLOURS[row["status"]])
+        of = f"{row['distribution']} {row['version']}".strip()
+        cells.append((row["name"], of, status, row["reason"]))
+    columns = [Column("name"), Column("from", prose=True), Column("status")]
+    if any(row["reason"] for row in rows):
+        columns.append(Column("why", prose=True))
+    show_table(columns, [row[: len(columns)] for row in cells], "plugins")

@@ -1,24 +1,113 @@
-"""Options that several commands share."""
+"""Options that several commands share. One letter means one thing, whatever the command."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ppap_host.cli import complete
+from ppap_host.cli.checks import DTYPES
 from ppap_host.files.errors import OptionError
 
-Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="Weights of the backbone.")]
+COMMON = "Common options"
+GUIDES = "Each guide in detail"
+MODEL = "Diffusion model"
+SAMPLING = "Sampling"
+MACHINE = "Machine"
+RESULTS = "Results"
+
+SAMPLERS = "ddim, ddpm, dpm++ or heun."
+SEVERAL_DEVICES = "auto, cpu, cuda, cuda:1 or mps."
+
+
+def option(*names: str, panel: str, metavar: str | None, help: str, **settings: Any) -> Any:
+    """An option: where help shows it, and what stands there for its value."""
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=help, **settings)
+
+
+Checkpoint = Annotated[
+    str | None,
+    option(
+        "--checkpoint", panel=MODEL, metavar="FILE|FOLDER|HUB-NAME", help="Weights of the backbone."
+    ),
+]
 Vae = Annotated[
-    str | None, typer.Option("--vae", help="Autoencoder of latent backbones that need one.")
-]
+    str | None,
+    option(
+        "--vae", panel=MODEL, metavar="FOLDER|HUB-NAME",
+        help="Autoencoder of latent backbones that need one.",
+    ),
+]  # fmt: skip
 Upsampler = Annotated[
-    str | None, typer.Option("--upsampler", help="Second stage of cascaded backbones.")
-]
+    str | None,
+    option(
+        "--upsampler", panel=MODEL, metavar="FILE|FOLDER",
+        help="Second stage of cascaded backbones.",
+    ),
+]  # fmt: skip
 BackboneOption = Annotated[
     list[str] | None,
-    typer.Option("--backbone-option", help="KEY=VALUE, what else the backbone takes."),
+    option(
+        "--backbone-option", panel=MODEL, metavar="KEY=VALUE",
+        help="What else the backbone takes; repeatable.",
+    ),
+]  # fmt: skip
+AsJson = Annotated[
+    bool,
+    option(
+        "--json", panel=RESULTS, metavar=None, help="Print the result as JSON on standard output."
+    ),
+]  # fmt: skip
+OpenIt = Annotated[
+    bool,
+    option("--open", panel=RESULTS, metavar=None, help="Open the picture of the result."),
 ]
+
+
+def backbone(told: str = "") -> Any:
+    """--backbone, with a word on what it is where it is left out."""
+    default = f" [default: {told}]" if told else ""
+    return option(
+        "--backbone", "-b", panel=MODEL, metavar="NAME", autocompletion=complete.of("backbone"),
+        help=f"Diffusion model; see `ppap list backbones`.{default}",
+    )  # fmt: skip
+
+
+def device(told: str = "") -> Any:
+    """--device."""
+    return option(
+        "--device", panel=MACHINE, metavar="NAME", help=SEVERAL_DEVICES + told,
+        autocompletion=complete.among(("auto", "cpu", "cuda", "mps")),
+    )  # fmt: skip
+
+
+def dtype(what: str = "Number format of the networks", told: str = "") -> Any:
+    """--dtype."""
+    return option(
+        "--dtype", panel=MACHINE, metavar="FORMAT", autocompletion=complete.among(DTYPES),
+        help=f"{what}: float32, bfloat16 or float16.{told}",
+    )  # fmt: skip
+
+
+def out(help: str, panel: str = COMMON, metavar: str = "FOLDER", **settings: Any) -> Any:
+    """--out."""
+    return option("--out", "-o", panel=panel, metavar=metavar, help=help, **settings)
+
+
+def num(help: str, panel: str = COMMON, **settings: Any) -> Any:
+    """--num."""
+    return option("--num", "-n", panel=panel, metavar="NUMBER", help=help, **settings)
+
+
+def seed(help: str, panel: str = COMMON, **settings: Any) -> Any:
+    """--seed."""
+    return option("--seed", panel=panel, metavar="NUMBER", help=help, **settings)
+
+
+def steps(help: str, panel: str = COMMON) -> Any:
+    """--steps."""
+    return option("--steps", panel=panel, metavar="NUMBER|SPACING", help=help)
 
 
 def backbone_options(
@@ -37,3 +126,8 @@ def backbone_options(
             raise OptionError(f"--backbone-option {text!r} has no value.", remedy="Give KEY=VALUE.")
         options[key.replace("-", "_")] = value
     return options
+
+
+def spacing(steps: str) -> int | str:
+    """A number of steps as one, a spacing such as "ddim25" as it is."""
+    return int(steps) if steps.isdecimal() and len(steps) < 10 else steps

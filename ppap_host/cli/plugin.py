@@ -11,52 +11,84 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ppap_host.cli.options import BackboneOption, Checkpoint, Upsampler, Vae, backbone_options
-from ppap_host.cli.output import for_people, print_json
+from ppap_host.cli import complete, options
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import (
+    COMMON,
+    MODEL,
+    AsJson,
+    BackboneOption,
+    Checkpoint,
+    Upsampler,
+    Vae,
+    backbone_options,
+    option,
+)
+from ppap_host.cli.output import in_one_line, print_json, tell
+from ppap_host.cli.progress import progress_bar
 from ppap_host.files.errors import OptionError, PpapError
 
 if TYPE_CHECKING:
     from ppap_host.plugins.scaffold import Scaffold
     from ppap_host.testing.checks import Result
 
-app = typer.Typer(help="For those who write plugins.", no_args_is_help=True)
+app = Application("For those who write plugins.")
 
 T = TypeVar("T")
 
 _MARKS = {"passed": "✓", "failed": "✗", "not made": "–"}
-
-
-@app.callback()
-def _group() -> None:
-    """For those who write plugins."""
+_KINDS = complete.among(("guide", "backbone", "recipe"))
 
 
 @app.command()
 def check(
     name: Annotated[
         str,
-        typer.Argument(help="A guide, backbone or recipe, or a distribution: all that it offers."),
+        typer.Argument(
+            metavar="NAME", help="A guide, backbone or recipe, or a distribution: all that it "
+            "offers.",
+        ),
     ],
     kind: Annotated[
-        str | None, typer.Option("--kind", help="guide, backbone or recipe, if NAME is several.")
+        str | None,
+        option(
+            "--kind", panel=COMMON, metavar="KIND", autocompletion=_KINDS,
+            help="guide, backbone or recipe, if NAME is several.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="A target of the guide; without one a picture is tried."),
+        option(
+            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
+            help="A target of the guide; without one a picture is tried.",
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Of the guide.")] = None,
+    model: Annotated[
+        str | None,
+        option(
+            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME", help="Of the guide."
+        ),
+    ] = None,
     size: Annotated[
-        int, typer.Option("--size", min=8, help="Side in pixels of the images a guide is shown.")
+        int,
+        option(
+            "--size", panel=COMMON, metavar="PIXELS", min=8,
+            help="Of a side of the images that a guide is shown.",
+        ),
     ] = 64,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="A prompt that the backbone understands.")
+        str | None,
+        option(
+            "--prompt", "-p", panel=MODEL, metavar="TEXT",
+            help="A prompt that the backbone understands.",
+        ),
     ] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Check that a guide, backbone or recipe does what the host needs.
 
     A line a check: ✓ holds, ✗ does not, – cannot be told, and why. What does not hold is explained:
@@ -74,24 +106,27 @@ def check(
         target, model, checkpoint, backbone_options(vae, upsampler, backbone_option), prompt,
         (size, size),
     )  # fmt: skip
-    people, rows, results = for_people(as_json), [], []
-    for one, its_name in offers(registry(), name, wanted):
-        if people:
-            print(f"{one} {its_name}")
-        for made in checks_of(registry(), one, its_name, settings):
-            with contained():  # what a check makes a plugin print is no result
-                result = made.result()
-            results.append(result)
-            rows.append({"kind": one, "name": its_name} | _row(result))
-            if people:
-                _show(result, made.about)
-            if made.name == "made" and result.outcome != "passed":
-                break  # all others would say the same
-    if people:
-        counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in _MARKS}
-        print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
-    else:
+    rows, results = [], []
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        for one, its_name in offers(registry(), name, wanted):
+            if not as_json:
+                tell(f"{one} {its_name}")
+            for made in checks_of(registry(), one, its_name, settings):
+                watch(f"checking {one} {its_name}: {made.name}", 0, 1)
+                with contained():  # what a check makes a plugin print is no result
+                    result = made.result()
+                results.append(result)
+                rows.append({"kind": one, "name": its_name} | _row(result))
+                if not as_json:
+                    _show(result, made.about)
+                if made.name == "made" and result.outcome != "passed":
+                    break  # all others would say the same
+    if as_json:
         print_json(rows)
+    else:
+        counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in _MARKS}
+        tell(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     outcomes = {result.outcome for result in results}
     if "failed" in outcomes or "passed" not in outcomes:
         raise typer.Exit(1)
@@ -109,40 +144,59 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def _show(result: Result, about: str) -> None:
-    print(f"  {_MARKS[result.outcome]} {result.check}: {about}")
+    tell(f"  {_MARKS[result.outcome]} {result.check}: {about}")
     if result.reason:
-        print(f"      Not made: {result.reason}")
+        tell(f"      Not made: {in_one_line(result.reason)}")
     if result.error is not None:
-        print(f"      {result.error.what}")
-        print(f"      Why it matters: {result.error.why}")
-        print(f"      How to mend it: {result.error.remedy}")
+        tell(f"      {in_one_line(result.error.what)}")
+        tell(f"      Why it matters: {in_one_line(result.error.why)}")
+        tell(f"      How to mend it: {in_one_line(result.error.remedy)}")
 
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="What users will call it, such as edges.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What users will call it, such as edges.")
+    ],
     kind: Annotated[
         str | None,
-        typer.Option("--kind", help="guide, backbone or recipe.", show_default="guide"),
+        option(
+            "--kind", panel=COMMON, metavar="KIND", autocompletion=_KINDS,
+            help="guide, backbone or recipe.", show_default="guide",
+        ),
     ] = None,
     author: Annotated[
         str | None,
-        typer.Option("--author", help="For its metadata.", show_default="who git says you are"),
+        option(
+            "--author", panel=COMMON, metavar="NAME", help="For its metadata.",
+            show_default="who git says you are",
+        ),
     ] = None,
     summary: Annotated[
-        str | None, typer.Option("--summary", help="What it does, one line for `ppap list`.")
+        str | None,
+        option(
+            "--summary", panel=COMMON, metavar="TEXT",
+            help="What it does, one line for `ppap list`.",
+        ),
     ] = None,
     licence: Annotated[
-        str, typer.Option("--licence", "--license", help="apache-2.0 or mit.")
+        str,
+        option(
+            "--licence", "--license", panel=COMMON, metavar="NAME",
+            autocompletion=complete.among(("apache-2.0", "mit")), help="apache-2.0 or mit.",
+        ),
     ] = "apache-2.0",
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder to make.", show_default="ppap-plugin-NAME"),
+        Path | None, options.out("Folder to make.", show_default="ppap-plugin-NAME")
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")
+        bool,
+        option(
+            "--yes", "-y", panel=COMMON, metavar=None,
+            help="Ask nothing: defaults for what is not given.",
+        ),
     ] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write a new plugin: a distribution that runs, with tests, to be changed into your own.
 
     A guide steers by an edge filter, a backbone denoises by a formula, a recipe has a part of its
@@ -189,9 +243,9 @@ def new(
             summary = _ask("What it does, in one line", summary, lambda t: told("", t).summary)
     scaffold = Scaffold(name, its_kind, author, summary, its_licence)
     files = write(scaffold, folder)
-    print(f"Wrote {folder}: the {its_kind} {name!r} in {len(files)} files. Next:")
+    tell(f"Wrote {folder}: the {its_kind} {name!r} in {len(files)} files. Next:")
     for line in _next_steps(scaffold, folder):
-        print(f"  {line}")
+        tell(f"  {line}")
 
 
 def _on_a_terminal() -> bool:

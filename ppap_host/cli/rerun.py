@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli import options
+from ppap_host.cli.checks import check_file
+from ppap_host.cli.options import AsJson, OpenIt, option
+from ppap_host.cli.output import counted, open_file, print_json, remark, tell, tell_path
+from ppap_host.files.errors import OptionError, OutputError, RecordError
 
 
 def rerun(
-    file: Annotated[Path, typer.Argument(help="run.json, a run's folder, or one of its PNGs.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER", help="run.json, a run's folder, or one of its PNGs."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the new images in this folder.")
+        Path | None, options.out("Keep the new images in this folder.", panel=options.RESULTS)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
-) -> None:
+    guide: Annotated[
+        list[str] | None,
+        option(
+            "--guide", "-g", panel=options.RESULTS, metavar="FILE.py:NAME",
+            help="Code that the record names and that you have looked at: it may run. Repeatable.",
+        ),
+    ] = None,
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Make the images of a record again and say whether they are the same, byte for byte.
 
     Exit code 0: the same. 1: different, with what changed since.
     """
+    if open_it and out is None:
+        raise OptionError(
+            "--open shows the sheet of the new images, and they are not kept.",
+            remedy="Add a folder for them with --out.",
+        )
+    record = file / "run.json" if os.path.isdir(file) else file
+    remedy = "Give a run.json, the folder of a run, or an image that `ppap run` wrote."
+    if not os.path.isfile(record):
+        check_file(record, RecordError, remedy)
     from ppap_host.cli.run import execute
     from ppap_host.files.offline import nothing_fetched
     from ppap_host.runs.record import differences, read_record
     from ppap_host.runs.script import from_record
 
     before = read_record(file)
-    settings, moved = from_record(before, file)
-    with tempfile.TemporaryDirectory(prefix="ppap-rerun-") as scratch:
-        folder = out if out is not None else Path(scratch) / "run"
-        with nothing_fetched(str(file)):
-            result = execute(settings, folder, moved)
+    settings, moved = from_record(before, file, code=guide or [])
+    with nothing_fetched(str(file)):
+        if out is not None:
+            result = execute(settings, out, moved)
+        else:
+            with _scratch() as folder:
+                result = execute(settings, folder / "run", moved)
     made = {e["index"]: e["pixels_sha256"] for e in result.record["images"]}
     expected = {e["index"]: e["pixels_sha256"] for e in before["images"]}
     changed = sorted(k for k, digest in expected.items() if made.get(k) != digest)
@@ -44,23 +75,42 @@ def rerun(
         "differences": reasons,
         "folder": str(out) if out is not None else None,
     }
-    if not for_people(as_json):
+    if as_json:
         print_json(outcome)
     else:
         _tell(outcome)
+        if out is not None:
+            tell_path("Sheet", out / "sheet.png")
+    if open_it and out is not None:
+        open_file(out / "sheet.png")
     raise typer.Exit(1 if changed else 0)
 
 
-def _tell(outcome: dict[str, Any]) -> None:
-    from rich.console import Console
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for images that are only compared.
 
-    console = Console()
+    Raises:
+        OutputError: there is no place for one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ppap-rerun-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"There is no folder for temporary files ({error.strerror or error}).",
+            remedy="Name one in the variable TMPDIR, or a folder for the new images with --out.",
+        ) from None
+    with folder as name:
+        yield Path(name)
+
+
+def _tell(outcome: dict[str, Any]) -> None:
     if outcome["identical"]:
-        console.print(f"The same, byte for byte: {outcome['images']} images.", style="green")
+        tell((f"The same, byte for byte: {counted(outcome['images'], 'image')}.", "green"))
     else:
         count = len(outcome["changed"])
-        console.print(f"Different: {count} of {outcome['images']} images.", style="red")
+        tell((f"Different: {count} of {counted(outcome['images'], 'image')}.", "red"))
         if not outcome["differences"]:
-            stderr().print("Nothing that the record knows of has changed.")
+            remark("Nothing that the record knows of has changed.", "")
     for reason in outcome["differences"]:
-        console.print(f"  {reason}")
+        tell(f"  {reason}")

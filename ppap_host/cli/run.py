@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_new, check_run
 from ppap_host.cli.options import (
+    COMMON,
+    GUIDES,
+    MACHINE,
+    MODEL,
+    RESULTS,
+    SAMPLERS,
+    SAMPLING,
+    AsJson,
     BackboneOption,
     Checkpoint,
+    OpenIt,
     Upsampler,
     Vae,
     backbone_options,
+    option,
+    spacing,
 )
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli.output import (
+    counted,
+    detail,
+    open_file,
+    print_json,
+    print_toml,
+    remark,
+    tell,
+    tell_path,
+    times,
+    warn,
+)
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import OptionError
 
 if TYPE_CHECKING:
     from ppap_host.runs.config import RunConfig
-    from ppap_host.runs.run import Result, Watch
+    from ppap_host.runs.run import Result
 
 DEFAULT_OUT = Path("ppap-out")
 OWN = "-"
@@ -40,133 +67,200 @@ def _number_or_own(text: str) -> float:
 def run(
     guide: Annotated[
         list[str] | None,
-        typer.Option("--guide", "-g", help="What steers; repeatable. See `ppap list`."),
+        option(
+            "--guide", "-g", panel=COMMON, metavar="NAME|FILE.py:NAME",
+            autocompletion=complete.of("guide"),
+            help="What steers: one of `ppap list guides`, or code of your own. Repeatable.",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="What each guide should see: a label or a file."),
+        option(
+            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
+            help="What each guide should see: a label or a file; - for nothing.",
+        ),
     ] = None,
     scale: Annotated[
         list[float] | None,
-        typer.Option(
-            "--scale",
-            "-s",
-            parser=_number_or_own,
-            metavar="<float>",
+        option(
+            "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
             help="Strength of each guide; default: the guide's own.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        option(
+            "--prompt", "-p", panel=COMMON, metavar="TEXT", help="For backbones that read text."
+        ),
+    ] = None,
+    num: Annotated[int | None, options.num("Images to make. [default: 4]")] = None,
+    steps: Annotated[
+        str | None,
+        options.steps("Denoising steps, or a spacing (ddim25). [default: the backbone's]"),
+    ] = None,
+    seed: Annotated[
+        int | None, options.seed("Image k depends on seed and k. [default: 0]")
+    ] = None,
+    out: Annotated[
+        Path | None, options.out("Folder to write. [default: ppap-out/<next number>]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        option(
+            "--config", "-c", panel=COMMON, metavar="FILE",
+            help="These options from a TOML file; those given here override it.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        option(
+            "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
+            autocompletion=complete.of("recipe"),
+            help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Network of each guide: folder, file or hub name."),
+        option(
+            "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
+            help="Network of each guide; default: the one that it ships.",
+        ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", "-b", help="Diffusion model. [default: shapes]")
+    experts: Annotated[
+        list[str] | None,
+        option(
+            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+            autocompletion=complete.of("expert set"),
+            help="Expert set of each guide. [default: one that fits]",
+        ),
     ] = None,
+    interval: Annotated[
+        list[str] | None,
+        option(
+            "--interval", panel=GUIDES, metavar="LOW:HIGH",
+            help="Noise levels at which each guide is asked, in log-SNR.",
+        ),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        option(
+            "--stage", panel=GUIDES, metavar="NAME",
+            autocompletion=complete.among(("base", "upsampler", "both")),
+            help="Of a cascade, for each guide: base, upsampler, both.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        option(
+            "--calibration", panel=GUIDES, metavar="FILE|FOLDER",
+            help="Of each guide: what `ppap calibrate` wrote.",
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        option(
+            "--balance", panel=GUIDES, metavar="NAME", autocompletion=complete.balances,
+            help="Of several guides: project or sum. [default: project]",
+        ),
+    ] = None,
+    backbone: Annotated[str | None, options.backbone(told="shapes")] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
     class_index: Annotated[
-        int | None, typer.Option("--class", help="Class of class-conditional backbones.")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Text, for backbones that read text.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", help="Picture to fill in, for inpainting backbones.")
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option("--mask", help="White where the picture is to be made anew.")
+        int | None,
+        option(
+            "--class", panel=MODEL, metavar="NUMBER", help="Class of class-conditional backbones."
+        ),
     ] = None,
     cfg: Annotated[
         float | None,
-        typer.Option("--cfg", help="Classifier-free guidance scale of prompt or class."),
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--recipe",
-            "-r",
-            help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
+        option(
+            "--cfg", panel=MODEL, metavar="NUMBER",
+            help="Classifier-free guidance scale of prompt or class.",
         ),
     ] = None,
-    experts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--experts",
-            "-e",
-            help="Expert set of each guide: a name, file or folder; none. [default: one that fits]",
+    image: Annotated[
+        str | None,
+        option(
+            "--image", panel=MODEL, metavar="FILE",
+            help="Picture to fill in, for inpainting backbones.",
         ),
     ] = None,
-    interval: Annotated[
-        list[str] | None,
-        typer.Option("--interval", help="Noise levels of each guide: LOW:HIGH in log-SNR."),
-    ] = None,
-    stage: Annotated[
-        list[str] | None,
-        typer.Option("--stage", help="Of a cascade, for each guide: base, upsampler, both."),
-    ] = None,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option("--calibration", help="Of each guide: what `ppap calibrate` wrote."),
-    ] = None,
-    balance: Annotated[
+    mask: Annotated[
         str | None,
-        typer.Option("--balance", help="Of several guides: project or sum. [default: project]"),
-    ] = None,
-    steps: Annotated[
-        str | None,
-        typer.Option("--steps", help="Denoising steps, or a spacing (ddim25). [default: 50]"),
-    ] = None,
-    upsampler_steps: Annotated[
-        str | None, typer.Option("--upsampler-steps", help="The same for an upsampler.")
+        option(
+            "--mask", panel=MODEL, metavar="FILE",
+            help="White where the picture is to be made anew.",
+        ),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun. [default: ddim]")
+        str | None,
+        option(
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            help=f"{SAMPLERS} [default: the backbone's]",
+        ),
     ] = None,
     eta: Annotated[
-        float | None, typer.Option("--eta", help="Stochasticity of ddim, 0 to 1. [default: 0]")
+        float | None,
+        option(
+            "--eta", panel=SAMPLING, metavar="NUMBER",
+            help="Stochasticity of ddim, 0 to 1. [default: the backbone's]",
+        ),
     ] = None,
     churn: Annotated[
-        float | None, typer.Option("--churn", help="S_churn of heun. [default: 0]")
+        float | None,
+        option(
+            "--churn", panel=SAMPLING, metavar="NUMBER", help="S_churn of heun. [default: 0]"
+        ),
     ] = None,
     churn_range: Annotated[
-        str | None, typer.Option("--churn-range", help="LOW:HIGH, S_tmin and S_tmax of heun.")
+        str | None,
+        option(
+            "--churn-range", panel=SAMPLING, metavar="LOW:HIGH",
+            help="S_tmin and S_tmax of heun.",
+        ),
     ] = None,
     churn_noise: Annotated[
-        float | None, typer.Option("--churn-noise", help="S_noise of heun. [default: 1]")
+        float | None,
+        option(
+            "--churn-noise", panel=SAMPLING, metavar="NUMBER",
+            help="S_noise of heun. [default: 1]",
+        ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Image k depends on seed and k. [default: 0]")
-    ] = None,
-    num: Annotated[
-        int | None, typer.Option("--num", "-n", help="Images to make. [default: 4]")
+    upsampler_steps: Annotated[
+        str | None,
+        option(
+            "--upsampler-steps", panel=SAMPLING, metavar="NUMBER|SPACING",
+            help="As --steps, for an upsampler.",
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", help="Images at a time. [default: 8]")
+        int | None,
+        option(
+            "--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time. [default: 8]"
+        ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder to write. [default: ppap-out/<next number>]"),
+    device: Annotated[str | None, options.device(" [default: auto]")] = None,
+    dtype: Annotated[str | None, options.dtype(told=" [default: float32]")] = None,
+    unguided: Annotated[
+        bool | None,
+        option(
+            "--unguided/--no-unguided", panel=RESULTS, metavar=None,
+            help="Also make the same images without guides, to compare. [default: unguided]",
+        ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda, mps. [default: auto]")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="float32, bfloat16, float16. [default: float32]"),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="TOML file; options override it.")
-    ] = None,
+    open_it: OpenIt = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the TOML that repeats this run; stop.")
+        bool,
+        option(
+            "--print-config", panel=RESULTS, metavar=None,
+            help="Print the TOML that repeats this run; stop.",
+        ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record alone on standard output.")
-    ] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Generate images steered by guides.
 
     What describes a guide (--target, --scale, --model, --experts, --interval, --stage,
@@ -175,7 +269,7 @@ def run(
 
     ppap run --guide depth --target room.png --scale 1.5
     """
-    from ppap_host.runs.config import RunConfig, read_toml
+    from ppap_host.runs.config import RunConfig, read_toml, refuse_code
 
     values: dict[str, Any] = read_toml(config) if config else {}
     configured = values.pop("out", None)
@@ -183,16 +277,20 @@ def run(
         raise OptionError(f"'out' in {config} is {configured!r}.", remedy="It must be a folder.")
     if out is None and configured is not None:
         out = Path(configured)
-    given = {
+    given: dict[str, Any] = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
         "image": image, "mask": mask,
         "class_index": class_index,
         "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
         "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
-        "batch": batch, "device": device, "dtype": dtype,
-        "steps": _spacing(steps), "upsampler_steps": _spacing(upsampler_steps),
+        "batch": batch, "device": device, "dtype": dtype, "unguided": unguided,
     }  # fmt: skip
+    given |= {
+        key: spacing(text)
+        for key, text in (("steps", steps), ("upsampler_steps", upsampler_steps))
+        if text is not None
+    }
     values |= {key: value for key, value in given.items() if value is not None}
     recipes = recipe or []
     if len(recipes) == 1:
@@ -207,37 +305,41 @@ def run(
     )  # fmt: skip
     if guides:
         values["guide"] = guides
+    if values.get("guide") or values.get("guides"):
+        values.setdefault("unguided", True)
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
+    if config:
+        refuse_code(settings, str(config), guide or [])
     if print_config:
-        print(settings.to_toml(), end="")
+        print_toml(settings.to_toml())
         return
     from ppap_host.files.folders import numbered
 
     with numbered(DEFAULT_OUT) if out is None else nullcontext(out) as folder:
-        finish(execute(settings, folder), as_json)
+        finish(execute(settings, folder), as_json, open_it)
 
 
 def _is_own(value: Any) -> bool:
     return value == OWN or (isinstance(value, float) and math.isnan(value))
 
 
-def _spacing(steps: str | None) -> int | str | None:
-    return int(steps) if steps is not None and steps.isdecimal() else steps
-
-
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """One table a guide, its options matched in order.
 
     Args:
-        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" is not
-            optional. Of the others, :data:`OWN` (NaN for a number) is as if the guide had not been
-            given one.
+        guides: names, or ``FILE.py:NAME`` of one's own code.
+        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" may only be
+            left out where all guides are one's own code. :data:`OWN` (NaN for a number) is as if
+            the guide had not been given one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
     """
+    from ppap_host.runs.config import code_of
+
+    code = [code_of(guide) for guide in guides]
     for name, given in options.items():
-        optional = name != "target"
+        optional = name != "target" or all(code)
         if len(given) != len(guides) and not (optional and not given):
             pairs = [
                 f"--guide {guides[i] if i < len(guides) else '???'} "
@@ -249,26 +351,24 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
                 remedy=f"Give one --{name} for each --guide, in the same order"
                 + (f"; {OWN} for a guide's own, or none at all." if optional else "."),
             )
-    return [
-        {"name": name}
-        | {
-            key: given[i]
-            for key, given in options.items()
-            if given and (key == "target" or not _is_own(given[i]))
-        }
-        for i, name in enumerate(guides)
-    ]
+    tables = []
+    for i, (guide, own) in enumerate(zip(guides, code, strict=True)):
+        table = {"name": guide} if own is None else {"name": own[1], "what": guide}
+        tables.append(table | {k: v[i] for k, v in options.items() if v and not _is_own(v[i])})
+    return tables
 
 
 def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None) -> Result:
-    """Runs with a progress bar; an interrupted run says what it kept and exits with 130."""
+    """Runs with progress; an interrupted run says what it kept and exits with 130."""
     from ppap_host.plugins.registry import registry
-    from ppap_host.runs.config import check_names, new_record
+    from ppap_host.runs.config import new_record
 
-    console = stderr()
-    check_names(settings, registry())  # a slip of the pen is answered before torch is imported
+    # A slip of the pen is answered before torch is imported.
+    check_run(settings, registry(), moved or {})
+    check_new(out, "run.json", "a run")
     with progress_bar() as watch:
         try:
+            watch("loading libraries", 0, 1)
             from ppap_host.runs.run import run as run_settings
 
             result = run_settings(settings, out, watch, moved)
@@ -278,62 +378,75 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
                 from ppap_host.files.writing import write_json
 
                 write_json(out / "run.json", new_record(settings) | {"status": "interrupted"})
-            kept = len(list(out.glob("[0-9]*.png")))
-            console.print(f"Interrupted: {kept} finished images in {out}", style="yellow")
-            raise typer.Exit(130) from None
-    for used in result.record["used"]["guides"]:
-        if used["experts"]:
-            console.print(f"{used['name']}: guided by the experts {used['experts']}", style="dim")
+            kept = counted(len(list(out.glob("[0-9]*.png"))), "finished image")
+            remark(f"Interrupted: {kept} in {out}", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
+    for said in dict.fromkeys(row["understood"] for row in result.record["targets"]):
+        remark(f"Target: {said}")
+    used = result.record["used"]
+    for one in used["guides"]:
+        if one["experts"]:
+            remark(f"{one['name']}: guided by the experts {one['experts']}")
+        detail(f"{one['name']}: recipe {one['recipe']}, scale {one['scale']:g}")
+    detail(f"{settings.backbone}: {used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}")
     for warning in result.record["warnings"]:
-        console.print(f"Warning: {warning}", style="yellow")
+        warn(warning)
     return result
 
 
-@contextmanager
-def progress_bar(*, disable: bool = False) -> Iterator[Watch]:
-    """A progress bar on standard error; silent when that is not a terminal, or ``disable``."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = stderr()
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(
-        *columns, console=console, disable=disable or not console.is_terminal
-    ) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def watch(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        yield watch
+_PARTS = {
+    "load": "loading", "hash": "hashing", "sample": "sampling", "measure": "measuring",
+    "write": "writing",
+}  # fmt: skip
+_SHOWN = 24
+"""Rows of a table of images at most; the record has all of them."""
 
 
-def finish(result: Result, as_json: bool) -> None:
-    """Prints the record for programs, a short table for people."""
-    if not for_people(as_json):
+def finish(result: Result, as_json: bool, open_it: bool = False) -> None:
+    """Prints what a run made: a table for people, or the record for programs.
+
+    Raises:
+        typer.Exit: with 1, if an image could not be made.
+    """
+    assert result.folder is not None
+    sheet = result.folder / "sheet.png"
+    if as_json:
         print_json(result.record)
-        return
-    from rich.console import Console
-    from rich.table import Table
+    else:
+        _show(result.record, result.folder, sheet)
+    if open_it:
+        open_file(sheet)
+    if result.record["failed"]:
+        raise typer.Exit(1)  # the others are there, and the warnings have said why
 
-    entries = result.record["images"]
+
+def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
+    entries = record["images"]
     measures = sorted({(g, m) for e in entries for g, row in e["measures"].items() for m in row})
-    table = Table(title=str(result.folder), title_justify="left")
-    table.add_column("image")
-    for name, measure in measures:
-        table.add_column(f"{name}\n{measure}", justify="right")
-    for entry in entries:
-        values = [f"{entry['measures'][name][measure]:.4f}" for name, measure in measures]
-        table.add_row(entry["file"], *values)
-    console = Console()
-    console.print(table)
-    total = sum(result.record["seconds"].values())
-    console.print(f"{total:.1f} s; look at {result.folder}/sheet.png")
+    columns = [Column("image")]
+    columns += [Column(f"{name}\n{measure}", number=True) for name, measure in measures]
+
+    def row(title: str, values: Sequence[float | None]) -> list[str]:
+        return [title, *("" if value is None else f"{value:.4f}" for value in values)]
+
+    def values(of: str, entry: dict[str, Any]) -> list[float]:
+        return [entry[of][name][measure] for name, measure in measures]
+
+    def mean(of: str) -> list[float]:
+        columns = zip(*(values(of, entry) for entry in entries), strict=True)
+        return [sum(column) / len(entries) for column in columns]
+
+    last = [row("mean", mean("measures"))] if measures and len(entries) > 1 else []
+    if measures and all("unguided" in entry for entry in entries):
+        last.append(row("mean unguided", mean("unguided")))
+    of_targets = record.get("target_measures", {})
+    own = {name: rows[0] for name, rows in of_targets.items() if len(rows) == 1}
+    if any(own.values()):
+        itself = [(own.get(name) or {}).get(measure) for name, measure in measures]
+        last.append(row("the target itself", itself))
+    rows = [row(entry["file"], values("measures", entry)) for entry in entries[:_SHOWN]]
+    show_table(columns, rows, str(folder), last=last)
+    if len(entries) > _SHOWN:
+        tell(f"and {counted(len(entries) - _SHOWN, 'more image')}, all of them in run.json")
+    tell(times(record["seconds"], _PARTS))
+    tell_path("Sheet", sheet)

@@ -5,30 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from ppap_host.cli import options
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import COMMON, AsJson, OpenIt, option
+from ppap_host.cli.output import counted, open_file, print_json, tell_path
+from ppap_host.cli.progress import progress_bar
 
-app = typer.Typer(help="The built-in world: rooms with coloured solids.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """The built-in world: rooms with coloured solids."""
+app = Application("The built-in world: rooms with coloured solids.")
 
 
 @app.command()
 def render(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Scenes to render.")] = 16,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Scene k depends on seed and k.")] = 0,
-    size: Annotated[int, typer.Option("--size", min=16, max=2048, help="Side in pixels.")] = 64,
+    out: Annotated[Path, options.out("Folder to write.")],
+    num: Annotated[int, options.num("Scenes to render.", min=1)] = 16,
+    seed: Annotated[int, options.seed("Scene k depends on seed and k.", min=0)] = 0,
+    size: Annotated[
+        int,
+        option("--size", panel=COMMON, metavar="PIXELS", min=16, max=2048, help="Of a side."),
+    ] = 64,
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
 ) -> None:
     """Render labelled scenes: RGB, depth, segmentation, class and caption.
 
     Writes k.png (RGB), k-depth.png (16 bit, millimetres), k-segmentation.png (indices), a contact
     sheet, and scenes.json with labels, captions and what the indices mean.
     """
-    from ppap_host.cli.run import progress_bar
-    from ppap_host.shapes.export import render_scenes
-
     with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        from ppap_host.shapes.export import render_scenes
+
         render_scenes(out, seed, num, size, watch)
+    if as_json:
+        print_json({"folder": str(out), "scenes": num})
+    else:
+        tell_path(counted(num, "scene"), out)
+        tell_path("Sheet", out / "sheet.png")
+    if open_it:
+        open_file(out / "sheet.png")

@@ -1,16 +1,31 @@
 """``ppap tune``: experts for a guide, from a harvest."""
 
+# Long because its options are many, and each says what it is.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_folder, check_weights
+from ppap_host.cli.options import (
+    COMMON,
+    AsJson,
+    BackboneOption,
+    Checkpoint,
+    Vae,
+    backbone_options,
+    option,
+    spacing,
+)
+from ppap_host.cli.output import duration, print_json, remark, tell, tell_path
+from ppap_host.cli.progress import Display, progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import (
     CheckpointError,
     OptionError,
@@ -21,80 +36,142 @@ from ppap_host.files.errors import (
 from ppap_host.runs.processes import alone_or_first
 
 if TYPE_CHECKING:
-    from rich.live import Live
     from rich.table import Table
 
     from ppap_host.backbones.backbone import Backbone
+    from ppap_host.experts.cost import Estimate as Cost
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.sets import View
-    from ppap_host.experts.tuning import Progress
+    from ppap_host.experts.tuning import Progress, TuningConfig
+
+_TUNING = "Tuning"
+_ESTIMATE = "Estimate"
+_METHODS = ("patch", "full")
+_VIEWS: tuple[View, ...] = ("noised", "predicted")
 
 
 def tune(
-    guide: Annotated[str, typer.Argument(help="The guide, as in `ppap list`.")],
+    guide: Annotated[
+        str,
+        typer.Argument(
+            metavar="GUIDE", autocompletion=complete.of("guide"), help="See `ppap list guides`."
+        ),
+    ],
     harvest: Annotated[
-        Path | None, typer.Option("--harvest", help="Folder of `ppap harvest`; needed to tune.")
+        Path | None,
+        option(
+            "--harvest", panel=COMMON, metavar="FOLDER",
+            help="Folder of `ppap harvest`; needed to tune.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder to write, or to go on with; needed to tune."),
+        Path | None, options.out("Folder to write, or to go on with; needed to tune.")
     ] = None,
+    experts: Annotated[
+        int, option("--experts", panel=COMMON, metavar="NUMBER", help="Noise ranges, N.")
+    ] = 5,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Network of the guide.")
+        str | None,
+        option(
+            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME",
+            help="Network of the guide; default: the one that it ships.",
+        ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", "-b", help="Default: the harvest's own.")
-    ] = None,
+    seed: Annotated[int, options.seed("Decides every random draw.")] = 0,
+    licence: Annotated[
+        str,
+        option(
+            "--licence", panel=COMMON, metavar="NAME",
+            help="Of the expert set, kept in its metadata.",
+        ),
+    ] = "",
+    backbone: Annotated[str | None, options.backbone(told="the harvest's own")] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     backbone_option: BackboneOption = None,
-    experts: Annotated[int, typer.Option("--experts", "-n", help="Noise ranges, N.")] = 5,
-    method: Annotated[
-        str, typer.Option("--method", help="patch, or full: every parameter (a baseline).")
-    ] = "patch",
     view: Annotated[
         str,
-        typer.Option(
-            "--view", help="What experts are shown: noised images, or predicted clean ones."
+        option(
+            "--view", panel=_TUNING, metavar="NAME", autocompletion=complete.among(_VIEWS),
+            help="What experts are shown: noised images, or predicted clean ones.",
         ),
     ] = "noised",
+    method: Annotated[
+        str,
+        option(
+            "--method", panel=_TUNING, metavar="NAME", autocompletion=complete.among(_METHODS),
+            help="patch, or full: every parameter (a baseline).",
+        ),
+    ] = "patch",
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Of the low-rank factors; default: the guide's.")
+        int | None,
+        option(
+            "--rank", panel=_TUNING, metavar="NUMBER",
+            help="Of the low-rank factors; default: the guide's.",
+        ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", help="Optimiser steps of each expert; default: the guide's."),
+        option(
+            "--steps", panel=_TUNING, metavar="NUMBER",
+            help="Optimiser steps of each expert; default: the guide's.",
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 32,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0, help="Of AdamW.")] = 1e-4,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the frozen network; experts are float32.")
-    ] = "float32",
+    batch: Annotated[
+        int, option("--batch", panel=_TUNING, metavar="NUMBER", help="Images a step.")
+    ] = 32,
+    lr: Annotated[
+        float | None,
+        option("--lr", panel=_TUNING, metavar="NUMBER", help="Peak learning rate."),
+    ] = None,
+    weight_decay: Annotated[
+        float,
+        option("--weight-decay", panel=_TUNING, metavar="NUMBER", min=0, help="Of AdamW."),
+    ] = 1e-4,
     held_out: Annotated[
-        float, typer.Option("--held-out", help="Share of the harvest to stop early by.")
+        float,
+        option(
+            "--held-out", panel=_TUNING, metavar="SHARE",
+            help="Of the harvest, to stop early by.",
+        ),
     ] = 0.1,
     patience: Annotated[
-        int, typer.Option("--patience", help="Measurements without progress before stopping.")
+        int,
+        option(
+            "--patience", panel=_TUNING, metavar="NUMBER",
+            help="Measurements without progress before stopping.",
+        ),
     ] = 10,
-    seed: Annotated[int, typer.Option("--seed", help="Decides every random draw.")] = 0,
-    licence: Annotated[
-        str, typer.Option("--licence", help="Of the expert set, kept in its metadata.")
-    ] = "",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
+    device: Annotated[str, options.device()] = "auto",
+    dtype: Annotated[
+        str, options.dtype("Of the frozen network; experts are float32")
+    ] = "float32",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what harvest and tuning will cost.")
+        bool,
+        option(
+            "--estimate", panel=_ESTIMATE, metavar=None,
+            help="Only say what harvest and tuning will cost.",
+        ),
     ] = False,
     num: Annotated[
-        int, typer.Option("--num", min=1, help="Images of the harvest to estimate.")
+        int, options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1)
     ] = 2000,
     harvest_steps: Annotated[
-        str, typer.Option("--harvest-steps", help="Denoising steps of the harvest to estimate.")
+        str,
+        option(
+            "--harvest-steps", panel=_ESTIMATE, metavar="NUMBER|SPACING",
+            help="Denoising steps of the harvest to estimate.",
+        ),
     ] = "25",
     harvest_cfg: Annotated[
-        bool, typer.Option("--harvest-cfg", help="Estimate a harvest with prompts and --cfg.")
+        bool,
+        option(
+            "--harvest-cfg", panel=_ESTIMATE, metavar=None,
+            help="Estimate a harvest with prompts and --cfg.",
+        ),
     ] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Teach a guide's experts what noise is; no data set and no labels are needed.
 
     Give the same command again after an interruption: it goes on where it stopped. Several
@@ -108,27 +185,41 @@ def tune(
     --estimate needs neither harvest nor folder: it counts operations, times a probe on the device,
     and says how long both will take.
     """
-    from ppap_host.experts.sets import VIEWS
-    from ppap_host.experts.tuning import TuningConfig
     from ppap_host.plugins.registry import registry
 
-    found = registry()
-    found.entry("guide", guide)
-    if method not in ("patch", "full"):
-        raise unknown_name("method", method, ("patch", "full"))
-    if view not in VIEWS:
-        raise unknown_name("view", view, VIEWS)
-    config = TuningConfig(
-        experts=experts, method="full" if method == "full" else "patch", rank=rank, steps=steps,
-        batch=batch, lr=lr, weight_decay=weight_decay, seed=seed, held_out=held_out,
-        patience=patience,
-    )  # fmt: skip
-    if estimate:
-        options = backbone_options(vae, None, backbone_option)
-        _estimate(
-            guide, model, backbone or "shapes", checkpoint, options, config,
-            num, harvest_steps, harvest_cfg, device, dtype, view,
+    # What can be told without torch is told at once.
+    registry().entry("guide", guide)
+    if method not in _METHODS:
+        raise unknown_name("method", method, _METHODS)
+    seen = next((known for known in _VIEWS if known == view), None)
+    if seen is None:
+        raise unknown_name("view", view, _VIEWS)
+    if backbone is not None:
+        registry().entry("backbone", backbone)
+    check_weights(checkpoint)
+    check_weights(model)
+
+    def config() -> TuningConfig:
+        from ppap_host.experts.tuning import TuningConfig
+
+        return TuningConfig(
+            experts=experts, method="full" if method == "full" else "patch", rank=rank,
+            steps=steps, batch=batch, lr=lr, weight_decay=weight_decay, seed=seed,
+            held_out=held_out, patience=patience,
         )  # fmt: skip
+
+    if estimate:
+        with progress_bar() as watch:
+            watch("estimating", 0, 1)
+            cost = _estimated(
+                guide, model, backbone or "shapes", checkpoint,
+                backbone_options(vae, None, backbone_option), config(), num, harvest_steps,
+                harvest_cfg, device, dtype, seen,
+            )  # fmt: skip
+        if as_json:
+            print_json(cost.to_dict())
+        else:
+            _show_cost(cost, f"{guide} on {backbone or 'shapes'}", num, experts, view)
         return
     if harvest is None or out is None:
         raise OptionError(
@@ -136,33 +227,75 @@ def tune(
             remedy="Give a folder of `ppap harvest` with --harvest, and one to write with --out; "
             "only --estimate needs neither.",
         )
-    target = out / "experts.safetensors"
-    from ppap_host.files.folders import Job
-
-    # Looking for a set, making one and writing it are one thing.
-    with Job(out) if alone_or_first() else nullcontext():
-        if target.exists():
-            record = _finished(target, guide, model, harvest, config, view)
-            if record is None:
-                raise OutputError(
-                    f"{str(out)!r} already holds an expert set, of another tuning.",
-                    remedy="Give another folder with --out; nothing is overwritten.",
-                )
-        else:
-            record = _tune(
-                guide, model, backbone, checkpoint, harvest, target, config, licence, device, dtype,
-                view,
-            )  # fmt: skip
+    remedy = "Make one with `ppap harvest --out FOLDER`."
+    check_folder(harvest, "harvest.json", CheckpointError, remedy)
+    with progress_bar(disable=not alone_or_first()) as watch:
+        watch("loading libraries", 0, 1)
+        record = _made(
+            guide, model, backbone, checkpoint, harvest, out, config(), licence, device, dtype,
+            seen, watch,
+        )  # fmt: skip
     if record is None or not alone_or_first():
         return
-    if for_people(False):
-        stderr().print(f"Use it with --experts {out}; `ppap plot {out}` draws how it went")
-    else:
+    if as_json:
         print_json(record)
+    else:
+        _show(record, out)
+
+
+def _made(
+    guide: str,
+    model: str | None,
+    backbone: str | None,
+    checkpoint: str | None,
+    harvest: Path,
+    out: Path,
+    config: TuningConfig,
+    licence: str,
+    device: str,
+    dtype: str,
+    view: View,
+    watch: Display,
+) -> dict[str, Any] | None:
+    """The record of the tuning, made now or before; None in processes that are not the first."""
+    from ppap_host.files.folders import Job
+
+    target = out / "experts.safetensors"
+    # Looking for a set, making one and writing it are one thing.
+    with Job(out) if alone_or_first() else nullcontext():
+        if not target.exists():
+            return _tune(
+                guide, model, backbone, checkpoint, harvest, target, config, licence, device,
+                dtype, view, watch,
+            )  # fmt: skip
+        record = _finished(target, guide, model, harvest, config, view)
+        if record is None:
+            raise OutputError(
+                f"{str(out)!r} already holds an expert set, of another tuning.",
+                remedy="Give another folder with --out; nothing is overwritten.",
+            )
+        return record
+
+
+def _show(record: dict[str, Any], out: Path) -> None:
+    """What came of it, for people."""
+    rows = []
+    for bounds, quality in zip(record["ranges"], record["quality"], strict=True):
+        low, high = ("open" if bound is None else f"{bound:.1f}" for bound in bounds)
+        before, after = (
+            quality.get(whose, {}).get("distance") for whose in ("off_the_shelf", "expert")
+        )
+        rows.append(
+            [f"{low} to {high}", *("" if d is None else f"{d:.4f}" for d in (before, after))]
+        )
+    columns = [Column(t, number=True) for t in ("log-SNR", "off the shelf", "expert")]
+    show_table(columns, rows, f"{record['guide']}: distance to the teacher, held out")
+    tell_path("Experts", out)
+    tell(f"Use them with --experts {out}; `ppap plot {out}` draws how the tuning went.")
 
 
 def _finished(
-    target: Path, guide: str, model: str | None, harvest: Path, config: Any, view: str
+    target: Path, guide: str, model: str | None, harvest: Path, config: TuningConfig, view: str
 ) -> dict[str, Any] | None:
     """The record of a set that these very settings have made; None if it is of others.
 
@@ -192,21 +325,21 @@ def _finished(
     return record if same else None
 
 
-def _estimate(
+def _estimated(
     name: str,
     model: str | None,
     backbone: str,
     checkpoint: str | None,
     options: dict[str, str],
-    config: Any,
+    config: TuningConfig,
     num: int,
     steps: str,
     cfg: bool,
     device_name: str,
     dtype_name: str,
     view: View,
-) -> None:
-    """Prints what a harvest and a tuning will cost."""
+) -> Cost:
+    """What a harvest and a tuning will cost."""
     from ppap_host.experts.cost import estimate
     from ppap_host.plugins.loading import load_backbone, load_guide
     from ppap_host.plugins.registry import registry
@@ -217,28 +350,24 @@ def _estimate(
     diffusion = load_backbone(found, backbone, checkpoint, options)
     diffusion.to(device, dtype)
     guide = load_guide(found, name, model).to(device, dtype)
-    cost = estimate(
-        guide, diffusion, config, images=num, steps=int(steps) if steps.isdecimal() else steps,
-        cfg=cfg, device=device, view=view,
+    return estimate(
+        guide, diffusion, config, images=num, steps=spacing(steps), cfg=cfg, device=device,
+        view=view,
     )  # fmt: skip
-    if not for_people(False):
-        print_json(cost.to_dict())
-        return
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{name} on {backbone}, {device}", title_justify="left")
-    for title in ("", "what", "one image", "in all", "time"):
-        table.add_column(title, justify="left" if title in ("", "what") else "right")
-    rows = (
-        ("harvest", f"{num:,} images, {cost.evaluations} evaluations each", cost.generating.flops,
-         cost.harvest),
-        ("tuning", f"{config.experts} experts, {cost.lessons:,} {view} images, "
-         f"{cost.trainable:,} numbers", cost.tuning.flops / cost.lessons, cost.tuning),
-    )  # fmt: skip
-    for title, what, each, total in rows:
-        table.add_row(title, what, _flop(each), _flop(total.flops), _time(total.seconds))
-    Console().print(table)
+
+def _show_cost(cost: Cost, title: str, num: int, experts: int, view: str) -> None:
+    rows = [
+        (title, what, _flop(each), _flop(total.flops), duration(total.seconds))
+        for title, what, each, total in (
+            ("harvest", f"{num:,} images, {cost.evaluations} evaluations each",
+             cost.generating.flops, cost.harvest),
+            ("tuning", f"{experts} experts, {cost.lessons:,} {view} images, "
+             f"{cost.trainable:,} numbers", cost.tuning.flops / cost.lessons, cost.tuning),
+        )
+    ]  # fmt: skip
+    numbers = [Column(t, number=True) for t in ("one image", "in all", "time")]
+    show_table([Column(""), Column("what", prose=True), *numbers], rows, title)
 
 
 def _flop(count: float) -> str:
@@ -248,13 +377,6 @@ def _flop(count: float) -> str:
     return f"{count / 10**6:.1f} MFLOP"
 
 
-def _time(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _tune(
     name: str,
     model: str | None,
@@ -262,14 +384,14 @@ def _tune(
     checkpoint: str | None,
     folder: Path,
     target: Path,
-    config: Any,
+    config: TuningConfig,
     licence: str,
     device_name: str,
     dtype_name: str,
     view: View,
+    watch: Display,
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
-    from ppap_host.cli.run import progress_bar
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.tuning import RECORD, STATE, Predictor
     from ppap_host.experts.tuning import tune as run_tuning
@@ -305,35 +427,32 @@ def _tune(
         predictor = Predictor.of(made, diffusion, device, dtype)
     del diffusion
     guide = load_guide(found, name, model).to(device, dtype)
-    table = _LiveTable() if processes.first and stderr().is_terminal else None
     plugins = [p.distribution for p, _ in found.names("guide")[name]]
     progress: list[Progress] = []
 
     def report(now: Progress) -> None:
         progress[:] = [now]
-        if table is not None:
-            table.show(now)
+        held_out = ", ".join(f"{distance:.4f}" for distance in now.held_out)
+        watch.show(lambda: _table(now), f"held out {held_out}")
 
-    quiet: AbstractContextManager[Any] = table if table is not None else nullcontext()
-    with quiet, progress_bar(disable=table is not None) as bar:
-        lesson = made.lesson(
-            guide, bar, process=processes.index, processes=processes.count, wait=processes.wait
+    lesson = made.lesson(
+        guide, watch, process=processes.index, processes=processes.count, wait=processes.wait
+    )
+    if tuple(lesson.pixels.shape[-2:]) != size:
+        raise CheckpointError(
+            f"The harvest's images are {tuple(lesson.pixels.shape[-2:])}, the backbone makes "
+            f"{size}.",
+            remedy="Give the --checkpoint the harvest was made with.",
         )
-        if tuple(lesson.pixels.shape[-2:]) != size:
-            raise CheckpointError(
-                f"The harvest's images are {tuple(lesson.pixels.shape[-2:])}, the backbone makes "
-                f"{size}.",
-                remedy="Give the --checkpoint the harvest was made with.",
-            )
-        try:
-            experts = run_tuning(
-                guide, lesson, levels, config, target.parent, bar,
-                report=report, accelerator=processes.accelerator, predictor=predictor,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            if processes.first:
-                stderr().print("Interrupted: the same command goes on from here.", style="yellow")
-            raise typer.Exit(130) from None
+    try:
+        experts = run_tuning(
+            guide, lesson, levels, config, target.parent, watch,
+            report=report, accelerator=processes.accelerator, predictor=predictor,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if processes.first:
+            remark("Interrupted: the same command goes on from here.", "yellow")
+        raise typer.Exit(INTERRUPTED) from None
     if not processes.first:
         return None
     experts.metadata |= {
@@ -377,34 +496,10 @@ def _check_weights(backbone: Backbone, made: Harvest) -> None:
         )
 
 
-class _LiveTable:
-    """The loss of every range, redrawn after each measurement."""
-
-    def __init__(self) -> None:
-        from rich.live import Live
-
-        self._live: Live = Live(console=stderr(), refresh_per_second=2)
-
-    def __enter__(self) -> _LiveTable:
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *stopped: Any) -> None:
-        self._live.__exit__(*stopped)
-
-    def show(self, now: Progress) -> None:
-        """Draws the table for this progress."""
-        self._live.update(_table(now))
-
-
 def _table(now: Progress) -> Table:
     from rich.table import Table
 
-    left = now.seconds * (now.steps - now.step) / max(now.step, 1)
-    table = Table(
-        title=f"step {now.step} of {now.steps}, {now.seconds:.0f} s, about {left:.0f} s left",
-        title_justify="left",
-    )
+    table = Table(title=f"step {now.step} of {now.steps}", title_justify="left")
     for column in ("log-SNR", "training", "held out", "off the shelf", ""):
         table.add_column(column, justify="right")
     for i, part in enumerate(now.ranges):

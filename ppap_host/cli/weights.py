@@ -7,28 +7,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli import complete, options
+from ppap_host.cli.options import RESULTS, AsJson, option
+from ppap_host.cli.output import print_json, print_path, remark, tell
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
 
 if TYPE_CHECKING:
     from ppap_host.files.weights import PublishedFile
 
-_WIDE = 110
-"""Columns of a terminal from which on names and what they are for stand side by side."""
-
 
 def weights(
     name: Annotated[
-        str | None, typer.Argument(help="Of a file; leave it out for a table of all files.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", autocompletion=complete.weights,
+            help="Of a file; leave it out for a table of all files.",
+        ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Say what is known of the file; fetch nothing.")
+        bool,
+        option(
+            "--show", panel=RESULTS, metavar=None,
+            help="Say what is known of the file; fetch nothing.",
+        ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the files. [default: ppap's data folder]"),
+        options.out("Folder of the files. [default: ppap's data folder]", panel=RESULTS),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """List published files of weights, or fetch one, verify it and print its path.
 
     A download that was cut goes on where it was. What is there already is only verified. The path
@@ -46,13 +56,15 @@ def weights(
     folder = _folder(file, out)
     facts = _facts(file, folder)
     if show:
-        if for_people(as_json):
-            _tell(facts, error=False)
-        else:
+        if as_json:
             print_json(facts)
+        else:
+            for line in _told(facts):
+                tell(line)
         return
     if not as_json:
-        _tell(facts, error=True)
+        for line in _told(facts):
+            remark(line, "")
     path = _fetch(file, folder)
     if as_json:
         print_json(_facts(file, folder))
@@ -60,13 +72,12 @@ def weights(
     record = Record.beside(path)
     if record is not None:
         checked = ", ".join(record.checked) or "nothing: nobody has published what to compare with"
-        _say(f"SHA-256 {record.sha256}; compared with: {checked}", "dim")
-    print(path)
+        remark(f"SHA-256 {record.sha256}; compared with: {checked}")
+    print_path(path)
 
 
 def _fetch(file: PublishedFile, folder: Path) -> Path:
-    """Fetches with a progress bar; an interrupted one says what it kept and exits with 130."""
-    from ppap_host.cli.run import progress_bar
+    """Fetches with progress; an interrupted download says what it kept and exits with 130."""
     from ppap_host.files import weights as published
 
     try:
@@ -74,12 +85,12 @@ def _fetch(file: PublishedFile, folder: Path) -> Path:
             return published.fetch(file, folder, watch)
     except KeyboardInterrupt:
         kept = published.amount(published.unfinished(file, folder))
-        _say(
+        remark(
             f"Interrupted: {kept} in {published.part_file(file, folder)}; "
             "the same command goes on from there.",
             "yellow",
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _folder(file: PublishedFile, out: Path | None) -> Path:
@@ -111,15 +122,11 @@ def _facts(file: PublishedFile, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tell(facts: dict[str, Any], *, error: bool) -> None:
-    """The same for people."""
-    from rich.console import Console
-    from rich.text import Text
-
+def _told(facts: dict[str, Any]) -> list[str]:
+    """The same for people, in lines."""
     from ppap_host.files.weights import amount
 
     size = facts["size"]
-    where = str(Path(facts["folder"]) / facts["file"])
     rows = {
         "name": f"{facts['name']}: {facts['summary']}",
         "URL": facts["url"],
@@ -127,12 +134,10 @@ def _tell(facts: dict[str, Any], *, error: bool) -> None:
         "size": "unknown" if size is None else f"{size:,} bytes ({amount(size)})",
         "SHA-256": facts["sha256"] or "not published",
         "licence": facts["licence"],
-        "kept as": where,
+        "kept as": str(Path(facts["folder"]) / facts["file"]),
         "fetched": _state(facts),
     }
-    console = stderr() if error else Console()
-    for title, value in rows.items():
-        console.print(Text(f"{title:<8} {value}"), soft_wrap=True)
+    return [f"{title:<8} {value}" for title, value in rows.items()]
 
 
 def _state(facts: dict[str, Any]) -> str:
@@ -159,46 +164,29 @@ def _list(out: Path | None, as_json: bool) -> None:
         else:
             unusable = "unusable: claimed by several plugins"
             rows.append({"name": name, "summary": unusable, "from": labels})
-    if not for_people(as_json):
+    if as_json:
         print_json(rows)
-        return
-    _show(rows)
+    else:
+        _show(rows)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from ppap_host.files.weights import amount
 
-    console = Console()
     if not rows:
-        console.print("no plugin that is installed declares published files", style="dim")
+        tell(("no plugin that is installed declares published files", "dim"))
         return
-    narrow = console.width < _WIDE
-    table = Table(title="published files", title_justify="left")
-    # A name is to be typed: it is never cut.
-    table.add_column("name", overflow="fold", min_width=max(len(row["name"]) for row in rows))
-    if not narrow:
-        table.add_column("what it is for")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("licence")
-    table.add_column("fetched", no_wrap=True)
+    cells = []
     for row in rows:
-        name, what = escape(row["name"]), escape(row["summary"])
-        size = licence = state = ""
+        what, size, licence, state = row["summary"], "", "", ""
         if "url" in row:
             size = "?" if row["size"] is None else amount(row["size"])
-            licence, state = escape(row["licence"]), _state(row)
+            licence, state = row["licence"], _state(row)
         else:
-            what = f"{what} ({escape(' and '.join(row['from']))})"
-        first = [f"{name}\n  [dim]{what}[/]"] if narrow else [name, what]
-        table.add_row(*first, size, licence, state)
-    console.print(table)
-
-
-def _say(text: str, style: str) -> None:
-    from rich.text import Text
-
-    stderr().print(Text(text, style=style), soft_wrap=True)
+            what += f" ({' and '.join(row['from'])})"
+        cells.append((row["name"], what, size, licence, state))
+    columns = [
+        Column("name"), Column("what it is for", prose=True), Column("size", number=True),
+        Column("licence", prose=True), Column("fetched"),
+    ]  # fmt: skip
+    show_table(columns, cells, "published files")

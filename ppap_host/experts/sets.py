@@ -1,5 +1,6 @@
 """Expert sets: the experts of one guide, with their noise ranges and where they come from."""
 
+# Long because what an expert set says of itself is read, checked and written together.
 from __future__ import annotations
 
 import json

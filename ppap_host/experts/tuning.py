@@ -13,6 +13,7 @@ that an interrupted tuning goes on as if nothing had happened, and several proce
 without changing it.
 """
 
+# Long because a tuning and the state it resumes from have to be read together.
 from __future__ import annotations
 
 import dataclasses
@@ -141,7 +142,7 @@ class TuningRecord(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     guide: str
-    ranges: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    ranges: list[Annotated[list[FiniteFloat | None], Field(min_length=2, max_length=2)]]
     quality: list[_Ends]
     history: list[_Measured]
 

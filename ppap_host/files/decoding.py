@@ -4,6 +4,7 @@ Only the formats of :data:`PICTURES` and :data:`MAPS` are opened, whatever a fil
 that is none, is no regular file, or holds more than it may is refused before it is unpacked.
 """
 
+# Long because every promised format is opened, checked and turned to pixels in one place.
 from __future__ import annotations
 
 import io

@@ -74,6 +74,10 @@ class DamageWarning(UserWarning):
     """Something on disk was damaged, and what was made of it is made again."""
 
 
+class GuidanceWarning(UserWarning):
+    """Guidance was asked for, and something of it did not take place."""
+
+
 class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 

@@ -95,12 +95,13 @@ def _remove_empty(folder: Path, created: bool) -> None:
 def numbered(base: Path) -> Iterator[Path]:
     """A new folder ``base/000``, ``base/001`` ...: its number is taken by making it.
 
-    It is removed again if what it was made for fails and leaves nothing in it.
+    It is removed again, and so is ``base`` if it was made for it, if what it was made for fails and
+    leaves nothing there.
 
     Raises:
         OutputError: it cannot be made.
     """
-    make_folder(base)
+    created = make_folder(base)
     number = 0
     while True:
         folder = base / f"{number:03d}"
@@ -116,6 +117,8 @@ def numbered(base: Path) -> Iterator[Path]:
     except BaseException:
         with suppress(OSError):
             os.rmdir(folder)
+            if created:
+                os.rmdir(base)
         raise
 
 

@@ -23,7 +23,9 @@ from ppap_host.files.errors import CheckpointError
 from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.reading import Document
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 """What libraries call the description of a model, its weights, and the list of their parts."""
 
 HALF = "model.fp16.safetensors"
@@ -71,7 +73,9 @@ def read_json(
         CheckpointError: it cannot be read, is no JSON, larger than :data:`MOST_JSON`, nested deeper
             than anything that is meant, or has a whole number that can only fill the memory.
     """
-    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON).read(path, object)
+    content = Document("readable JSON", CheckpointError, remedy, MOST_JSON, infinite=True).read(
+        path, object
+    )
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -178,7 +182,7 @@ class ModelFolder:
         return content
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors in :data:`WEIGHTS`, in its parts, or in :data:`HALF`, the first there is.
+        """The tensors in ``WEIGHTS``, in its parts, or in :data:`HALF`, the first there is.
 
         Raises:
             CheckpointError: there are none, or they are damaged.

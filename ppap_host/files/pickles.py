@@ -16,6 +16,7 @@ in the same way; ``torch.storage._load_from_bytes``, which is named there, would
 unrestricted reader.
 """
 
+# Long because it reads the opcodes of a pickle without running one, each with its budget.
 from __future__ import annotations
 
 import io

@@ -125,12 +125,15 @@ class Document:
         error: the class of the error when it is something else.
         remedy: what to do then.
         size: most bytes.
+        infinite: whether it may hold Infinity and NaN, as configurations of diffusers do; they are
+            no numbers of JSON, and documents of the project have none.
     """
 
     what: str
     error: type[PpapError]
     remedy: str
     size: int = BYTES
+    infinite: bool = False
 
     def read(self, path: str | os.PathLike[str], model: type[T]) -> T:
         """The JSON document in a file, in the form that its model gives it.
@@ -166,12 +169,12 @@ class Document:
         if sum(data.count(sign) for sign in (b",", b"[", b"{")) > VALUES:
             raise self.fail(source, f"it has more than {VALUES:,} values")
         try:
-            values = json.loads(text, parse_constant=_refused)
+            values = json.loads(text, parse_constant=None if self.infinite else _refused)
         except RecursionError:
             raise self.fail(source, f"it is nested more than {DEPTH} deep") from None
         except ValueError as problem:  # also numbers of thousands of digits, and no UTF-8
             raise self.fail(source, str(problem).partition(";")[0]) from None
-        beyond = _beyond(values)
+        beyond = _beyond(values, self.infinite)
         if beyond:
             raise self.fail(source, beyond)
         return values
@@ -275,12 +278,12 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "a device")
 
 
-def _beyond(values: Any) -> str:
+def _beyond(values: Any, infinite: bool = False) -> str:
     """What no document has a use for: numbers that are none, or brackets without end."""
     rows: list[tuple[Any, int]] = [(values, 0)]
     while rows:
         value, depth = rows.pop()
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not infinite and not math.isfinite(value):
             return f"it holds the number {value}"
         if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
             return "it holds a whole number of more than 300 digits"

@@ -24,13 +24,13 @@ else's does it: pooch verifies, but starts every download over; the hub's client
 not ask whether the file is still the same one, and is for the hub.
 """
 
+# Long because a download is one state machine: resumed, verified, and never half there.
 from __future__ import annotations
 
 import base64
 import binascii
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -61,6 +61,10 @@ PAUSES: tuple[float, ...] = (1.0, 4.0)
 _PATIENCE: Final = 60
 """Longest Retry-After, in seconds, that is waited for."""
 
+_KEPT: Final = (
+    "Free some space or choose another folder with --out; what has come is kept, and the same "
+    "command goes on from there."
+)
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two pieces of an answer."""
 
@@ -136,13 +140,11 @@ class Record:
     @classmethod
     def beside(cls, path: Path) -> Record | None:
         """The record of the file ``path``; None if there is none that can be read."""
-        try:
-            content = json.loads(_record_file(path).read_text(encoding="utf-8"))
-            record = cls(**content | {"checked": tuple(content["checked"])})
-        except (OSError, ValueError, TypeError, KeyError):
+        text = dict.fromkeys(("name", "url", "sha256", "time"), (str,))
+        content = _note(_record_file(path), {**text, "size": (int,), "checked": (list,)})
+        if content is None or not all(isinstance(what, str) for what in content["checked"]):
             return None
-        plain = type(record.size) is int and isinstance(record.sha256, str)
-        return record if plain else None
+        return cls(**content | {"checked": tuple(content["checked"])})
 
 
 def default_folder(file: PublishedFile) -> Path:
@@ -268,18 +270,18 @@ class _Part:
 
     def origin(self, url: str) -> _Origin | None:
         """Where the part came from; None if that is unknown or elsewhere."""
-        try:
-            origin = _Origin(**json.loads(self._note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return origin if origin.url == url else None
+        maybe = {name: (str, type(None)) for name in ("etag", "modified", "md5", "sha256")}
+        content = _note(self._note, {"url": (str,), "size": (int, type(None)), **maybe})
+        return _Origin(**content) if content is not None and content["url"] == url else None
 
     def begin(self, origin: _Origin) -> None:
         """Makes an empty part. The note comes last, so that it never speaks of other bytes."""
         with _writing(self.path):
             self._note.unlink(missing_ok=True)
+            from ppap_host.files.writing import write_json
+
             self.path.write_bytes(b"")
-            _write_json(self._note, dataclasses.asdict(origin))
+            write_json(self._note, dataclasses.asdict(origin))
 
     def discard(self) -> None:
         with _writing(self.path):
@@ -287,26 +289,35 @@ class _Part:
             self.path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
+        from ppap_host.files.writing import flush_folder
+
         with _writing(path):
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(self.path, path)
+            flush_folder(path.parent)
             self._note.unlink(missing_ok=True)
+
+
+def _note(path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any] | None:
+    """What a note says of these things; None unless it says all of them, in these types."""
+    from ppap_host.files.reading import Document
+
+    try:
+        content = Document("note", CheckpointError, "", 1 << 16).read(path, dict[str, Any])
+    except CheckpointError:
+        return None
+    sound = all(type(content.get(name)) in kind for name, kind in kinds.items())
+    return (
+        {name: content[name] for name in kinds}
+        if sound and kinds.keys() <= content.keys()
+        else None
+    )
 
 
 def _record_file(path: Path) -> Path:
     # Not <file>.json, where a user's flags of the network may be.
     return path.with_name(f"{path.name}.fetched.json")
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -315,14 +326,12 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _cannot_write(path, error) from error
+    except OutputError as error:
+        raise OutputError(error.message, remedy=_KEPT) from error
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"Cannot write {str(path)!r}: {error.strerror or error}.",
-        remedy="Free some space or choose another folder with --out; what has come is kept, and "
-        "the same command goes on from there.",
-    )
+    return OutputError(f"Cannot write {str(path)!r}: {error.strerror or error}.", remedy=_KEPT)
 
 
 @contextmanager
@@ -389,7 +398,7 @@ def _confirm(file: PublishedFile, path: Path, watch: Watch) -> Path:
     if wrong:
         raise _not_it(path, wrong)
     if record is None or record.sha256 != sha256:
-        with suppress(OSError):  # it is the user's file; the record is a help
+        with suppress(OutputError):  # it is the user's file; the record is a help
             _write_record(file, path, size, sha256, checked)
     return path
 
@@ -414,9 +423,11 @@ def _compare(checks: list[tuple[str, Any, Any]]) -> tuple[str, tuple[str, ...]]:
 def _write_record(
     file: PublishedFile, path: Path, size: int, sha256: str, checked: tuple[str, ...]
 ) -> None:
+    from ppap_host.files.writing import write_json
+
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = Record(file.name, file.url, size, sha256, checked, now)
-    _write_json(_record_file(path), dataclasses.asdict(record))
+    write_json(_record_file(path), dataclasses.asdict(record))
 
 
 # --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def reward(what: Any) -> Reward:
     It has no target. Its loss, in events and records, is minus its value.
 
     Args:
-        what: whatever :func:`~ppap_host.runs.description.guidance` takes.
+        what: whatever :func:`~ppap_host.runs.script.guidance` takes.
     """
     return Reward(what)
 

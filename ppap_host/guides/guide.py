@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
+from ppap_host.guides.familiarity import FILE, Familiarity, load_familiarity
 from ppap_host.guides.operators import LinearOperator
-from ppap_host.guides.targets import Given as Given
-from ppap_host.guides.targets import Target as Target
-from ppap_host.guides.targets import Value
+from ppap_host.guides.targets import Given, Target, Value
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,40 @@ class Guide(ABC):
         """What had to be chosen, guessed or left out when they were read, a sentence each."""
         return ()
 
+    @cached_property
+    def familiarity(self) -> Familiarity | None:
+        """What its network was trained on, where a file beside its weights says so.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        folders = dict.fromkeys(path.parent for path in self.files())
+        found = [path for folder in folders if (path := folder / FILE).is_file()]
+        return load_familiarity(found[0]) if found else None
+
+    def doubts(self, x: Float[Tensor, "1 3 h w"], name: str) -> tuple[str, ...]:
+        """What is odd about a picture that a target is read from, for :attr:`Target.doubts`.
+
+        By default, that the network was trained on nothing like it, where that is known.
+
+        Args:
+            x: RGB in [-1, 1].
+            name: what a sentence on the picture begins with (:attr:`Given.source`).
+        """
+        if self.familiarity is None:
+            return ()
+        prepared, network = self.prepare(x), self.network()
+        own = next((p.dtype for p in network.parameters()), prepared.dtype)
+        distance = float(self.familiarity.distance(network, prepared.to(own)))
+        if distance < self.familiarity.limit:
+            return ()
+        return (
+            f"{name} is like nothing that the network of the guide {self.name!r} was trained on, "
+            f"{self.familiarity.knows} (its features lie {distance:.1f} away, and "
+            f"{self.familiarity.limit:.1f} is far). What it sees there means little: look at the "
+            "first row of sheet.png, and name a network that knows such pictures with --model.",
+        )
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -296,6 +330,7 @@ class Wrapped(Guide):
     patch_plan = _passed_on(Guide.patch_plan)
     files = _passed_on(Guide.files)
     remarks = _passed_on(Guide.remarks)
+    doubts = _passed_on(Guide.doubts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the guide; returns the wrapped one."""

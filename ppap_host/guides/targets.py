@@ -5,6 +5,7 @@ become a :class:`Given`, which reads itself as what a guide asks for, and says i
 read. Text may begin with a head that leaves nothing to guess: ``depth,unit=mm:room.png``.
 """
 
+# Long because photographs, maps and masks share one reader, and one line that says what it read.
 from __future__ import annotations
 
 import io
@@ -53,6 +54,7 @@ class Target:
         understood: one line that says what it was read as, from which file, in which colour space,
             and how it was fitted.
         doubts: what had to be guessed or looks wrong, one sentence each, with what to do.
+        photo: the photograph that it is, fitted to the images; None if it is none.
         given: what it was read from; filled in by :meth:`ppap_host.guides.guide.Guide.read_target`.
     """
 
@@ -62,6 +64,7 @@ class Target:
     files: Sequence[Path] = ()
     understood: str = ""
     doubts: Sequence[str] = ()
+    photo: Image.Image | None = None
     given: Given | None = None
 
 
@@ -268,7 +271,7 @@ class Given:
         """How to give it with this head, for remedies."""
         if isinstance(self.value, str) and self.value.isprintable():
             return f"{head}:{self.value}"
-        return f"it as {head}"
+        return f"{head}:..."
 
     def bad_setting(self, name: str, remedy: str) -> TargetError:
         """For a setting whose value makes no sense."""
@@ -569,6 +572,15 @@ class Photo(Reading):
     def pixels(self) -> Float[Tensor, "1 3 h w"]:
         """RGB in [-1, 1]."""
         return to_tensor(self.image)
+
+    def target(
+        self,
+        value: Tensor,
+        pictures: Mapping[str, Image.Image] | None = None,
+        then: str = "",
+    ) -> Target:
+        """As :meth:`Reading.target`, with the photograph."""
+        return replace(super().target(value, pictures, then), photo=self.image)
 
 
 @dataclass(frozen=True, eq=False)

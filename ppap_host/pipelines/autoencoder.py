@@ -1,8 +1,11 @@
-"""Latents to images: a KL autoencoder as a differentiable decoder that fits in memory."""
+"""Latents to images: an autoencoder as a differentiable decoder that fits in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,9 @@ _REMEDY = (
 class Autoencoder:
     """The decoder of a latent diffusion model (Rombach et al., 2022, section 3.1).
 
-    A diffusion model's latents z belong to the autoencoder's as z / scaling + shift. (Where the
-    autoencoder's configuration has a mean and a standard deviation of its latents, these take part
-    as in Stable Diffusion XL: z * std / scaling + mean.)
+    A diffusion model's latents z belong to the autoencoder's as z / scaling + shift. Where the
+    autoencoder has a mean and a standard deviation of its latents, these take part as in Stable
+    Diffusion XL, z * std / scaling + mean, and in Flux 2 those of the channels of 2 x 2 patches.
 
     A guide's gradient goes back through the decoder, whose activations at full resolution are the
     largest thing in memory. ``checkpointing`` keeps only the inputs of its blocks and computes the
@@ -86,18 +89,9 @@ class Autoencoder:
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """RGB in about [-1, 1], not clipped, in the number format of ``z``."""
         network = self.network
-        own = self._to_its_own(z, network.config).to(network.dtype)
+        own = own_latents(network, z, self._scaling, self._shift).to(network.dtype)
         image: Tensor = network.decode(own).sample
         return image.to(z.dtype)
-
-    def _to_its_own(self, z: Tensor, config: Any) -> Tensor:
-        scaling = config.scaling_factor if self._scaling is None else self._scaling
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            row = (1, -1, 1, 1)
-            return z * z.new_tensor(std).view(row) / scaling + z.new_tensor(mean).view(row)
-        shift = getattr(config, "shift_factor", None) if self._shift is None else self._shift
-        return z / scaling + (shift or 0.0)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Autoencoder:
         """Moves the network; returns the autoencoder itself.
@@ -114,6 +108,158 @@ class Autoencoder:
     def files(self) -> Sequence[Path]:
         """Configuration and weights that were read; none before that, or of one in memory."""
         return self._files
+
+
+class LentAutoencoder:
+    """The autoencoder of a pipeline that somebody else owns: used, and left as it was.
+
+    It may be any that diffusers has for pictures or videos.
+
+    Args:
+        network: as the pipeline has it.
+        scaling: of the latents, None for what the autoencoder's configuration says.
+        options: further arguments of its ``decode``.
+
+    Attributes:
+        video: whether it decodes [b, c, f, h, w].
+        channels: of its latents.
+    """
+
+    def __init__(self, network: Any, *, scaling: float | None = None, **options: Any) -> None:
+        self._network, self._scaling, self._options = network, scaling, options
+        self._whole: Any = None
+        decoder = getattr(network, "decoder", network)
+        weights = (p.ndim for p in decoder.parameters() if p.ndim >= 4)
+        self.video = next(weights, 4) == 5
+        config = network.config
+        names = ("latent_channels", "z_dim", "latent_dim")
+        self.channels = int(next((config[n] for n in names if config.get(n)), 0))
+
+    @property
+    def network(self) -> Any:
+        """What decodes: the pipeline's own, or a copy of it where its own cannot do it.
+
+        A copy in float32 stands for an autoencoder in float16 whose configuration asks for it, and
+        one with ordinary weights for one that was loaded under ``torch.inference_mode``.
+        """
+        whole = self._network.dtype == torch.float16 and self._network.config.get("force_upcast")
+        if not whole and not any(p.is_inference() for p in self._network.parameters()):
+            return self._network
+        if self._whole is None:
+            self._whole = copy.deepcopy(self._network)
+            if whole:
+                nn.Module.to(self._whole, dtype=torch.float32)
+        return self._whole
+
+    def decode(self, z: Tensor) -> Tensor:
+        """RGB in about [-1, 1], not clipped, in the number format of ``z``.
+
+        Args:
+            z: the pipeline's latents, [b, c, h, w] or [b, c, f, h, w].
+
+        Returns:
+            [b, 3, H, W], or [b, 3, F, H, W] for frames.
+        """
+        frames = z.ndim == 5
+        if self.video and not frames:
+            return self.decode(z[:, :, None])[:, :, 0]
+        if frames and not self.video:
+            count = z.shape[2]
+            each = self.decode(z.transpose(1, 2).flatten(0, 1))
+            film: Tensor = each.unflatten(0, (-1, count)).transpose(1, 2)
+            return film
+        network = self.network
+        own = own_latents(network, z, self._scaling).to(network.dtype)
+        options = dict(self._options)
+        if network.config.get("timestep_conditioning"):
+            options["temb"] = own.new_zeros(len(own))
+        if "num_frames" in inspect.signature(network.decode).parameters:
+            options["num_frames"] = 1
+        image: Tensor = network.decode(own, return_dict=False, **options)[0]
+        if "scale_factor" in network.config and "up_down_scale_factor" in network.config:
+            image = 2 * image - 1  # Paella's, which gives pictures in [0, 1]
+        picture: Tensor = image.to(z.dtype)
+        return picture
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Frozen, and thrifty with what gradients need; afterwards all is as it was."""
+        network = self.network
+        wanted = [p for p in network.parameters() if p.requires_grad]
+        blocks = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
+        before = [
+            (m, m.gradient_checkpointing, vars(m).get("_gradient_checkpointing_func"))
+            for m in blocks
+        ]
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        if getattr(network, "_supports_gradient_checkpointing", False):
+            network.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            for module, flag, function in before:
+                module.gradient_checkpointing = flag
+                if function is None:
+                    vars(module).pop("_gradient_checkpointing_func", None)
+                else:
+                    module._gradient_checkpointing_func = function
+
+
+def own_latents(
+    network: Any, z: Tensor, scaling: float | None = None, shift: float | None = None
+) -> Tensor:
+    """An autoencoder's latents from those of a diffusion model, [b, c, h, w] or [b, c, f, h, w].
+
+    Args:
+        scaling, shift: instead of what the configuration says.
+    """
+    if hasattr(network, "bn"):
+        return _unnormalised(network, z)
+    config = network.config
+    if scaling is None:
+        scaling = float(getattr(config, "scaling_factor", None) or 1.0)
+        if getattr(config, "scale_factor", None):  # Paella's, which is a factor, not a divisor
+            scaling = 1 / float(config.scale_factor)
+    mean, std = (_statistics(network, name, z) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        return z * std / scaling + mean
+    shift = getattr(config, "shift_factor", None) if shift is None else shift
+    return z / scaling + (shift or 0.0)
+
+
+def _statistics(network: Any, name: str, z: Tensor) -> Tensor | None:
+    """Of each channel of the latents, shaped to go with ``z``; None where there are none.
+
+    The autoencoder of Cosmos has them for each channel and frame.
+    """
+    values = network.config.get(name)
+    if values is None:  # the autoencoder of LTX has them among its weights
+        values = dict(network.named_buffers(recurse=False)).get(name)
+    if values is None:
+        return None
+    row = z.new_tensor(values) if not isinstance(values, Tensor) else values.to(z)
+    row = row.view(1, z.shape[1], -1, *([1] * (z.ndim - 3)))
+    if row.shape[2] > 1:
+        return row[:, :, : z.shape[2]]
+    return row if z.ndim == 5 else row.view(1, -1, 1, 1)
+
+
+def _unnormalised(network: Any, z: Tensor) -> Tensor:
+    """With the statistics of each channel of a patch put back (Flux 2)."""
+    norm, side = network.bn, 2
+    std = (norm.running_var + float(network.config.get("batch_norm_eps", 1e-5))).sqrt()
+    channels = z.shape[1] * side * side
+    rows = nn.functional.pixel_unshuffle(z, side)
+    if channels != len(std):
+        raise CheckpointError(
+            f"The autoencoder has statistics of {len(std)} channels for latents of {channels}.",
+            remedy="Use the autoencoder that belongs to the pipeline.",
+        )
+    rows = rows * std.to(z).view(1, -1, 1, 1) + norm.running_mean.to(z).view(1, -1, 1, 1)
+    return nn.functional.pixel_shuffle(rows, side)
 
 
 def _read(source: str) -> tuple[nn.Module, tuple[Path, ...]]:

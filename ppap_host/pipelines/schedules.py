@@ -1,8 +1,8 @@
 """A diffusers scheduler's noise levels as the host's, and what its networks predict at them.
 
 A scheduler mixes three things: which noise levels there are, how a network is shown a state and
-what its output means, and how a step is taken. The first two are here; steps are the host's own
-(:mod:`ppap_host.sampling`).
+what its output means, and how a step is taken. The first two are here. Steps are the host's own
+(:mod:`ppap_host.sampling`) or, under :mod:`~ppap_host.pipelines.steer`, the scheduler's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Schedule(ABC):
         CheckpointError: what the network predicts is not known.
     """
 
-    predictions: tuple[str, ...]
+    predictions: ClassVar[tuple[str, ...]]
 
     def __init__(self, scheduler: Any, shift: float | None = None) -> None:
         self.scheduler, self.shift = scheduler, shift
@@ -73,6 +73,15 @@ class Schedule(ABC):
     def own_scale(self, level: NoiseLevel) -> float:
         """The factor from a state to what the scheduler keeps."""
         return 1.0
+
+    def out_per_x0(self, level: NoiseLevel) -> float:
+        """How far the network's output moves with the x_0 that it stands for, the state held.
+
+        The noise is affine in the output, and moves by -alpha / sigma with x_0.
+        """
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        eps_per_out = float(self.eps(zero, one, level) - self.eps(zero, zero, level))
+        return -level.alpha / (level.sigma * eps_per_out)
 
     def walk(self, steps: int | str) -> Walk:
         """The levels that the scheduler visits in so many steps, then the clean image.
@@ -115,7 +124,7 @@ class VariancePreserving(Schedule):
     x / sqrt(1 + s^2) at s = sigma / alpha. That is the state on this line.
     """
 
-    predictions = ("epsilon", "sample", "v_prediction")
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas where it has them, else by its steps' alphas_cumprod."""
@@ -167,10 +176,15 @@ class VariancePreserving(Schedule):
 class FlowMatching(Schedule):
     """x = (1 - sigma) x_0 + sigma eps (Lipman et al., 2023; Esser et al., 2024, section 2).
 
-    The network predicts v = eps - x_0 and is told sigma times the number of training steps.
+    The network predicts v = eps - x_0 and is told sigma times the number of training steps. The
+    networks of MiniMax H3 predict x_0 - eps.
     """
 
-    predictions = ("flow_prediction",)
+    predictions: ClassVar[tuple[str, ...]] = ("flow_prediction",)
+
+    def __init__(self, scheduler: Any, shift: float | None = None) -> None:
+        super().__init__(scheduler, shift)
+        self._sign = -1.0 if type(scheduler).__name__ == "MiniMaxH3Scheduler" else 1.0
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas, shifted as it does."""
@@ -182,7 +196,7 @@ class FlowMatching(Schedule):
     def levels(self) -> tuple[NoiseLevel, ...]:
         """A uniform grid of sigma in (0, 1], shifted as the scheduler does."""
         config = self.scheduler.config
-        total = int(config.num_train_timesteps)
+        total = int(getattr(config, "num_train_timesteps", 1))
         if self.shift is not None:
             shift = math.exp(self.shift)
         else:
@@ -193,7 +207,7 @@ class FlowMatching(Schedule):
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """x + alpha v."""
-        return x + level.alpha * out
+        return x + self._sign * level.alpha * out
 
 
 class Karras(Schedule):
@@ -205,7 +219,7 @@ class Karras(Schedule):
     / (sigma^2 + sigma_data^2), with - for networks trained on v.
     """
 
-    predictions = ("epsilon", "v_prediction")
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas."""
@@ -236,18 +250,139 @@ class Karras(Schedule):
         return NoiseLevel(1.0, sigma, 0.25 * math.log(sigma))
 
 
+class Consistency(Karras):
+    """x = x_0 + sigma eps for consistency models (Song et al., 2023, eq. 5 and appendix C).
+
+    The network's output F gives x_0 = c_skip x + c_out F, with the boundary at sigma_min.
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("sample",)
+
+    def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
+        """(x - x_0) / sigma."""
+        sigma = torch.tensor(level.sigma, dtype=torch.float64)
+        skip, scale = self.scheduler.get_scalings_for_boundary_condition(sigma)
+        return ((1 - float(skip)) * x - float(scale) * out) / level.sigma
+
+
+class Trigonometric(Schedule):
+    """alpha = cos u, sigma = sin u (Lu and Song, 2025, TrigFlow; the schedule of iPNDM).
+
+    The network predicts v = alpha eps - sigma x_0 in units of the data's standard deviation.
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("v_prediction", "trigflow")
+
+    def __init__(self, scheduler: Any, shift: float | None = None) -> None:
+        super().__init__(scheduler, shift)
+        self._angle = 1.0 if self.prediction == "trigflow" else math.pi / 2
+
+    def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
+        """By the scheduler's timesteps, which are angles, or parts of a right one."""
+        times = [float(t) for t in scheduler.timesteps]
+        if self.prediction != "trigflow":
+            times.append(0.0)
+        levels = [self._level(t) for t in times]
+        return (*levels[:-1], CLEAN if not times[-1] else levels[-1])
+
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """A uniform grid of angles."""
+        right = math.pi / 2 / self._angle
+        return tuple(self._level(right * (k + 1) / _GRID) for k in range(_GRID))
+
+    def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
+        """sigma x + alpha v."""
+        return level.sigma * x + level.alpha * out
+
+    def own_scale(self, level: NoiseLevel) -> float:
+        """The data's standard deviation, in which TrigFlow's states are kept."""
+        return float(getattr(self.scheduler.config, "sigma_data", 1.0))
+
+    def _level(self, time: float) -> NoiseLevel:
+        angle = self._angle * time
+        return _floored(math.cos(angle), math.sin(angle), time)
+
+
+class Wuerstchen(VariancePreserving):
+    """A cosine schedule in continuous time (Pernias et al., 2023)."""
+
+    def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
+        """By the scheduler's own function of its timesteps, the last of which is where it ends."""
+        times = [float(t) for t in scheduler.timesteps]
+        levels = [self._level(t) for t in times]
+        return (*levels[:-1], CLEAN if not times[-1] else levels[-1])
+
+    def levels(self) -> tuple[NoiseLevel, ...]:
+        """A uniform grid of times."""
+        return tuple(self._level((k + 1) / _GRID) for k in range(_GRID))
+
+    def own_scale(self, level: NoiseLevel) -> float:
+        """The scheduler keeps the state as it is."""
+        return 1.0
+
+    def _level(self, time: float) -> NoiseLevel:
+        abar = self.scheduler._alpha_cumprod(torch.tensor([time]), torch.device("cpu"))
+        return _of_abar(float(abar), time)
+
+
+_TOKENS = "steps tokens, and a gradient cannot move those"
+_CALLED_OTHERWISE = "takes its steps by step_pred, or by arguments of its own"
+_FLOW_MAP = "is for networks that predict the way to another level, not a clean state"
+_INVERSE = "walks from a picture to noise"
+_OTHERWISE = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "RFD4ProteinaScheduler": "steps the structure of a protein, not a picture",
+    "KarrasVeScheduler": _CALLED_OTHERWISE,
+    "ScoreSdeVeScheduler": _CALLED_OTHERWISE,
+    "ScoreSdeVpScheduler": _CALLED_OTHERWISE,
+    "FlowMapEulerDiscreteScheduler": _FLOW_MAP,
+    "PiflowScheduler": _FLOW_MAP,
+    "DDIMInverseScheduler": _INVERSE,
+    "DPMSolverMultistepInverseScheduler": _INVERSE,
+}
+"""Schedulers that have no prediction of a clean picture to guide, and why."""
+
+_FLOWS = (
+    "HeliosScheduler", "HeliosDMDScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler"
+)  # fmt: skip
+"""Schedulers for flows whose names and settings do not say so."""
+
+
 def schedule_of(scheduler: Any, shift: float | None = None) -> Schedule:
     """The schedule of a scheduler.
 
     Raises:
-        CheckpointError: its noise levels cannot be known.
+        CheckpointError: its noise levels cannot be known, or it has no prediction to guide.
     """
     config = scheduler.config
     name = type(scheduler).__name__
     flows = getattr(config, "use_flow_sigmas", False)
-    if name.startswith("EDM"):
+    prediction = getattr(config, "prediction_type", "")
+    if name in _OTHERWISE:
+        raise CheckpointError(
+            f"The scheduler {name} {_OTHERWISE[name]}.",
+            remedy="Use a pipeline with a scheduler such as DDIM, Euler, UniPC or "
+            "FlowMatchEulerDiscrete.",
+        )
+    if getattr(config, "stages", 1) > 1:
+        raise CheckpointError(
+            f"The scheduler {name} goes up a pyramid of {config.stages} sizes, and what is "
+            "predicted below the last one is no clean picture.",
+            remedy="Use a scheduler with one stage.",
+        )
+    if name.startswith(("EDM", "Cosine")):
         return Karras(scheduler)
-    if "FlowMatch" in name or flows or getattr(config, "prediction_type", "") == "flow_prediction":
+    if name == "CMStochasticIterativeScheduler":
+        return Consistency(scheduler)
+    if name == "IPNDMScheduler" or prediction == "trigflow":
+        return Trigonometric(scheduler)
+    if hasattr(scheduler, "_alpha_cumprod"):
+        return Wuerstchen(scheduler)
+    if name in _FLOWS or "FlowMatch" in name or flows or prediction == "flow_prediction":
         return FlowMatching(scheduler, shift)
     if isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
         return VariancePreserving(scheduler)

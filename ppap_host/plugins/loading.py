@@ -23,7 +23,8 @@ from ppap_host.files.errors import (
     nearest,
 )
 from ppap_host.files.weights import default_folder, stored
-from ppap_host.guides.guide import Guide, Target, Wrapped
+from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.containment import Watch, in_a_line
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry

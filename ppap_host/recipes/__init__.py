@@ -1,9 +1,12 @@
 """Guidance methods as compositions of small parts, and the presets that have names.
 
-A recipe says what the guide is shown (:class:`View`), how its loss is evaluated there
-(:class:`Energy`), what is done to the gradient (:class:`GradientPart`), how often it is followed
-(:class:`Ascent`), where it is applied (:class:`Place`), how strongly (:class:`Strength`) and at
-which steps. The sampling loop in :mod:`ppap_host.sampling` is the same for all of them.
+A recipe says what the guide is shown (:class:`~ppap_host.recipes.views.View`), how its loss is
+evaluated there (:class:`~ppap_host.recipes.energies.Energy`), what is done to the gradient
+(:class:`~ppap_host.recipes.gradients.GradientPart`), how often it is followed
+(:class:`~ppap_host.recipes.ascents.Ascent`), where it is applied
+(:class:`~ppap_host.recipes.places.Place`), how strongly
+(:class:`~ppap_host.recipes.strengths.Strength`) and at which steps. The sampling loop in
+:mod:`ppap_host.sampling.loop` is the same for all of them.
 
 Sign and units: ``gradient`` is the gradient of *minus* the guide's loss, that is of a log
 likelihood up to scale, per image, its length that of a label's gradient also where the loss is a

@@ -71,7 +71,7 @@ X0_THROUGH = Recipe(
     view=PredictedThrough(),
     place=CleanPoint(),
     strength=PosteriorSpread(factor=0.25),
-    gradient=(RootSize(),),
+    gradient=(UnitScale(), RootSize()),
     limit=2.0,
     parameters=(Parameter("power", ("strength.power",), 0.0, 2.0),),
 )

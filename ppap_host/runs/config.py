@@ -45,8 +45,9 @@ class GuideConfig:
 
     Attributes:
         name: what it is called in results. Where ``what`` is left out, also what steers.
-        target: what it should see: a label, a path, or what :class:`Given` takes. None for guides
-            without one, such as rewards. A tuple has one target an image.
+        target: what it should see: a label, a path, or another
+            :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
+            tuple has one target an image.
         scale: guidance strength; None takes the guide's own default for the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings

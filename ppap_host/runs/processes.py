@@ -49,11 +49,15 @@ def join(device: str) -> Processes:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     # Shards take minutes to hours, and whoever has none left waits for the others.
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
+    # Where there is no graphics card, accelerate lets the processes know of each other only if it
+    # is told that they are to use the processor.
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
     return Processes(
         accelerator.process_index,
         accelerator.num_processes,

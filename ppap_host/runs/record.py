@@ -64,6 +64,24 @@ class TargetEntry(_Part):
     sha256: Sha256 | None = None
 
 
+class GuideEntry(_Part):
+    """One guide of the configuration, as far as repeating looks at it before it is one."""
+
+    name: str
+    what: str | dict[str, Any] | None = None
+    target: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
+    model: str | None = None
+
+
+class ConfigEntry(_Part):
+    """The configuration, likewise; all of it is checked where it becomes a
+    :class:`~ppap_host.runs.config.RunConfig`."""
+
+    backbone: str | dict[str, Any] = "shapes"
+    checkpoint: str | None = None
+    guides: list[GuideEntry] = []
+
+
 class _Format(_Part):
     format: Any = None
     config: Any = None
@@ -71,14 +89,10 @@ class _Format(_Part):
 
 
 class RunRecord(_Part):
-    """What ``run.json`` holds, and, with its own image alone, each PNG.
-
-    The configuration is checked where it becomes a
-    :class:`~ppap_host.runs.config.RunConfig`; other keys are kept.
-    """
+    """What ``run.json`` holds, and, with its own image alone, each PNG; other keys are kept."""
 
     format: Literal[1]
-    config: dict[str, Any]
+    config: ConfigEntry
     images: list[ImageEntry]
     targets: list[TargetEntry]
     versions: dict[str, str]
@@ -136,8 +150,8 @@ def checked_record(record: str | bytes | Mapping[str, Any], source: str) -> dict
             remedy="Give the run.json of a run with images, or one of its numbered PNGs.",
         )
     _DOCUMENT.check(given, RunRecord, source)
-    values: dict[str, Any] = given
-    return values
+    config = {"backbone": "shapes", "guides": [], **given["config"]}
+    return {**given, "config": config}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """One run: from a configuration to pictures with their measures, a contact sheet and a record."""
 
+# Long because a run, its result and its record are one thing.
 from __future__ import annotations
 
 import io
@@ -147,7 +148,7 @@ class Run:
         out: a folder to write each batch to as it ends; None keeps everything in memory.
         watch: told of progress.
         keep_gradients: whether events hold the guides' gradients.
-        record: begun by the caller, with its folder, where there is one.
+        clock: that has measured the loading.
     """
 
     def __init__(
@@ -168,6 +169,11 @@ class Run:
         with self.clock.part("hash"):
             record |= _described(setup)
             self._shown.targets = _kept(setup)
+        with self.clock.part("measure"):
+            record["target_measures"] = _of_targets(setup)
+        with self.clock.part("hash"):
+            record["targets"] = [kept.row for kept in self._shown.targets]
+            record["warnings"] = _doubts(setup)
             if out is not None:
                 _keep_targets(record, self._shown, out)
                 self._result.folder = out.path
@@ -444,6 +450,28 @@ def _path_as_given(kept: Kept, file: Path | Given) -> dict[str, str]:
         return {}
     was = {now: before for before, now in kept.moved.items()}
     return {"file": was.get(str(file), str(file))}
+
+
+def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
+    """What each guide measures of its own targets, one row a target: None if it is no photograph.
+
+    It says what the measures of a result can be compared with.
+    """
+    found: dict[str, list[dict[str, float] | None]] = {}
+    height, width = setup.stages[-1].backbone.image_size
+    for g in setup.guides:
+        rows: list[dict[str, float] | None] = []
+        for target in g.targets:
+            if target.photo is None or target.photo.size != (width, height):
+                rows.append(None)
+                continue
+            with torch.no_grad():
+                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                measured = g.guide.measure(output, target.value)
+            rows.append({name: round(values[0], 6) for name, values in measured.items()})
+        if any(rows):
+            found[g.name] = rows
+    return found
 
 
 def _measured(

@@ -246,7 +246,7 @@ def from_record(
         folder = Path(".") if place is None else place if os.path.isdir(place) else place.parent
         moved, again = find_targets(record, folder)
         moved |= {str(path): str(path) for key in ("image", "mask") if (path := named.get(key))}
-        values["guides"] = _given_again(values["guides"], again)
+        values["guides"] = _given_again(values.get("guides", ()), again)
     if backbone is not None:
         values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
     _refuse_objects(values, shown)

@@ -286,10 +286,10 @@ def _set_up_guide(
     objects: list[str],
 ) -> ActiveGuide:
     """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
-    guide, ours, files = _guide(config, found, objects)
+    guide, ours, files = guide_of(config, found, objects)
     steered = _steered(config, stages)
     choices = [
-        _calibrated(
+        calibrated(
             config,
             choose(config, config.recipe or run.recipe, guide, stage.backbone, stage.walk, found),
         )
@@ -304,9 +304,7 @@ def _set_up_guide(
     if any(row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
-    targets = {
-        size: tuple(_read_target(guide, row, size, device) for row in given) for size in sizes
-    }
+    targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
     active = []
     for stage, choice in zip(steered, choices, strict=True):
         usual = choice.guide.usual_scale(choice.recipe.name)
@@ -321,7 +319,7 @@ def _set_up_guide(
     return replace(active[-1], guide=guide, targets=targets[stages[-1].backbone.image_size])
 
 
-def _guide(
+def guide_of(
     config: GuideConfig, found: Registry, objects: list[str]
 ) -> tuple[Guide, bool, tuple[Path, ...]]:
     """What steers, whether the run owns it, and the file of code that it is in."""
@@ -408,7 +406,7 @@ def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
-def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
+def calibrated(config: GuideConfig, choice: Choice) -> Choice:
     """The choice with the guide's calibration, if one was asked for."""
     if config.calibration is None:
         return choice
@@ -418,8 +416,9 @@ def _calibrated(config: GuideConfig, choice: Choice) -> Choice:
     return replace(choice, guide=guide, calibration_file=calibration_file(config.calibration))
 
 
-def _read_target(guide: Guide, given: Given, size: tuple[int, int], device: torch.device) -> Target:
-    target = guide.read_target(given, size)
+def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
+    """What a guide reads of a target, on the run's device."""
+    target = guide.read_target("" if given is None else given, size)
     return replace(target, value=target.value.to(device))
 
 

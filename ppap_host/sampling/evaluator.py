@@ -134,7 +134,8 @@ class Evaluator:
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
         balance: how several guides make room for each other.
-        stream: noise for what recipes draw themselves, by name; see :meth:`ImageNoise.stream`.
+        stream: noise for what recipes draw themselves, by name; see
+            :meth:`~ppap_host.sampling.streams.ImageNoise.stream`.
         keep_gradients: whether :attr:`said` holds the gradients themselves.
 
     Attributes:

@@ -104,7 +104,8 @@ class ShapesBackbone(Backbone):
             x.to(self.dtype), time, condition["states"], condition["pooled"]
         )
         eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
-        return Prediction(eps, v.to(x.dtype))
+        # Between the two bounds of the variance; a network may say a little more or less.
+        return Prediction(eps, v.to(x.dtype).clamp(-1, 1))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ShapesBackbone:
         """Moves the networks."""

@@ -26,6 +26,7 @@ from ppap_host.sampling.streams import derived
 __all__ = [
     "CLASS_NAMES",
     "COLORS",
+    "HUES",
     "MAX_SOLIDS",
     "SEGMENTS",
     "SHAPES",
@@ -41,6 +42,10 @@ SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone")
 COLORS: tuple[str, ...] = ("red", "yellow", "green", "cyan", "blue", "purple")
 """Names of the solid colours; the position in the tuple is the colour index."""
 
+HUES: tuple[float, ...] = (0.0, 50.0, 126.0, 182.0, 228.0, 286.0)
+"""Nominal hues of the colours in degrees (HSV), a little off the multiples of 60 towards what
+people call by these names: a "yellow" of 60 degrees looks lime."""
+
 SEGMENTS: tuple[str, ...] = ("wall", "floor", *SHAPES)
 """Names of the segmentation ids 0..5."""
 
@@ -55,9 +60,6 @@ MAX_SOLIDS = 3
 
 _SIZE_WORDS = ("", "small", "large")
 
-# Hue in degrees.  Nominal hues are moved a little off the multiples of 60 towards what people
-# call by these names (a "yellow" of 60 degrees looks lime).
-_HUES = (0.0, 50.0, 126.0, 182.0, 228.0, 286.0)
 _SATURATIONS = (0.84, 0.86, 0.74, 0.78, 0.80, 0.66)
 _VALUES = (0.86, 0.94, 0.70, 0.82, 0.84, 0.72)
 _HUE_JITTER = 6.0
@@ -471,7 +473,7 @@ def _box_overlap(a: _Box, b: _Box) -> float:
 
 
 def _new_solid(draw: _Draw, shape: int, color: int, scale: float) -> _Solid:
-    hue = _HUES[color] + draw.uniform(-_HUE_JITTER, _HUE_JITTER)
+    hue = HUES[color] + draw.uniform(-_HUE_JITTER, _HUE_JITTER)
     saturation = _SATURATIONS[color] + draw.uniform(-0.06, 0.06)
     value = _VALUES[color] + draw.uniform(-0.06, 0.05)
     albedo = _linear(colorsys.hsv_to_rgb((hue % 360.0) / 360.0, saturation, value))

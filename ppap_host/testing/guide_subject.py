@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppap_host.files.errors import PpapError
 from ppap_host.files.images import from_tensor
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.containment import Conduct, contained, in_a_line
 from ppap_host.testing.checks import CannotCheck, Fault
 from ppap_host.testing.worlds import GaussianWorld, pictures

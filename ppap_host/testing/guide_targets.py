@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ppap_host.files.errors import TargetError
-from ppap_host.guides.guide import Target
+from ppap_host.guides.targets import Target
 from ppap_host.testing.checks import Fault, Suite, require
 from ppap_host.testing.guide_subject import GuideUnderTest
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
 from ppap_host.files.errors import TargetError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
+from ppap_host.guides.targets import Given, Target
 
 _LAST = 980  # of the cosine schedule's 1000 steps; what follows is all but pure noise
 

@@ -31,18 +31,18 @@ def cut(g: Array, largest: float) -> Array:
     return g * np.minimum(1, largest / np.maximum(rms(g), 1e-300))
 
 
-def blurred(g: Array, width: float) -> Array:
+def blurred(g: Array, width: float, shape: Sequence[int] = SHAPE) -> Array:
     """By a Gaussian of ``width`` times the shorter side, cut at three deviations, mirrored."""
-    deviation = width * min(SHAPE[1:])
-    reach = min(math.ceil(3 * deviation), min(SHAPE[1:]) - 1)
+    deviation = width * min(shape[1:])
+    reach = min(math.ceil(3 * deviation), min(shape[1:]) - 1)
     kernel = [math.exp(-0.5 * (k / deviation) ** 2) for k in range(-reach, reach + 1)]
     kernel = np.array(kernel) / sum(kernel)
-    picture = g.reshape(-1, *SHAPE)
+    picture = g.reshape(-1, *shape)
     for axis in (2, 3):
         sides = [(reach, reach) if a == axis else (0, 0) for a in range(4)]
         padded = np.pad(picture, sides, mode="reflect")
         picture = np.apply_along_axis(np.convolve, axis, padded, kernel, mode="valid")
-    return picture.reshape(len(g), N)
+    return picture.reshape(len(g), -1)
 
 
 @dataclass(eq=False)
@@ -224,11 +224,19 @@ class Method:
         moves: (way, how it is laid, whether only at the step's first evaluation).
         enters: moves the state before the backbone is asked.
         repeats: how often a step is taken.
+        every: asked at steps 0, every, 2 every ... alone.
+        low, high: asked at log-SNR from low on, below high.
     """
 
     moves: list[tuple[Way, Lay, bool]] = field(default_factory=list)
     enters: Callable[[Array, float, int, int], Array] | None = None
     repeats: int = 1
+    every: int = 1
+    low: float = -math.inf
+    high: float = math.inf
+
+    def asked(self, i: int, ab: float) -> bool:
+        return i % self.every == 0 and self.low <= math.log(ab / (1 - ab)) < self.high
 
 
 def _mean_or_score(at: At, way: Array) -> None:
@@ -507,11 +515,11 @@ def run(
 ) -> list[Array]:
     """All states of a guided walk, from ``abars[0]`` to a last one of 1."""
     states, memory = [x], None
-    repeats = max((g.repeats for g in guides), default=1)
     count = len(abars) - 1
     for i in range(count):
-        for left in reversed(range(repeats)):
-            entered = {k: g.enters(x, abars[i], i, count) for k, g in enumerate(guides) if g.enters}
+        active = {k: g for k, g in enumerate(guides) if g.asked(i, abars[i])}
+        for left in reversed(range(max((g.repeats for g in active.values()), default=1))):
+            entered = {k: g.enters(x, abars[i], i, count) for k, g in active.items() if g.enters}
             moved = dict(zip(entered, balance(list(entered.values())), strict=True))
             x_in = x + sum(moved.values()) if moved else x
 
@@ -521,7 +529,7 @@ def run(
                     asked = [
                         (k, *g.moves[r])
                         for k, g in enumerate(guides)
-                        if r < len(g.moves) and (first or not g.moves[r][2])
+                        if r < len(g.moves) and (first or not g.moves[r][2]) and g.asked(i, ab)  # noqa: B023
                     ]
                     before = [way for k, way in moved.items() if k not in [a[0] for a in asked]]  # noqa: B023
                     ways = balance([*before, *(way(at) for _, way, *_ in asked)])[len(before) :]

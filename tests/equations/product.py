@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from equations import paper
-from PIL import Image
 from torch import Tensor, nn
+from worlds import QuadraticGuide
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, linear_betas
-from ppap_host.guides.guide import Guide, Target
+from ppap_host.guides.guide import Guide
 from ppap_host.recipes.estimate import Step
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import take_step
@@ -79,12 +79,13 @@ class Denoiser(Backbone):
         return self
 
 
-class NetGuide(Guide):
+class NetGuide(QuadraticGuide):
     """:class:`equations.paper.Net`; its target is the label as a row of probabilities."""
 
     name = "net"
 
     def __init__(self, net: paper.Net) -> None:
+        super().__init__()
         self.joint = self.marginal = 1.0
         self.averages_pixels = net.averages
         first, second = (nn.Linear(*w.shape[::-1], bias=False) for w in (net.w1, net.w2))
@@ -109,21 +110,6 @@ class NetGuide(Guide):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         chosen = self.joint * (target * output).sum(dim=1)
         return torch.logsumexp(self.marginal * output, dim=1) - chosen
-
-    def read_target(self, text: str, size: tuple[int, int]) -> Target:
-        raise NotImplementedError
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student - teacher).square().sum(dim=1)
-
-    def picture(self, output: Tensor) -> list[Image.Image]:
-        return [Image.new("RGB", (4, 4)) for _ in output]
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        return {}
 
 
 def draws(seed: int, count: int = 2) -> Iterator[Any]:

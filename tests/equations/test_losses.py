@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from ppap_plugin_openai.guide import ADMClassifierGuide
 from ppap_plugin_restore.guide import colourise, inpainting
 from ppap_plugin_segmentation import losses as segments
 from ppap_plugin_segmentation.guide import SegmentationGuide
+from worlds import QuadraticGuide
 
+from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.guides.temperatures import Tempered
 
 RNG = np.random.default_rng(12)
@@ -56,12 +57,14 @@ def test_losses_of_classifiers_and_of_their_teaching() -> None:
     same(classes.distillation(t(LOGITS), t(OTHER), reduction="mean", **options), each / 5)
 
 
+class CrossEntropy(QuadraticGuide):
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return classes.cross_entropy(output, target)
+
+
 def test_temperatures_weigh_joint_and_marginal() -> None:
     """EluCD, section 3.3: -(joint f_y - log sum_k exp(marginal f_k))."""
-    guide: Any = SimpleNamespace(
-        name="any", default_scale={}, averages_pixels=False, tuning_steps=1, rewards=False,
-        knows_predictions=False, loss=lambda o, p: classes.cross_entropy(o, p),
-    )  # fmt: skip
+    guide = CrossEntropy()
     wanted = shares(OTHER)
     for joint, marginal in ((1.0, 0.5), (0.7, 1.3), (2.0, 2.0), (1.0, 0.0)):
         found = Tempered(guide, joint, marginal).loss(t(LOGITS), t(wanted))
@@ -74,7 +77,9 @@ def test_the_noise_aware_classifier_is_told_the_step_of_the_same_noise() -> None
     guide: Any = object.__new__(ADMClassifierGuide)
     guide._noise = np.array([-9.0, -4.0, 0.0, 5.0])  # minus log-SNR of steps 0..3
     for log_snr, step in ((4.0, 1.0), (2.0, 1.5), (-5.0, 3.0), (99.0, 0.0), (-99.0, 3.0)):
-        assert guide.time(SimpleNamespace(log_snr=log_snr)) == pytest.approx(step)
+        share = 1 / (1 + math.exp(-log_snr))  # alpha^2, where alpha^2 + sigma^2 = 1
+        level = NoiseLevel(math.sqrt(share), math.sqrt(1 / (1 + math.exp(log_snr))), 0.0)
+        assert guide.time(level) == pytest.approx(step)
     assert guide.time(None) == 0.0
     wanted = shares(OTHER)
     same(guide.loss(t(LOGITS), t(wanted)), -(wanted * np.log(shares(LOGITS))).sum(axis=1))
@@ -110,6 +115,20 @@ def test_losses_of_depth() -> None:
     same(depth.squared_error(t(MAPS), t(WANTED)), ((MAPS - WANTED) ** 2).mean(axis=(1, 2)))
     same(depth.metric_loss(t(MAPS), t(WANTED)), np.abs(np.log(MAPS / WANTED)).mean(axis=(1, 2)))
     same(depth.metric_loss(0 * t(MAPS), 0 * t(MAPS) + 1), np.full(3, math.log(1000)))
+
+
+def test_where_a_target_says_nothing_depth_is_not_compared() -> None:
+    wanted = WANTED.copy()
+    wanted[:, 0, :3] = np.nan
+    known = np.isfinite(wanted[0])
+    pairs = [(a[known], b[known]) for a, b in zip(MAPS, WANTED, strict=True)]
+    same(
+        depth.smooth_invariant(t(MAPS), t(wanted)),
+        [1 - np.corrcoef(a, b)[0, 1] for a, b in pairs],
+    )
+    same(depth.metric_loss(t(MAPS), t(wanted)), [np.abs(np.log(a / b)).mean() for a, b in pairs])
+    found = depth.metric_measures(t(MAPS), t(wanted))
+    same(found["abs-rel"], [np.abs(a / b - 1).mean() for a, b in pairs])
 
 
 @pytest.mark.parametrize("metric", [True, False])
@@ -195,7 +214,7 @@ def test_losses_of_embeddings_and_of_tokens() -> None:
     guide: Any = object.__new__(ClipGuide)
     guide.temperature = 30.0
     same(guide.loss(t(u), t(v)), 30 * np.arccos(cosines) ** 2 / 2)
-    same(guide.distance(t(u), t(v)), 30 * np.arccos(cosines) ** 2 / 2)
+    same(guide.distance(t(u), t(v.repeat(3, 0))), 30 * np.arccos(cosines) ** 2 / 2)
     tokens, other = RNG.standard_normal((2, 3, 7, 4))
     grams, wanted = (np.einsum("bni,bnj->bij", x, x) / 7 for x in (tokens, other))
     same(clip.gram(t(tokens)), grams)

@@ -37,6 +37,8 @@ from ppap_host.recipes.gradients import (
     root_mean_square,
 )
 from ppap_host.recipes.places import CleanPoint, Entering, MeanOrScore, NextState, Place, Score
+from ppap_host.recipes.presets import PPAP, X0_THROUGH
+from ppap_host.recipes.presets import X0 as X0_PRESET
 from ppap_host.recipes.strengths import (
     Constant,
     LinearSine,
@@ -371,12 +373,12 @@ def test_adam_is_adam_within_the_bounds_and_stops_where_the_loss_is_low() -> Non
 def test_adam_passes_over_entries_without_a_gradient() -> None:
     def pull(point: Tensor) -> tuple[Tensor, Tensor]:
         gradient = torch.ones_like(point)
-        gradient[0, 0, 0, 0] = math.nan
+        gradient[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
         return gradient, torch.ones(2, dtype=torch.float64)
 
-    way = Adam(2, 0.05)(pull, X, AT)
+    way = Adam(2, 0.05, cutoff=1.0)(pull, X, AT)  # at the cutoff is not below it
     wanted = np.full(SHAPE, 0.1)
-    wanted[0, 0, 0, 0] = 0.0
+    wanted[0, 0, 0, :3] = 0.0
     same(way, wanted, 1e-6)
 
 
@@ -422,6 +424,10 @@ def test_the_filter_is_a_gaussian_mirrored_at_the_borders() -> None:
     for width in (3 / 64, 0.2):
         same(Smoothed(width)(g, AT).flatten(1), paper.blurred(g.flatten(1).numpy(), width), 1e-9)
     assert Smoothed().width == 3 / 64
+    for size in ((2, 2), (3, 2), (3, 4)):  # smaller than the filter
+        tiny = torch.from_numpy(RNG.standard_normal((2, 3, *size)))
+        wanted = paper.blurred(tiny.flatten(1).numpy(), 1.0, (3, *size))
+        same(Smoothed(1.0)(tiny, AT).flatten(1), wanted, 1e-9)
 
 
 def test_moments_are_adams_and_broken_entries_leave_them_alone() -> None:
@@ -440,6 +446,20 @@ def test_moments_are_adams_and_broken_entries_leave_them_alone() -> None:
         same(found[torch.from_numpy(~broken)], wanted[~broken])
     assert set(memory) == {part}, "what a part remembers is its own"
     assert (AdamMoments().beta1, AdamMoments().beta2, AdamMoments().eps) == (0.9, 0.999, 1e-8)
+
+
+def test_guidance_at_x_t_and_at_x_0_differ_in_the_view_and_its_units_alone() -> None:
+    assert (PPAP.place, PPAP.strength, PPAP.limit) == (X0_PRESET.place, X0_PRESET.strength, 2.0)
+    assert PPAP.gradient == (UnitScale(), *X0_PRESET.gradient)
+    assert X0_PRESET.limit == X0_THROUGH.limit == 2.0 and X0_THROUGH.strength == PPAP.strength
+
+
+@pytest.mark.parametrize("recipe", [PPAP, X0_PRESET, X0_THROUGH], ids=lambda r: r.name)
+def test_no_step_moves_x_0_by_more_than_half_of_what_is_open(recipe: Any) -> None:
+    """What the limit and the factor of these presets are chosen for, at any strength."""
+    spread = math.sqrt(1 - abar(0.7))
+    huge = limited(1e9 * G, recipe.limit * recipe.place.unit(AT)) * recipe.strength(AT)
+    same(root_mean_square(huge), np.full((2, 1, 1, 1), spread / 2), 1e-9)
 
 
 # Steps

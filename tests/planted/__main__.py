@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -30,9 +31,12 @@ from planted.faults import FAULTS, Fault
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "planted.md"
 LIMIT = 300
-"""Seconds for the tests of one fault, on a machine that does other things as well."""
+"""Seconds of a processor for the tests of one fault: others may use the machine as well."""
 
-_NEEDED = ("ppap_host", "plugins", "tests", "pyproject.toml")
+_PATIENCE = 3600
+"""Seconds of a clock, for what waits for ever."""
+
+_NEEDED = ("ppap_host", "plugins", "tests", "pyproject.toml", "conftest.py")
 _PASSED, _FAILED = 0, 1
 """What pytest ends with; everything above is an error of another kind."""
 
@@ -88,6 +92,7 @@ def start(fault: Fault | None, tests: Sequence[str], tree: Path, log: Path) -> t
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
         os.chdir(tree)
         sources = [tree, *sorted(tree.glob("plugins/*/src"))]
         own = [str(ROOT), str(ROOT / "tests"), *map(str, ROOT.glob("plugins/*/src"))]
@@ -129,7 +134,7 @@ def finished(running: dict[int, Running]) -> tuple[Running, int]:
         if pid:
             return running.pop(pid), os.waitstatus_to_exitcode(status)
         for pid, one in running.items():
-            if time.monotonic() - one.began > LIMIT:
+            if time.monotonic() - one.began > _PATIENCE:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return running.pop(pid), 124

@@ -66,6 +66,10 @@ def _teaching(name: str) -> tuple[str, ...]:
     return (f"{_EQ}/test_teaching.py::test_{name}",)
 
 
+def _loss(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_losses.py::test_{name}",)
+
+
 def _several(names: str, solver: str) -> tuple[str, ...]:
     test = "several_guides_are_their_methods_without_what_they_have_against_each_other"
     return (f"{_EQ}/test_methods.py::test_{test}[{solver}-{names}]",)
@@ -118,8 +122,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "every shard of a harvest is made again",
         _HARVESTING,
-        "        if not result.images_file(i).exists():\n\n            def on_batch",
-        "        if True:\n\n            def on_batch",
+        "            if not _is_made(result, i):\n",
+        "            if True:\n",
         _teaching("a_harvest_that_goes_on_makes_only_what_is_missing"),
     ),
     Fault(
@@ -387,6 +391,15 @@ FAULTS: tuple[Fault, ...] = (
         "        return gradient\n",
         _part("what_is_done_to_a_gradient"),
     ),
+    Fault(
+        "`x0-through` depends on the scale that a schedule gives its states",
+        f"{_RECIPES}/presets.py",
+        "gradient=(UnitScale(), RootSize()),",
+        "gradient=(RootSize(),),",
+        (
+            f"{_EQ}/test_methods.py::test_how_a_schedule_scales_its_states_changes_nothing[ddim-x0-through]",
+        ),
+    ),
     # The evaluator
     Fault(
         "a mean over pixels is not made up for",
@@ -428,7 +441,7 @@ FAULTS: tuple[Fault, ...] = (
         f"{_SAMPLING}/evaluator.py",
         "if not move.place.enters and (first or not move.place.once)",
         "if not move.place.enters",
-        _method("dps", "heun"),
+        _method("adam-dps", "heun"),
     ),
     Fault(
         "all moves start from the backbone's own prediction",
@@ -585,15 +598,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the teacher is asked again for all shards",
         f"{_EXPERTS}/harvest.py",
-        "            if files[i].exists():\n                continue\n",
-        "",
+        'if files[i].exists() and _holds(files[i], "output", rows):',
+        "if False:",
         _teaching("a_teacher_is_asked_about_missing_shards_alone"),
     ),
     Fault(
         "every process makes all shards",
         _HARVESTING,
-        "mine = list(range(process, result.shards, processes))",
-        "mine = list(range(result.shards))",
+        "mine = range(process, result.shards, processes)",
+        "mine = range(result.shards)",
         _teaching("processes_share_a_harvest_without_making_anything_twice"),
     ),
     # Guides
@@ -602,7 +615,7 @@ FAULTS: tuple[Fault, ...] = (
         "ppap_host/guides/temperatures.py",
         "loss = loss - (self.joint - self.marginal) * (target.to(output) * output).sum(dim=1)",
         "loss = loss + (self.joint - self.marginal) * (target.to(output) * output).sum(dim=1)",
-        _of_plugin("classifier", "test_classifier_temperatures.py"),
+        _loss("temperatures_weigh_joint_and_marginal"),
     ),
     Fault(
         "a softened ReLU is sharper by two",
@@ -616,63 +629,77 @@ FAULTS: tuple[Fault, ...] = (
         _plugin("classifier", "losses"),
         'terms = F.kl_div(heard, says, reduction="none")',
         'terms = F.kl_div(says.log(), heard.exp(), reduction="none")',
-        _of_plugin("classifier", "test_classifier_losses.py"),
+        _loss("losses_of_classifiers_and_of_their_teaching"),
     ),
     Fault(
         "the teacher is softened where it should be sharpened",
         _plugin("classifier", "losses"),
         "says = (teacher / teacher_temperature).softmax(dim=1)",
         "says = (teacher * teacher_temperature).softmax(dim=1)",
-        _of_plugin("classifier", "test_classifier_losses.py"),
+        _loss("losses_of_classifiers_and_of_their_teaching"),
     ),
     Fault(
         "inverted depth counts as right",
         _plugin("depth", "losses"),
-        "return 1 - (standard[0] * standard[1]).mean(dim=(1, 2))",
-        "return 1 - (standard[0] * standard[1]).mean(dim=(1, 2)).abs()",
-        _of_plugin("depth", "test_losses.py"),
+        "return 1 - _mean(standard[0] * standard[1], known)[:, 0, 0]",
+        "return 1 - _mean(standard[0] * standard[1], known)[:, 0, 0].abs()",
+        _loss("losses_of_depth"),
     ),
     Fault(
         "metric depth is compared without logarithms",
         _plugin("depth", "losses"),
         "logs = [maps.float().clamp_min(_NEAREST_METRES).log() for maps in (prediction, target)]",
         "logs = [maps.float().clamp_min(_NEAREST_METRES) for maps in (prediction, target)]",
-        _of_plugin("depth", "test_losses.py"),
+        _loss("losses_of_depth"),
+    ),
+    Fault(
+        "MiDaS's matching of gradients looks at one resolution",
+        _plugin("depth", "losses"),
+        "step = 2**scale",
+        "step = 1",
+        _loss("losses_of_depth"),
     ),
     Fault(
         "the angle to a text is not halved",
         _plugin("clip", "losses"),
         "return 2 * torch.atan2(apart, together).square()",
         "return 4 * torch.atan2(apart, together).square()",
-        _of_plugin("clip", "test_clip_losses.py"),
+        _loss("losses_of_embeddings_and_of_tokens"),
     ),
     Fault(
         "Gram matrices are sums over tokens, not means",
         _plugin("clip", "losses"),
         "return exact.mT @ exact / tokens.shape[1]",
         "return exact.mT @ exact",
-        _of_plugin("clip", "test_clip_losses.py"),
+        _loss("losses_of_embeddings_and_of_tokens"),
     ),
     Fault(
         "a target's own entropy is not taken off",
         _plugin("segmentation", "losses"),
         "each = (torch.special.xlogy(wanted, wanted) - wanted * seen).sum(dim=1)",
         "each = (-wanted * seen).sum(dim=1)",
-        _of_plugin("segmentation", "test_segmentation_guide.py"),
+        _loss("losses_of_segments"),
     ),
     Fault(
         "pixels that are not compared count",
         _plugin("segmentation", "losses"),
         "return total / compared.sum(dim=(1, 2)).clamp_min(1)",
         "return total / compared[0].numel()",
-        _of_plugin("segmentation", "test_segmentation_guide.py"),
+        _loss("losses_of_segments"),
     ),
     Fault(
         "a restored picture's residual is not squared",
         _plugin("restore", "guide"),
         "squares = (output - target.to(output)).square().mean(dim=(1, 2, 3))",
         "squares = (output - target.to(output)).abs().mean(dim=(1, 2, 3))",
-        _of_plugin("restore", "test_restore_guide.py"),
+        _loss("a_restoration_averages_over_what_was_measured"),
+    ),
+    Fault(
+        "inpainting averages over pixels that were not measured",
+        _plugin("restore", "guide"),
+        "return squares / self._measurement(output).share",
+        "return squares",
+        _loss("a_restoration_averages_over_what_was_measured"),
     ),
     Fault(
         "a pseudo-inverse ignores the noise",
@@ -680,5 +707,12 @@ FAULTS: tuple[Fault, ...] = (
         "power = response.abs().square() + ratio",
         "power = response.abs().square()",
         _of_plugin("restore", "test_restore_operators.py"),
+    ),
+    Fault(
+        "the noise-aware classifier is told the step of the inverse noise",
+        _plugin("openai", "guide"),
+        "return float(np.interp(-level.log_snr, self._noise, np.arange(len(self._noise))))",
+        "return float(np.interp(level.log_snr, self._noise, np.arange(len(self._noise))))",
+        _loss("the_noise_aware_classifier_is_told_the_step_of_the_same_noise"),
     ),
 )

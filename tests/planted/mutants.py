@@ -210,6 +210,8 @@ class Loop:
                     code = os.waitstatus_to_exitcode(status)
                     mutant.outcome = {0: "survived"}.get(code, "caught")
                     results.append(mutant)
+                    if not code:
+                        print(f"{mutant.file}:{mutant.line}: {mutant.after}", flush=True)
                     return
                 for pid, (mutant, began) in list(running.items()):
                     if time.monotonic() - began > LIMIT:

@@ -392,7 +392,7 @@ def test_an_empty_folder_and_a_lone_file_are_said(resnet: Path, tmp_path: Path) 
 def test_a_damaged_config_is_said(resnet: Path, text: str) -> None:
     (resnet / "config.json").write_text(text)
     with pytest.raises(
-        CheckpointError, match=r"does not describe a model|not readable JSON|no JSON object|empty"
+        CheckpointError, match=r"does not describe a model|no readable JSON|no JSON object|empty"
     ):
         ClassifierGuide(str(resnet))
 

@@ -268,13 +268,13 @@ def test_what_is_no_file_of_weights_is_named(content: bytes, words: str, tmp_pat
     ("text", "words"),
     [
         ("[1]", "object"),
-        ("{", "not readable JSON"),
+        ("{", "no readable JSON"),
         ('{"num_heads": 2.5}', "num_heads"),
         ('{"num_heads": 3}', "do not divide"),
         ('{"num_heads": 2, "heads": 2}', "'heads' is no argument"),
         ('{"num_heads": 2, "depth": 9}', "depth as 9, its tensors as 2"),
         ('{"num_heads": 2, "num_classes": 9}', r"is \(4, 8\), not \(10, 8\)"),
-        ("[" * 100_000, "not readable JSON"),
+        ("[" * 100_000, "no readable JSON"),
     ],
 )
 def test_a_wrong_json_file_beside_is_an_error(text: str, words: str, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.backbones.noise import NoiseRange
 from ppap_host.files.errors import CheckpointError, OptionError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.recipes.presets import NAIVE, PPAP, X0, X0_THROUGH
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance, Health

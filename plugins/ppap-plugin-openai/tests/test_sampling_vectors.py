@@ -28,7 +28,8 @@ from ppap_host.backbones.noise import (
     respace,
 )
 from ppap_host.files.images import from_tensor
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import Event, sample

@@ -195,7 +195,7 @@ def test_a_run_of_every_guide_leaves_finite_measures(
         guides=(GuideConfig(name, str(photograph), model=model),), steps=2, num=1, device="cpu"
     )
     record = run(config, tmp_path / "out").record
-    assert record["used"]["guides"][0]["recipe"] == "x0"
+    assert record["used"]["guides"][0]["recipe"] == "pigdm"
     measured = record["images"][0]["measures"][name]
     assert set(measured) == {"psnr", "rmse"}
     assert 0 < measured["rmse"] < 1

@@ -343,8 +343,8 @@ def test_palettes_of_ones_own_in_any_form(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("none.txt", None, "There is no palette"),
-        ("empty.txt", "", "is empty"),
+        ("none.txt", None, "There is no file"),
+        ("empty.txt", "", "has no colours"),
         ("words.txt", "nothing here", "has no colours"),
         ("wild.txt", "300 0 0 wall", "not from 0 to 255"),
         ("two.txt", "1 2 3 wall\n4 5 floor", "has no colour of three"),

@@ -163,7 +163,7 @@ def test_labels_may_be_a_table_as_on_the_hub(copied: Callable[[str], Path]) -> N
         ('["a", "b"]', "2 names for 3 classes"),
         ('{"0": "a", "2": "c", "3": "d"}', "no list of names"),
         ("7", "no list of names"),
-        ("[", "not readable JSON"),
+        ("[", "no readable JSON"),
     ],
 )
 def test_wrong_labels_are_said(copied: Callable[[str], Path], text: str, complaint: str) -> None:

@@ -75,7 +75,7 @@ def test_a_label_map_of_any_kind_is_read_unmixed(tmp_path: Path, kind: str) -> N
         Image.fromarray(labels).save(path)
     else:
         np.save(path, labels.astype(np.float32 if kind == "real.npy" else np.int64))
-    found = read_labels(path, SIZE, NAMES)
+    found = _read(path)
     assert found is not None
     expected = np.where(labels == 255, -1, labels.astype(np.int64))[::2, ::2]
     np.testing.assert_array_equal(found[0].numpy(), expected)

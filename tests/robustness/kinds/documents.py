@@ -71,7 +71,7 @@ def _names() -> Iterator[Case]:
             8,
             model_of,
             ("rerun", "run.json"),
-            "not on this machine|no file here",
+            "not on this machine|no file here|--model",
         )
     for code in ("./x.py:f", "x.py:f", "/tmp/x.py:f"):
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from robustness import stock
 from robustness.cases import Case
 
+Write = Callable[..., None]
+Reader = Callable[[Path], Any] | Sequence[str]
+
 
 def cases() -> Iterator[Case]:
-    """One case a place and a wrong value; whatever is said is right if it is said in a line."""
-    documents: tuple[tuple[str, Any, Callable[..., None], Any], ...] = (
+    """One case a place in a document; whatever is said is right if it is said in a line."""
+    documents: tuple[tuple[str, Any, Write, Reader], ...] = (
         ("record", stock.RUN, stock.record, _rerun),
         ("harvest", stock.HARVEST, stock.harvest, _harvest),
         ("expert set", stock.SET, stock.expert_set, ("experts", "show", "set.safetensors")),
@@ -21,29 +26,65 @@ def cases() -> Iterator[Case]:
         ("tuning", stock.TUNING, stock.tuning, ("plot", ".", "--out", "plot.png")),
         ("search", stock.SEARCH, stock.search, _search),
     )
-    for name, sound, write, command in documents:
-        yield Case(f"{name}, sound", 14, write, command, codes=(0, 1))
-        for where, values in stock.spoilt(sound):
-
-            def make(folder: Path, values: Any = values, write: Any = write) -> None:
-                write(folder, values)
-
-            yield Case(f"{name}: {where}", 14, make, command, codes=(0, 1, 2), writes=("h/.lock",))
+    for name, sound, write, reader in documents:
+        yield Case(f"{name}, sound", 14, write, reader, codes=(0,))
+        for place, group in groupby(stock.spoilt(sound), key=lambda named: named[0].split(" ")[0]):
+            spoilt = list(group)
+            check = _each(spoilt, write, reader)
+            label = f"{name}: {place}"
+            yield Case(label, 14, _nothing, check, codes=(0,), seconds=120, inputs=len(spoilt))
         for what, text in _TEXTS.items():
 
-            def spoil(folder: Path, text: bytes = text, write: Any = write) -> None:
+            def spoil(folder: Path, text: bytes = text, write: Write = write) -> None:
                 write(folder)
                 for file in folder.rglob("*.json"):
                     file.write_bytes(text)
 
             if write is not stock.expert_set:
-                yield Case(f"{name}, {what}", 14, spoil, command)
+                yield Case(f"{name}, {what}", 14, spoil, reader)
 
 
 _TEXTS = {
     "empty": b"", "cut": b'{"format": 1, "con', "no text": b"\xff\xfe\x00", "a list": b"[]",
     "a number": b"1", "deep": b"[" * 100_000, "binary": os.urandom(1000), "page": b"<html></html>",
 }  # fmt: skip
+
+
+def _nothing(folder: Path) -> None:
+    """Each input makes its own."""
+
+
+def _each(
+    spoilt: Sequence[tuple[str, Any]], write: Write, reader: Reader
+) -> Callable[[Path], None]:
+    """Reads one document after the other; all but an error in a line is a fault."""
+
+    def check(folder: Path) -> None:
+        from ppap_host.cli import main
+        from ppap_host.files.errors import PpapError
+
+        base = folder.resolve()
+        for number, (name, values) in enumerate(spoilt):
+            own = base / str(number)
+            own.mkdir()
+            os.chdir(own)
+            write(own, values)
+            try:
+                if callable(reader):
+                    reader(own)
+                else:
+                    sys.argv = ["ppap", *reader]
+                    main()
+            except PpapError as error:
+                print(f"Error: {error}", file=sys.stderr)
+            except SystemExit as stop:
+                if stop.code not in (None, 0, 1, 2):
+                    raise RuntimeError(f"{name}: exit code {stop.code}") from None
+            except BaseException:
+                print(name, file=sys.stderr)
+                raise
+
+    return check
 
 
 def _rerun(folder: Path) -> None:
@@ -55,8 +96,8 @@ def _rerun(folder: Path) -> None:
     before = read_record(folder / "run.json")
     from_record(before, folder)
     found = differences(before, stock.RUN)
-    _tell({"identical": False, "images": len(before["images"]), "changed": [0],
-           "differences": found})  # fmt: skip
+    outcome = {"identical": False, "images": 1, "changed": [0], "differences": found}
+    _tell(outcome)
 
 
 def _harvest(folder: Path) -> None:

@@ -131,8 +131,10 @@ class ClassifierGuide(Guide):
     def _read_image(self, given: Given, size: tuple[int, int]) -> Target:
         photo = given.photo(size)
         parameter = next(self._network.parameters())
+        pixels = photo.pixels.to(parameter.device, parameter.dtype)
+        photo = photo.doubting(*self.doubts(pixels, given.source))
         with torch.no_grad():
-            logits = self.see(photo.pixels.to(parameter.device, parameter.dtype))
+            logits = self.see(pixels)
         pictures = {"target": photo.image, "seen as": self.picture(logits)[0]}
         likeliest = self.labels.short(int(logits.argmax()))
         then = f"its classes are what the network sees, {likeliest!r} first"

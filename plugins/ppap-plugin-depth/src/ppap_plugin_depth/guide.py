@@ -90,8 +90,10 @@ class DepthGuide(Guide):
         photo = given.photo(size)
         if given.kind is None and is_grey(photo.image):
             photo = photo.doubting(grey_doubt(given))
+        pixels = self._placed(photo.pixels)
+        photo = photo.doubting(*self.doubts(pixels, given.source))
         with torch.no_grad():
-            value = self.see(self._placed(photo.pixels))
+            value = self.see(pixels)
         pictures = {"target": photo.image, "its depth": self.picture(value)[0]}
         return photo.target(value, pictures, "its depth is what the network sees")
 

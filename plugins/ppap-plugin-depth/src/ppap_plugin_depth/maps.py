@@ -99,7 +99,9 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
             remedy="Check how it was written; depth is above zero.",
         )
     if metric:
-        numbers, what, unsure = _metres(given, decoded, stored, known, kind, stretched)
+        numbers, what, unsure = _metres(
+            given, decoded, stored, known, kind, stretched, values.dtype.kind == "f"
+        )
         doubts = unsure or doubts  # the unit is said with the kind
         known &= np.isfinite(numbers)
         seen = numbers[known]
@@ -208,6 +210,7 @@ def _metres(
     known: NDArray[np.bool_],
     kind: str,
     stretched: bool,
+    floats: bool,
 ) -> tuple[NDArray[np.float64], str, list[str]]:
     """Metres, in words what they were made from, and doubts."""
     if kind == "disparity":
@@ -236,7 +239,7 @@ def _metres(
         return stored * _unit(given, 1.0), f"depth in {_called(given.settings['unit'])}", []
     median = float(np.median(stored[known]))
     whole = bool((stored[known] == np.round(stored[known])).all())
-    if not whole and median <= FARTHEST_MEDIAN:
+    if median <= FARTHEST_MEDIAN and (floats or not whole):
         return stored, "depth in metres", []
     if whole and not stretched and 0.05 <= median / 1000 <= FARTHEST_MEDIAN:
         doubt = (

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
 from ppap_host.files.models import own_path
-from ppap_host.guides.guide import Given, Guide, PatchPlan, Target
+from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.labels import Labels
+from ppap_host.guides.targets import Given, Target
 from ppap_host.guides.temperatures import Tempered
 from ppap_plugin_openai.adm import (
     PUBLISHED_CLASSIFIERS,

@@ -111,9 +111,11 @@ class SegmentationGuide(Guide):
             if labels is not None:
                 value = one_hot(labels.indices, len(self.labels))
                 return labels.target(self._placed(value), {"its segments": self._wanted(value)})
-        photo = given.photo(size).doubting(*doubts)
+        photo = given.photo(size)
+        pixels = self._placed(photo.pixels)
+        photo = photo.doubting(*doubts, *self.doubts(pixels, given.source))
         with torch.no_grad():
-            output = self.see(self._placed(photo.pixels))
+            output = self.see(pixels)
         pictures = {"target": photo.image, "its segments": self.picture(output)[0]}
         return photo.target(
             self.as_target(output), pictures, "its segments are what the network sees"

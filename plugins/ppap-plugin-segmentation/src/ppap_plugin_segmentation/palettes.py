@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppap_host.files.decoding import check_regular
 from ppap_host.files.errors import TargetError
+from ppap_host.files.reading import read_text
 from ppap_plugin_segmentation.targets import find_class, plain
 
 Colour = tuple[int, int, int]
 
 OPEN = -1
 """In place of a class: the colour says that nothing is compared."""
+
+_BYTES = 1 << 20  # of a palette's file
 
 _NOTHING = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "unknown", "other", "none")
 
@@ -203,17 +205,11 @@ def palette_named(text: str, path: Path) -> Palette:
     """
     if text in PALETTES:
         return PALETTES[text]
+    named = f"Known are {', '.join(PALETTES)}; any other is given as the path of a file."
+    content = read_text(path, TargetError, named, _BYTES)
     try:
-        check_regular(path)
-    except TargetError as error:
-        raise TargetError(
-            f"There is no palette {text!r}: {error.message}",
-            remedy=f"Known are {', '.join(PALETTES)}; any other is given as the path of a file.",
-        ) from None
-    try:
-        content = path.read_text(encoding="utf-8-sig")
         rows = _from_json(json.loads(content)) if path.suffix.lower() == ".json" else _rows(content)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise TargetError(
             f"The palette {str(path)!r} cannot be understood ({error}).",
             remedy="Write a row for each class, such as 128 64 128 road.",

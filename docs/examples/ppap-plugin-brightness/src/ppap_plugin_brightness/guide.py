@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.files.images import from_tensor, to_tensor
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 
 
 class MeanColour(nn.Module):
@@ -71,7 +72,8 @@ class BrightnessGuide(Guide):
                 f"The target {given.words!r} is neither a colour nor an image file.",
                 remedy="Give a name such as orange, a code such as '#ff8800', or a path.",
             ) from None
-        return Target(given.words, self.see(to_tensor(plain)), {"target": plain})
+        value = self.see(to_tensor(plain))
+        return Target(given.words, value, {"target": plain, "its mean colour": _swatch(value[0])})
 
     def loss(self, output: Float[Tensor, "b 3"], target: Float[Tensor, "one 3"]) -> Tensor:
         """Mean squared difference of the colours, [b]."""

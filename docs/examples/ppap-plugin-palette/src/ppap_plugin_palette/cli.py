@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command()
 def palette(
     image: Annotated[Path, typer.Argument(help="A picture that Pillow reads.")],
-    count: Annotated[int, typer.Option("-n", "--colours", min=1, max=64, help="How many.")] = 6,
+    count: Annotated[int, typer.Option("-n", "--num", min=1, max=64, help="Colours.")] = 6,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG of swatches.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:

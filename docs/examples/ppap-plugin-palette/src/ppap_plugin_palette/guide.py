@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from PIL import Image
 from ppap_host.files.errors import OptionError
-from ppap_host.guides.guide import Given, Guide, Target
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Given, Target
 from torch import Tensor, nn
 
 from ppap_plugin_palette import palettes

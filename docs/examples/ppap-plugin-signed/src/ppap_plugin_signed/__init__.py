@@ -8,5 +8,4 @@ ppap_interface = 1
 @hookimpl
 def ppap_recipes() -> list[Entry]:
     """The recipe, by name."""
-    summary = "moves every pixel of x_0 by the same amount, up or down"
-    return [Entry("signed", "ppap_plugin_signed.recipe:SIGNED", summary)]
+    return [Entry("signed", "ppap_plugin_signed.recipe:SIGNED", "moves all pixels of x_0 alike")]

@@ -16,7 +16,6 @@ class Sign:
     """The sign of the gradient, entry by entry (Goodfellow et al., 2015, eq. 1)."""
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
-        """-1, 0 or 1."""
         return gradient.sign()
 
 

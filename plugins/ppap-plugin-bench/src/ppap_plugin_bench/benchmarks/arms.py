@@ -118,7 +118,8 @@ class ArmResult:
     Attributes:
         scale: the strength that was chosen, None without guidance.
         trials: all strengths that were tried, on the validation set.
-        measures: on the test set: the judge's, ``frechet``, ``precision`` and ``recall``.
+        measures: on the test set: the judge's, ``frechet``, ``precision`` and ``recall``, and the
+            quality of the images.
         seconds_per_image: median over batches, guidance included.
         experts: how many experts it has, 0 for a plain network.
         trainable: numbers that were trained for it, all experts together.
@@ -188,6 +189,7 @@ class Bench:
         reference: features of real images, for distances of image sets.
         search: for every arm's strength.
         watch: told of progress.
+        quality: measures of the images themselves, whatever they were asked to be.
     """
 
     def __init__(
@@ -199,8 +201,10 @@ class Bench:
         reference: Tensor,
         cells: Cells,
         watch: Watch,
+        quality: Callable[[Tensor], Mapping[str, Measure]] = lambda images: {},
     ) -> None:
         self.backbone, self.sampling, self.search = backbone, sampling, search
+        self.quality = quality
         self.features, self.reference = features, reference
         self.cells, self.watch = cells, watch
         versions = package_versions()
@@ -272,7 +276,7 @@ class Bench:
         )
 
     def distances(self, images: Tensor) -> dict[str, Measure]:
-        """Frechet distance, precision and recall of images against the reference."""
+        """Frechet distance, precision and recall of images against the reference; quality."""
         made = self.features(images)
         found = {"frechet": Measure(frechet_distance(self.reference, made))}
         precision = recall = math.nan
@@ -280,7 +284,8 @@ class Bench:
         size = min(len(made), len(self.reference))
         if size > NEIGHBOURS:
             precision, recall = precision_and_recall(self.reference[:size], made[:size], NEIGHBOURS)
-        return found | {"precision": Measure(precision), "recall": Measure(recall)}
+        found |= {"precision": Measure(precision), "recall": Measure(recall)}
+        return found | dict(self.quality(images))
 
     def generate(
         self,

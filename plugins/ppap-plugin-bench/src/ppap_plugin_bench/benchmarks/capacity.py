@@ -28,12 +28,10 @@ from ppap_host.files.images import to_unit
 from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
+from ppap_plugin_bench.benchmarks.ppap import CURVE_SEED
 from ppap_plugin_bench.benchmarks.world import World
 from ppap_plugin_bench.evaluation import accuracy_against_noise
 from ppap_plugin_bench.plots import COLOURS, new_figure, save_figure
-
-FRESH_SEED = 1_000_043
-"""Seed of the renders that guides read at every noise level."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def run(
         measure: of the guide (:meth:`Guide.measure`), higher is better.
     """
     cells, levels = Cells(out / "cells"), world.backbone.levels()
-    pixels, labels = world.labelled(name, FRESH_SEED, settings.fresh)
+    pixels, labels = world.labelled(name, CURVE_SEED, settings.fresh)
     shown = spread(levels, settings.levels)
     wanted, done = sides(settings), 0
     total = len(guides) * len(wanted) * len(settings.seeds)

@@ -419,7 +419,7 @@ class _Maker:
         self.reference = world.features(to_unit(world.real(REFERENCE_SEED, settings.references)))
         self.bench = Bench(
             world.backbone, settings.sampling, settings.search, world.features, self.reference,
-            self.cells, watch,
+            self.cells, watch, world.quality,
         )  # fmt: skip
 
     def task(self, name: str, guide: Guide, gates: float = 1.0) -> Task:

@@ -248,7 +248,14 @@ def run(
     reference = world.features(to_unit(world.real(REFERENCE_SEED, settings.references)))
     cells = Cells(out / "cells")
     bench = Bench(
-        world.backbone, settings.sampling, settings.search, world.features, reference, cells, watch
+        world.backbone,
+        settings.sampling,
+        settings.search,
+        world.features,
+        reference,
+        cells,
+        watch,
+        world.quality,
     )
     results, floor = [], {}
     for name, guide in loaded.items():

@@ -20,6 +20,7 @@ from ppap_host.plugins.registry import registry
 from ppap_host.shapes.judges import Judges, aligned
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
+from ppap_plugin_bench import geometry
 from ppap_plugin_bench.benchmarks.arms import Assignment
 from ppap_plugin_bench.evaluation import (
     Measure,
@@ -33,6 +34,10 @@ from ppap_plugin_bench.shapes import FRESH_SEED
 
 VALIDATION_SEED = FRESH_SEED + 10
 """Seed of the scenes whose targets strengths are chosen on."""
+
+
+QUALITY = ("pure", "well_shaped", "solids", "straightness")
+"""Of :data:`ppap_plugin_bench.geometry.SCORES`, what benchmarks tell."""
 
 
 Judge = tuple[Callable[[Tensor], dict[str, Measure]], Callable[[Tensor], list[str]]]
@@ -65,6 +70,9 @@ class World(Protocol):
 
     def features(self, x: Tensor) -> Tensor:
         """A judge's features [n, d] of images in [-1, 1]."""
+
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        """How good images in [-1, 1] are in themselves, whatever was asked for; may be empty."""
 
     def real(self, seed: int, count: int) -> Tensor:
         """Real images of a seed, uint8 [n, 3, h, w]."""
@@ -119,6 +127,15 @@ class ShapesWorld:
     def features(self, x: Tensor) -> Tensor:
         """The classifier judge's pooled features."""
         return torch.cat([self.judges.features(part) for part in x.split(64)])
+
+    @cached_property
+    def _reference(self) -> geometry.Reading:
+        return geometry.read(self.real(FRESH_SEED + 1, 512), self.judges)
+
+    def quality(self, images: Tensor) -> dict[str, Measure]:
+        """Colour, form and number of solids, and the room's edge (:data:`QUALITY`)."""
+        found = geometry.scores(geometry.read(to_pixels(images), self.judges), self._reference)
+        return {name: found[name] for name in QUALITY}
 
     def real(self, seed: int, count: int) -> Tensor:
         """Renders."""

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_folder, check_weights
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import COMMON, MACHINE, AsJson, OpenIt, option
+from ppap_host.cli.output import (
+    clean,
+    console,
+    counted,
+    duration,
+    is_terminal,
+    open_file,
+    print_json,
+    remark,
+    tell,
+    tell_path,
+)
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
+from ppap_host.files.errors import CheckpointError, OptionError, unknown_name
 from ppap_plugin_bench.benchmarks.elucd_options import PARTS, named_models
 from ppap_plugin_bench.benchmarks.tasks import TASKS
 
@@ -21,41 +39,51 @@ if TYPE_CHECKING:
     from ppap_plugin_bench.benchmarks.ppap import Outcome
     from ppap_plugin_bench.benchmarks.recipes import Outcome as RecipesOutcome
 
-app = typer.Typer(help="Methods side by side, judged.", no_args_is_help=True)
+app = Application("Methods side by side, judged.")
 
 _GUIDES = ("classifier", "depth", "segmentation")
 _NEEDED = ("torchmetrics", "scipy", "matplotlib")
+_REPORT = "Folder of the report; an earlier one goes on."
 
-
-@app.callback()
-def _group() -> None:
-    """Methods side by side, judged."""
+Quick = Annotated[
+    bool,
+    option(
+        "--quick", panel=COMMON, metavar=None,
+        help="Few images: shows in minutes that all works, and little else.",
+    ),
+]  # fmt: skip
 
 
 @app.command()
 def ppap(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; an earlier one goes on.")
-    ],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few images: minutes instead of an hour.")
-    ] = False,
+    out: Annotated[Path, options.out(_REPORT)],
+    quick: Quick = False,
     guide: Annotated[
         list[str] | None,
-        typer.Option("--guide", "-g", help="classifier, depth, segmentation. [default: all]"),
+        option(
+            "--guide", "-g", panel=COMMON, metavar="NAME",
+            autocompletion=complete.among(_GUIDES),
+            help="classifier, depth, segmentation; repeatable. [default: all]",
+        ),
     ] = None,
     harvest: Annotated[
         Path | None,
-        typer.Option("--harvest", help="Harvest to tune on. [default: made in --out]"),
+        option(
+            "--harvest", panel=COMMON, metavar="FOLDER",
+            help="Harvest to tune on. [default: made in --out]",
+        ),
     ] = None,
     retune: Annotated[
-        bool, typer.Option("--retune", help="Tune all experts anew, shipped ones too.")
+        bool,
+        option(
+            "--retune", panel=COMMON, metavar=None,
+            help="Tune all experts anew, shipped ones too.",
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of images and tuning.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results alone on standard output.")
-    ] = False,
-) -> None:
+    seed: Annotated[int, options.seed("Of images and tuning.", min=0)] = 0,
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Compare PPAP's experts with other uses of the same guides, in the built-in world.
 
     Arms: unguided; off-the-shelf at x_t and at the predicted x_0; one noise-aware network;
@@ -68,11 +96,11 @@ def ppap(
         if name not in _GUIDES:
             raise unknown_name("guide", name, _GUIDES, "Others have no judge.")
     _check_installed(wanted)
-    from ppap_host.cli.run import progress_bar
-
+    _check_harvest(harvest)
     command = _command()
-    try:
-        with progress_bar() as watch:
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        try:
             from dataclasses import replace
 
             from ppap_plugin_bench.benchmarks import ppap as benchmark
@@ -86,12 +114,14 @@ def ppap(
             )  # fmt: skip
             watch("writing the report", 0, 1)
             results = write_report(outcome, out)
-    except KeyboardInterrupt:
-        raise _interrupted(out) from None
-    if not for_people(as_json):
+        except KeyboardInterrupt:
+            raise _interrupted(out) from None
+    if as_json:
         print_json(results)
-        return
-    _print(outcome, out)
+    else:
+        _print(outcome, out)
+    if open_it:
+        open_file(out / "index.html")
 
 
 def _check_installed(guides: Iterable[str]) -> None:
@@ -113,6 +143,12 @@ def _check_installed(guides: Iterable[str]) -> None:
         registry().entry("guide", name)
 
 
+def _check_harvest(folder: Path | None) -> None:
+    if folder is not None:
+        remedy = "Make one with `ppap harvest --out FOLDER`."
+        check_folder(folder, "harvest.json", CheckpointError, remedy)
+
+
 def _command() -> str:
     """The command that was given, for records."""
     return shlex.join(["ppap", *(a for a in sys.argv[1:] if a != "--debug")])
@@ -120,64 +156,79 @@ def _command() -> str:
 
 def _interrupted(out: Path) -> typer.Exit:
     """Says how an interrupted benchmark goes on."""
-    kept = len(list((out / "cells").glob("*.json")))
-    stderr().print(
-        f"Interrupted: {kept} finished parts in {out}; the same command goes on from there.",
-        style="yellow",
-    )
-    return typer.Exit(130)
+    kept = counted(len(list((out / "cells").glob("*.json"))), "finished part")
+    remark(f"Interrupted: {kept} in {out}; the same command goes on from there.", "yellow")
+    return typer.Exit(INTERRUPTED)
+
+
+def _table(title: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of a report, whose cells are Markdown."""
+    columns = [Column(heading, number=bool(place)) for place, heading in enumerate(titles)]
+    show_table(columns, [[cell.strip("`*") for cell in row] for row in rows], title)
+
+
+def _findings(text: str) -> None:
+    """What a report says, which is Markdown."""
+    text = "\n".join(map(clean, text.splitlines()))
+    if is_terminal(sys.stdout):
+        from rich.markdown import Markdown
+
+        console().print(Markdown(text))
+    else:
+        sys.stdout.write(text + "\n")
+
+
+def _end(seconds: float, what: str, path: Path) -> None:
+    tell(f"Took {duration(seconds)}.")
+    tell_path(what, path)
 
 
 def _print(outcome: Outcome, out: Path) -> None:
     """The tables, for people."""
-    from rich.console import Console
-    from rich.table import Table
-
     from ppap_plugin_bench.benchmarks import report
 
-    console = Console()
     for result in outcome.tasks:
-        table = Table(title=result.task.title, title_justify="left")
-        for place, title in enumerate(report.header(result)):
-            table.add_column(title, justify="right" if place else "left")
-        for row in report.body(result, outcome.floor[result.task.name]):
-            table.add_row(*row)
-        console.print(table)
+        rows = report.body(result, outcome.floor[result.task.name])
+        _table(result.task.title, report.header(result), rows)
     if outcome.pair is not None:
-        titles, rows = report.pair_rows(outcome.pair)
-        table = Table(title="Class and depth at once", title_justify="left")
-        for place, title in enumerate(titles):
-            table.add_column(title, justify="right" if place else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print(report.verdict(outcome.pair))
-    console.print(f"{outcome.record['seconds']:.0f} s; look at {out / 'index.html'}")
+        _table("Class and depth at once", *report.pair_rows(outcome.pair))
+        tell(report.verdict(outcome.pair))
+    _end(outcome.record["seconds"], "Report", out / "index.html")
 
 
 @app.command()
 def recipes(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; an earlier one goes on.")
-    ],
+    out: Annotated[Path, options.out(_REPORT)],
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", "-t", help=f"{', '.join(TASKS)}. [default: all]"),
+        option(
+            "--task", panel=COMMON, metavar="NAME", autocompletion=complete.among(TASKS),
+            help=f"{', '.join(TASKS)}; repeatable. [default: all]",
+        ),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", help="A preset. [default: all]")
+        list[str] | None,
+        option(
+            "--recipe", "-r", panel=COMMON, metavar="NAME", autocompletion=complete.of("recipe"),
+            help="A preset; repeatable. [default: all]",
+        ),
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=2, help="Images of each task.")] = 32,
+    num: Annotated[int, options.num("Images of each task.", min=2)] = 32,
     evaluations: Annotated[
-        int, typer.Option("--evaluations", min=4, help="Of the backbone, for an image.")
+        int,
+        option(
+            "--evaluations", panel=COMMON, metavar="NUMBER", min=4,
+            help="Of the backbone, for an image.",
+        ),
     ] = 50,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 16,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images' noise.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results alone on standard output.")
-    ] = False,
-) -> None:
+    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
+    batch: Annotated[
+        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
+    ] = 16,
+    device: Annotated[str, options.device()] = "auto",
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Compare all recipes on five tasks in the built-in world, at equal cost.
 
     Once each recipe gets as many evaluations of the backbone, once as much time as x0 takes for
@@ -195,10 +246,9 @@ def recipes(
         if name not in presets:
             raise unknown_name("recipe", name, presets, "Only the host's own are compared.")
     _check_installed(TASKS[name] for name in tasks)
-    from ppap_host.cli.run import progress_bar
-
-    try:
-        with progress_bar() as watch:
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        try:
             from ppap_host.runs.devices import pick_device
             from ppap_plugin_bench.benchmarks import recipes as benchmark
             from ppap_plugin_bench.benchmarks import restoring
@@ -211,63 +261,51 @@ def recipes(
             )  # fmt: skip
             watch("writing the report", 0, 1)
             results = write_report(outcome, out)
-    except KeyboardInterrupt:
-        raise _interrupted(out) from None
-    if not for_people(as_json):
+        except KeyboardInterrupt:
+            raise _interrupted(out) from None
+    if as_json:
         print_json(results)
-        return
-    _print_recipes(outcome, out)
+    else:
+        _print_recipes(outcome, out)
+    if open_it:
+        open_file(out / "recipes.png")
 
 
 def _print_recipes(outcome: RecipesOutcome, out: Path) -> None:
     """The tables and the findings, for people."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-    from rich.table import Table
-
     from ppap_plugin_bench.benchmarks import recipes as benchmark
     from ppap_plugin_bench.benchmarks import recipes_report as report
 
-    console = Console()
     for budget, name in benchmark.BUDGETS.items():
         for group in benchmark.GROUPS:
-            if not outcome.group(group):
-                continue
-            table = Table(title=f"{name}: {group}", title_justify="left")
-            titles, rows = report.rows_of(outcome, group, budget)
-            for place, title in enumerate(titles):
-                table.add_column(title, justify="right" if place else "left")
-            for row in rows:
-                table.add_row(*(cell.strip("`*") for cell in row))
-            console.print(table)
-    console.print(Markdown(report.findings(outcome)))
-    console.print(f"{outcome.record['seconds']:.0f} s; look at {out / 'recipes.png'}")
+            if outcome.group(group):
+                _table(f"{name}: {group}", *report.rows_of(outcome, group, budget))
+    _findings(report.findings(outcome))
+    _end(outcome.record["seconds"], "Plot", out / "recipes.png")
 
 
 @app.command()
 def elucd(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; an earlier one goes on.")
-    ],
-    models: Annotated[
+    out: Annotated[Path, options.out(_REPORT)],
+    model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--models",
-            "-m",
-            help="Further classifiers: FOLDER or NAME=FOLDER, separated by commas.",
+        option(
+            "--model", "-m", panel=COMMON, metavar="[NAME=]FOLDER,...",
+            help="Further classifiers; repeatable.",
         ),
     ] = None,
     part: Annotated[
-        list[str] | None, typer.Option("--part", help=f"{', '.join(PARTS)}. [default: all]")
+        list[str] | None,
+        option(
+            "--part", panel=COMMON, metavar="NAME", autocompletion=complete.among(PARTS),
+            help=f"{', '.join(PARTS)}; repeatable. [default: all]",
+        ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few images: shows that all works, and nothing else.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images' noise.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results alone on standard output.")
-    ] = False,
-) -> None:
+    quick: Quick = False,
+    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Take EluCD apart in the built-in world, and compare classifiers that guide with it.
 
     Predicted x_0, Softplus, temperatures and sine are added in turn, each at its own strength. Then
@@ -279,12 +317,11 @@ def elucd(
     for name in parts:
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    named = named_models(models or [])
+    named = named_models(model or [])
     _check_installed(["classifier"])
-    from ppap_host.cli.run import progress_bar
-
-    try:
-        with progress_bar() as watch:
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        try:
             from dataclasses import replace
 
             from ppap_plugin_bench.benchmarks import elucd as benchmark
@@ -297,52 +334,56 @@ def elucd(
             )  # fmt: skip
             watch("writing the report", 0, 1)
             results = write_report(outcome, out)
-    except KeyboardInterrupt:
-        raise _interrupted(out) from None
-    if not for_people(as_json):
+        except KeyboardInterrupt:
+            raise _interrupted(out) from None
+    if as_json:
         print_json(results)
-        return
-    _print_elucd(outcome, out)
+    else:
+        _print_elucd(outcome, out)
+    if open_it:
+        open_file(out / "elucd.png")
 
 
 def _print_elucd(outcome: ElucdOutcome, out: Path) -> None:
     """The tables and the findings, for people."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-    from rich.table import Table
-
     from ppap_plugin_bench.benchmarks import elucd_report as report
 
-    console = Console()
     for name, titles, rows in report.tables(outcome):
-        table = Table(title=name, title_justify="left")
-        for place, title in enumerate(titles):
-            table.add_column(title, justify="right" if place else "left")
-        for row in rows:
-            table.add_row(*(cell.strip("`*") for cell in row))
-        console.print(table)
-    console.print(Markdown(report.findings(outcome)))
-    console.print(f"{outcome.record['seconds']:.0f} s; look at {out / 'elucd.png'}")
+        _table(name, titles, rows)
+    _findings(report.findings(outcome))
+    _end(outcome.record["seconds"], "Plot", out / "elucd.png")
 
 
 @app.command()
 def capacity(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; an earlier one goes on.")
+    out: Annotated[Path, options.out(_REPORT)],
+    harvest: Annotated[
+        Path, option("--harvest", panel=COMMON, metavar="FOLDER", help="Of `ppap harvest`.")
     ],
-    harvest: Annotated[Path, typer.Option("--harvest", help="Folder of `ppap harvest`.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model", "-m", help="NAME=FOLDER of a classifier; the shipped one is first."
+        option(
+            "--model", "-m", panel=COMMON, metavar="NAME=FOLDER",
+            help="A classifier; the shipped one is first. Repeatable.",
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option("--images", min=32, help="Training images, shared by the experts.")
+        int,
+        option(
+            "--images", panel=COMMON, metavar="NUMBER", min=32,
+            help="For training, shared by the experts.",
+        ),
     ] = 12_800,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Tunings of each kind.")] = 3,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Of one expert's factors.")] = 2,
-) -> None:
+    seeds: Annotated[
+        int,
+        option("--seeds", panel=COMMON, metavar="NUMBER", min=1, help="Tunings of each kind."),
+    ] = 3,
+    rank: Annotated[
+        int,
+        option("--rank", panel=COMMON, metavar="NUMBER", min=1, help="Of one expert's factors."),
+    ] = 2,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Compare N experts with one noise-aware patch of the same size and the same training.
 
     Measures what the classifier reads in noised renders, for N of 1, 2, 5 and 10.
@@ -350,28 +391,29 @@ def capacity(
     from ppap_host.plugins.registry import registry
 
     registry().entry("guide", "classifier")
-    from ppap_host.cli.run import progress_bar
-    from ppap_host.experts.harvest import Harvest
-    from ppap_host.guides.guide import Guide
-    from ppap_host.plugins.loading import load_guide
-    from ppap_plugin_bench.benchmarks import capacity as study
-    from ppap_plugin_bench.benchmarks.world import ShapesWorld
-
+    _check_harvest(harvest)
     named: dict[str, str | None] = {"shipped": None}
     for text in model or []:
         name, equals, folder = text.partition("=")
         if not equals:
             raise OptionError(f"--model {text!r} has no name.", remedy="Give NAME=FOLDER.")
+        check_weights(folder)
         named[name] = folder
-    made = Harvest.open(harvest)
-    settings = study.Settings(seeds=tuple(range(seeds)), images=images, rank=rank)
-    command = _command()
-    world = ShapesWorld()
-
-    def maker(folder: str | None) -> Callable[[], Guide]:
-        return lambda: load_guide(registry(), "classifier", folder)
-
     with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        from ppap_host.experts.harvest import Harvest
+        from ppap_host.guides.guide import Guide
+        from ppap_host.plugins.loading import load_guide
+        from ppap_plugin_bench.benchmarks import capacity as study
+        from ppap_plugin_bench.benchmarks.world import ShapesWorld
+
+        made = Harvest.open(harvest)
+        settings = study.Settings(seeds=tuple(range(seeds)), images=images, rank=rank)
+        world = ShapesWorld()
+
+        def maker(folder: str | None) -> Callable[[], Guide]:
+            return lambda: load_guide(registry(), "classifier", folder)
+
         try:
             rows = study.run(
                 out, world, "classifier",
@@ -379,11 +421,12 @@ def capacity(
                 made, settings, "right", watch,
             )  # fmt: skip
         except KeyboardInterrupt:
-            stderr().print(f"Interrupted: the same command goes on in {out}.", style="yellow")
-            raise typer.Exit(130) from None
+            remark(f"Interrupted: the same command goes on in {out}.", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
         levels = study.spread(world.backbone.levels(), settings.levels)
-        results = study.write_report(rows, levels, settings, "accuracy", command, made, out)
-    if not for_people(False):
+        results = study.write_report(rows, levels, settings, "accuracy", _command(), made, out)
+    if as_json:
         print_json(results)
-        return
-    stderr().print((out / "capacity.md").read_text())
+    else:
+        _findings((out / "capacity.md").read_text(encoding="utf-8"))
+        tell_path("Report", out / "capacity.md")

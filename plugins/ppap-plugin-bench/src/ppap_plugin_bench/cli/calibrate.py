@@ -8,9 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppap_host.cli.options import BackboneOption, Checkpoint, Vae, backbone_options
-from ppap_host.cli.output import for_people, print_json, stderr
-from ppap_host.files.errors import OptionError, OutputError, unknown_name
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_folder, check_new, check_weights
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import (
+    COMMON,
+    MACHINE,
+    AsJson,
+    BackboneOption,
+    Checkpoint,
+    OpenIt,
+    Vae,
+    backbone_options,
+    option,
+)
+from ppap_host.cli.output import open_file, print_json, remark, tell, tell_path, warn
+from ppap_host.cli.progress import Watch, progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
+from ppap_host.files.errors import CheckpointError, OptionError, unknown_name
 
 if TYPE_CHECKING:
     from ppap_host.backbones.backbone import Backbone
@@ -24,58 +40,93 @@ _SEED = 1_000_000
 """Added to the seed of an own harvest: experts must not be measured on what they were taught on."""
 
 
+_IMAGES, _MEASURING = "What to measure on", "Measuring"
+
+
 def calibrate(
-    guide: Annotated[str, typer.Argument(help="The guide, as in `ppap list`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    guide: Annotated[
+        str,
+        typer.Argument(
+            metavar="GUIDE", autocompletion=complete.of("guide"), help="See `ppap list guides`."
+        ),
+    ],
+    out: Annotated[Path, options.out("Folder to write.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Network of the guide.")
-    ] = None,
-    backbone: Annotated[
         str | None,
-        typer.Option("--backbone", "-b", help="Default: the harvest's own, else shapes."),
+        option(
+            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME",
+            help="Network of the guide; default: the one that it ships.",
+        ),
+    ] = None,
+    experts: Annotated[
+        str | None,
+        option(
+            "--experts", "-e", panel=COMMON, metavar="NAME|FILE|FOLDER|none",
+            autocompletion=complete.of("expert set"),
+            help="A set, or none; default: for noised images one that fits.",
+        ),
+    ] = None,
+    num: Annotated[int, options.num("Images at most.", min=2)] = 500,
+    seed: Annotated[int, options.seed("Of images and noise.", min=0)] = 0,
+    harvest: Annotated[
+        Path | None,
+        option(
+            "--harvest", panel=_IMAGES, metavar="FOLDER",
+            help="Folder of `ppap harvest`. [default: made in --out]",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        option(
+            "--images", panel=_IMAGES, metavar="FOLDER",
+            help="Folder of images, instead of a harvest.",
+        ),
+    ] = None,
+    labels: Annotated[
+        bool,
+        option(
+            "--labels", panel=_IMAGES, metavar=None,
+            help="Trust labels, not the teacher: names of folders in --images, else renders of "
+            "the backbone shapes.",
+        ),
+    ] = False,
+    backbone: Annotated[
+        str | None, options.backbone(told="the harvest's own, else shapes")
     ] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     backbone_option: BackboneOption = None,
     view: Annotated[
         str | None,
-        typer.Option(
-            "--view",
+        option(
+            "--view", panel=_MEASURING, metavar="NAME",
+            autocompletion=complete.among(("noised", "predicted")),
             help="noised (x_t), or predicted (x_0 from x_t); default: the experts', else noised.",
         ),
     ] = None,
-    experts: Annotated[
-        str | None,
-        typer.Option(
-            "--experts", "-e", help="A set, or none; default: for noised images one that fits."
-        ),
-    ] = None,
     ranges: Annotated[
-        int | None, typer.Option("--ranges", help="Noise ranges; default: the experts', else 5.")
-    ] = None,
-    levels: Annotated[int, typer.Option("--levels", help="Noise levels in each range.")] = 2,
-    bins: Annotated[int, typer.Option("--bins", help="Of the reliability diagrams.")] = 15,
-    num: Annotated[int, typer.Option("--num", "-n", min=2, help="Images at most.")] = 500,
-    harvest: Annotated[
-        Path | None,
-        typer.Option("--harvest", help="Folder of `ppap harvest`. [default: made in --out]"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of images, instead of a harvest.")
-    ] = None,
-    labels: Annotated[
-        bool,
-        typer.Option(
-            "--labels",
-            help="Trust labels, not the teacher: names of folders in --images, else renders of "
-            "the backbone shapes.",
+        int | None,
+        option(
+            "--ranges", panel=_MEASURING, metavar="NUMBER",
+            help="Noise ranges; default: the experts', else 5.",
         ),
-    ] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Images at a time.")] = 25,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of images and noise.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the network.")] = "float32",
-) -> None:
+    ] = None,
+    levels: Annotated[
+        int,
+        option("--levels", panel=_MEASURING, metavar="NUMBER", help="Noise levels in each range."),
+    ] = 2,
+    bins: Annotated[
+        int,
+        option("--bins", panel=_MEASURING, metavar="NUMBER", help="Of the reliability diagrams."),
+    ] = 15,
+    batch: Annotated[
+        int, option("--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time.")
+    ] = 25,
+    device: Annotated[str, options.device()] = "auto",
+    dtype: Annotated[str, options.dtype("Of the network")] = "float32",
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Measure whether a guide is as sure as it is right, by noise, and fit temperatures.
 
     No labels are needed: what the plain network says of the clean image is the truth, on images
@@ -97,14 +148,21 @@ def calibrate(
             f"There are no labelled images for the backbone {backbone!r}.",
             remedy="Give a folder with one folder of images a class with --images.",
         )
+    check_new(out, "calibration.json", "a calibration")
+    check_weights(checkpoint)
+    check_weights(model)
+    if backbone is not None:
+        found.entry("backbone", backbone)
+    if harvest is not None:
+        remedy = "Make one with `ppap harvest --out FOLDER`, or leave out --harvest."
+        check_folder(harvest, "harvest.json", CheckpointError, remedy)
+    if images is not None and not images.is_dir():
+        raise OptionError(f"There is no folder {str(images)!r}.", remedy="Check --images.")
     from ppap_host.files.folders import Job
 
-    with Job(out):
-        if (out / "calibration.json").exists():
-            raise OutputError(
-                f"{str(out)!r} already holds a calibration.",
-                remedy="Give another folder with --out; nothing is overwritten.",
-            )
+    with progress_bar() as watch, Job(out):
+        watch("loading libraries", 0, 1)
+        check_new(out, "calibration.json", "a calibration")
         calibration = _calibrate(
             guide, out, model, backbone, checkpoint, backbone_options(vae, None, backbone_option),
             experts, num, harvest, images, labels, device, dtype,
@@ -112,12 +170,17 @@ def calibrate(
                 "view": view, "ranges": ranges, "levels": levels, "bins": bins, "seed": seed,
                 "batch": batch,
             },
+            watch,
         )  # fmt: skip
-    if for_people(False):
-        _show(calibration)
-        stderr().print(f"Look at {out / 'reliability.png'} and {out / 'ece.png'}")
-    else:
+    if as_json:
         print_json(calibration.to_dict())
+    else:
+        _show(calibration)
+        tell_path("Calibration", out)
+        tell_path("Reliability", out / "reliability.png")
+        tell_path("Error by noise", out / "ece.png")
+    if open_it:
+        open_file(out / "reliability.png")
 
 
 def _calibrate(
@@ -135,9 +198,9 @@ def _calibrate(
     device_name: str,
     dtype_name: str,
     settings: dict[str, Any],
+    watch: Watch,
 ) -> Calibration:
     """Measures and writes."""
-    from ppap_host.cli.run import progress_bar
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.patches import network_hash
     from ppap_host.experts.sets import WithExperts
@@ -174,39 +237,38 @@ def _calibrate(
     if experts is not None:
         guide = WithExperts(guide, experts, image_size=backbone.image_size)
         measurement.check_view(guide, config.view)
-        stderr().print(f"{name}: with the experts {used}", style="dim", highlight=False)
-    with progress_bar() as watch:
-        if images_folder is not None or labels:
-            material = _given(guide, images_folder, backbone, num, config.seed, labels, watch)
-        else:
-            if made is None:
-                made = _harvest(
-                    out, backbone_name, checkpoint, options, num, config.seed, device_name, watch
-                )
-            material = _harvested(made, num, experts)
-        guide.to(device, pick_dtype(dtype_name, device))
-        backbone.to(device, pick_dtype("float32", device))
-        calibration = measurement.calibrate(
-            guide, backbone, material, config, used, watch, network_sha256=sha256
-        )
-        watch("drawing", 0, 1)
-        plugins = [p.distribution for p, _ in found.names("guide")[name]]
-        plugins += [p.distribution for p, _ in found.names("backbone")[backbone_name]]
-        details = {
-            **calibration.details,
-            "model": model,
-            "backbone": {
-                "name": backbone_name,
-                "files": file_hashes(backbone.files(), backbone_name),
-            },
-            "device": device.type,
-            "dtype": dtype_name,
-            "versions": package_versions(plugins),
-        }
-        calibration = dataclasses.replace(calibration, details=details)
-        plot_reliability(calibration, out / "reliability.png")
-        plot_calibration_errors(calibration, out / "ece.png")
-        calibration.save(out / "calibration.json")
+        remark(f"{name}: with the experts {used}")
+    if images_folder is not None or labels:
+        material = _given(guide, images_folder, backbone, num, config.seed, labels, watch)
+    else:
+        if made is None:
+            made = _harvest(
+                out, backbone_name, checkpoint, options, num, config.seed, device_name, watch
+            )
+        material = _harvested(made, num, experts)
+    guide.to(device, pick_dtype(dtype_name, device))
+    backbone.to(device, pick_dtype("float32", device))
+    calibration = measurement.calibrate(
+        guide, backbone, material, config, used, watch, network_sha256=sha256
+    )
+    watch("drawing", 0, 1)
+    plugins = [p.distribution for p, _ in found.names("guide")[name]]
+    plugins += [p.distribution for p, _ in found.names("backbone")[backbone_name]]
+    details = {
+        **calibration.details,
+        "model": model,
+        "backbone": {
+            "name": backbone_name,
+            "files": file_hashes(backbone.files(), backbone_name),
+        },
+        "device": device.type,
+        "dtype": dtype_name,
+        "versions": package_versions(plugins),
+    }
+    calibration = dataclasses.replace(calibration, details=details)
+    plot_reliability(calibration, out / "reliability.png")
+    plot_calibration_errors(calibration, out / "ece.png")
+    calibration.save(out / "calibration.json")
     return calibration
 
 
@@ -233,7 +295,7 @@ def _given(
     num: int,
     seed: int,
     labels: bool,
-    watch: Any,
+    watch: Watch,
 ) -> Material:
     """Images that the backbone did not make."""
     from ppap_plugin_bench.calibration.material import from_folder, from_renders
@@ -252,7 +314,7 @@ def _harvest(
     num: int,
     seed: int,
     device: str,
-    watch: Any,
+    watch: Watch,
 ) -> Harvest:
     """Images of the backbone's own, in the folder ``harvest`` of ``out``."""
     from ppap_host.experts.harvest import HarvestConfig
@@ -265,8 +327,8 @@ def _harvest(
     try:
         return make(config, out / "harvest", watch)
     except KeyboardInterrupt:
-        stderr().print("Interrupted: the same command goes on from here.", style="yellow")
-        raise typer.Exit(130) from None
+        remark("Interrupted: the same command goes on from here.", "yellow")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _harvested(made: Harvest, num: int, experts: ExpertSet | None) -> Material:
@@ -277,31 +339,23 @@ def _harvested(made: Harvest, num: int, experts: ExpertSet | None) -> Material:
     taught = {} if experts is None else experts.metadata.get("harvest") or {}
     same = ("backbone", "seed", "prompts", "cfg", "steps", "sampler", "eta", "model_files")
     if taught and all(taught.get(key) == material.identity[key] for key in same):
-        stderr().print(
-            "Warning: the experts were taught on these very images and may look better calibrated "
-            "than they are. Leave out --harvest, or harvest with another --seed.",
-            style="yellow",
+        warn(
+            "the experts were taught on these very images and may look better calibrated than "
+            "they are. Leave out --harvest, or harvest with another --seed."
         )
     return material
 
 
 def _show(calibration: Calibration) -> None:
     """The table, for people."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     details, integral = calibration.details, calibration.details["integral"]
     right = "accuracy" if details["truth"] == "labels" else "agreement"
     experts = f", experts {calibration.experts}" if calibration.experts else ""
-    title = f"{calibration.guide}, {calibration.view}{experts}; truth: {details['truth']}"
-    table = Table("log-SNR", title=escape(title), title_justify="left")
-    for heading in ("n", right, "confidence", "ECE", "smECE", "temperature"):
-        table.add_column(heading, justify="right")
-    for heading in ("ECE after", "smECE after"):
-        table.add_column(heading, justify="right")
-    for part in calibration.ranges:
-        table.add_row(
+    titles = (
+        "n", right, "confidence", "ECE", "smECE", "temperature", "ECE after", "smECE after"
+    )  # fmt: skip
+    rows = [
+        [
             part.name,
             f"{part.count:,}",
             f"{part.accuracy:.3f}",
@@ -311,16 +365,21 @@ def _show(calibration: Calibration) -> None:
             f"{part.temperature:.3g}",
             f"{part.ece_after:.3f} ± {part.ece_error_after:.3f}",
             f"{part.smooth_ece_after:.3f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"integral over noise: mean {integral['mean']:.4f} ± {integral['mean_error']:.4f}, "
-        f"trapezoid {integral['trapezoid']:.4f}; after: mean {integral['mean_after']:.4f} ± "
-        f"{integral['mean_error_after']:.4f}, trapezoid {integral['trapezoid_after']:.4f}",
-        highlight=False,
+        ]
+        for part in calibration.ranges
+    ]
+    show_table(
+        [Column("log-SNR"), *(Column(title, number=True) for title in titles)],
+        rows,
+        f"{calibration.guide}, {calibration.view}{experts}; truth: {details['truth']}",
     )
+    for when, suffix in (("before", ""), ("after", "_after")):
+        mean, error = integral[f"mean{suffix}"], integral[f"mean_error{suffix}"]
+        trapezoid = integral[f"trapezoid{suffix}"]
+        tell(
+            f"Error over all noise {when}: mean {mean:.4f} ± {error:.4f}, trapezoid {trapezoid:.4f}"
+        )
 
 
-app = typer.Typer()
+app = Application()
 app.command()(calibrate)

@@ -2,90 +2,274 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppap_host.cli import complete, options
+from ppap_host.cli.help import Application
+from ppap_host.cli.options import (
+    GUIDES,
+    MACHINE,
+    MODEL,
+    SAMPLERS,
+    SAMPLING,
+    AsJson,
+    OpenIt,
+    option,
+    spacing,
+)
+from ppap_host.cli.output import open_file, print_json, tell_path
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.tables import Column, show_table
+from ppap_host.files.errors import OptionError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KNOWN = ("prompts", "pairs", "unguided", "all", "frechet", "classes", "depth", "spoiled")
+
 
 def evaluate(
-    what: Annotated[str, typer.Argument(help="prompts, frechet, classes or depth.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="MEASURE", autocompletion=complete.among(_KNOWN),
+            help="prompts, pairs, unguided, all, frechet, classes, depth or spoiled.",
+        ),
+    ],
     num: Annotated[
         int,
-        typer.Option(
-            "--num", "-n", min=1, help="Images; for prompts and classes: images of each class."
+        options.num(
+            "Images; for prompts and classes: images of each class; for all: unguided ones.", min=1
         ),
     ] = 32,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="For classes and depth.")] = "x0",
-    scale: Annotated[
-        float | None, typer.Option("--scale", "-s", help="For classes and depth.")
+    steps: Annotated[
+        str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
     ] = None,
-    steps: Annotated[str, typer.Option("--steps", help="Steps or a spacing.")] = "50",
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
-    cfg: Annotated[float, typer.Option("--cfg", help="For prompts and frechet.")] = 2.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the generated images.")] = 0,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Another training of the backbone.")
-    ] = None,
-    experts: Annotated[
-        str | None, typer.Option("--experts", "-e", help="Of the guide; default: one that fits.")
-    ] = None,
+    seed: Annotated[int, options.seed("Of the generated images.", min=0)] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="For classes and depth: a sheet of the results."),
+        options.out(
+            "A sheet of images; for all: a folder for judged.json and two sheets.",
+            metavar="FILE|FOLDER",
+        ),
     ] = None,
-) -> None:
-    """Measure with judges: prompts (class accuracy), frechet (distance to renders), and guidance by
-    the classifier (classes) or by depth.
+    scale: Annotated[
+        float | None,
+        option(
+            "--scale", "-s", panel=GUIDES, metavar="NUMBER",
+            help="For classes and depth; default: the guide's own.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        option(
+            "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
+            autocompletion=complete.of("recipe"), help="For classes and depth.",
+        ),
+    ] = "x0",
+    experts: Annotated[
+        str | None,
+        option(
+            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+            autocompletion=complete.of("expert set"),
+            help="Of the guide; default: one that fits.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        option(
+            "--checkpoint", panel=MODEL, metavar="FILE|FOLDER",
+            help="Another training of the backbone.",
+        ),
+    ] = None,
+    cfg: Annotated[
+        float | None,
+        option(
+            "--cfg", panel=MODEL, metavar="NUMBER",
+            help="Of prompted images. [default: the backbone's]",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        option(
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            help=f"{SAMPLERS} [default: the backbone's]",
+        ),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        option(
+            "--eta", panel=SAMPLING, metavar="NUMBER", min=0,
+            help="Stochasticity of ddim. [default: the backbone's]",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
+    ] = 64,
+    bfloat16: Annotated[
+        bool,
+        option(
+            "--bfloat16/--float32", panel=MACHINE, metavar=None,
+            help="Of the backbone, for unguided and prompted images.",
+        ),
+    ] = False,
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure the built-in world with judges, beside renders.
 
-    The outcome is printed as JSON.
+    prompts is the accuracy of "a <colour> <shape>", pairs prompts of two objects, unguided geometry
+    and distance to renders without a prompt, all these three. frechet is the distance of images of
+    whole captions. classes and depth are guidance by the classifier and by depth. spoiled makes no
+    images: it says what the measures make of renders that were spoiled in known ways.
     """
-    from ppap_host.cli.output import print_json
-    from ppap_host.cli.run import progress_bar
-    from ppap_host.files.errors import unknown_name
-    from ppap_host.files.images import contact_sheet, from_tensor
-    from ppap_host.files.writing import write_png
-    from ppap_host.plugins.registry import registry
-    from ppap_host.runs.choice import choose
-    from ppap_host.runs.config import GuideConfig
-    from ppap_host.sampling.solvers import make_solver
-    from ppap_host.shapes.backbone import ShapesBackbone
-    from ppap_plugin_bench import shapes as measures
-
-    known = ("prompts", "frechet", "classes", "depth")
-    if what not in known:
-        raise unknown_name("measure", what, known)
-    backbone = ShapesBackbone(checkpoint)
-    solver = make_solver(sampler, 0.0, backbone)
-    settings = measures.Settings(steps=steps, cfg=cfg, seed=seed)
+    if what not in _KNOWN:
+        raise unknown_name("measure", what, _KNOWN)
+    if open_it and out is None:
+        raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
+    sheets: dict[str, list[_Row]] = {}
     with progress_bar() as watch:
-        if what == "prompts":
-            outcome = measures.prompt_accuracy(backbone, solver, settings, num, watch)
-        elif what == "frechet":
-            outcome = measures.frechet(backbone, solver, settings, num, watch)
-        else:
+        watch("loading libraries", 0, 1)
+        from ppap_host.files.writing import write_json
+        from ppap_host.plugins.registry import registry
+        from ppap_host.runs.choice import choose
+        from ppap_host.runs.config import GuideConfig
+        from ppap_host.sampling.solvers import make_solver
+        from ppap_host.shapes.backbone import ShapesBackbone
+        from ppap_plugin_bench import shapes as measures
+
+        backbone = ShapesBackbone(checkpoint)
+        sampler = sampler or backbone.default_sampler
+        if eta is None:
+            eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
+        solver = make_solver(sampler, eta, backbone)
+        settings = measures.Settings(
+            steps=backbone.default_steps if steps is None else spacing(steps),
+            cfg=backbone.default_cfg if cfg is None else cfg,
+            seed=seed,
+            batch=batch,
+            bfloat16=bfloat16,
+        )
+        asked = (backbone, solver, settings)
+        if what == "spoiled":
+            outcome = measures.spoiled(num, watch)
+        elif what == "all":
+            outcome = measures.everything(*asked, num, watch)
+            sheets = {"unguided": [_row(outcome["unguided"])], "pairs": [_row(outcome["pairs"])]}
+        elif what in ("classes", "depth"):
             found = registry()
             name = "depth" if what == "depth" else "classifier"
             guide = found.load("guide", name)()
-            asked = GuideConfig(name, "", experts=experts)
-            chosen = choose(asked, recipe, guide, backbone, backbone.walk(steps), found)
+            wanted = GuideConfig(name, "", experts=experts)
+            chosen = choose(wanted, recipe, guide, backbone, backbone.walk(settings.steps), found)
             strength = guide.usual_scale(chosen.recipe.name) if scale is None else scale
             measure = measures.depth_error if what == "depth" else measures.class_accuracy
-            outcome = measure(
-                backbone, solver, settings, chosen.guide, chosen.recipe, strength, num, watch
-            )
+            outcome = measure(*asked, chosen.guide, chosen.recipe, strength, num, watch)
             outcome["experts"] = chosen.experts
-            shown = [("guided", outcome.pop("made"))]
+            sheets["sheet"] = [("guided", outcome.pop("made"), [])]
             if what == "depth":
-                shown.insert(0, ("targets", outcome.pop("targets")))
-            if out is not None:
-                rows = []
-                for i in range(0, min(len(shown[0][1]), 48), 8):
-                    for title, x in shown:
-                        rows.append((title, [("", p) for p in from_tensor(x[i : i + 8])]))
-                write_png(out, contact_sheet(rows, cell=128))
-    print_json(outcome | {"steps": steps, "sampler": sampler, "seed": seed})
+                sheets["sheet"].insert(0, ("targets", outcome.pop("targets"), []))
+        else:
+            measure_of = {
+                "prompts": measures.prompt_accuracy, "pairs": measures.two_objects,
+                "unguided": measures.unguided, "frechet": measures.frechet,
+            }  # fmt: skip
+            outcome = measure_of[what](*asked, num, watch)
+            if "made" in outcome:
+                sheets["sheet"] = [_row(outcome)]
+        if what != "spoiled":
+            outcome |= {
+                "steps": settings.steps, "sampler": sampler, "eta": eta, "cfg": settings.cfg,
+                "seed": seed, "bfloat16": bfloat16,
+            }  # fmt: skip
+        if out is not None and what == "all":
+            write_json(out / "judged.json", outcome)
+        files = [out / f"{name}.png" if what == "all" else out for name in sheets if out]
+        for file, rows in zip(files, sheets.values(), strict=False):
+            _write_sheet(file, rows)
+    if as_json:
+        print_json(outcome)
+    else:
+        _show(outcome, f"{what}, judged")
+        for file in files:
+            tell_path("Sheet", file)
+    if open_it and files:
+        open_file(files[0])
 
 
-app = typer.Typer()
+_Row = tuple[str, "Tensor", list[str]]
+"""Title, images and what is written below each."""
+
+
+def _row(outcome: dict[str, Any]) -> _Row:
+    """The images of an outcome, and what was asked for; takes both out of it."""
+    captions, right = outcome.pop("captions", []), outcome.pop("right", [])
+    words = [("" if hit else "not ") + text for text, hit in zip(captions, right, strict=True)]
+    return "", outcome.pop("made"), words
+
+
+def _write_sheet(path: Path, rows: list[_Row]) -> None:
+    """Up to 64 images of each row, eight beside each other."""
+    from ppap_host.files.images import contact_sheet, from_tensor
+    from ppap_host.files.writing import write_png
+
+    lines = []
+    for i in range(0, min(len(rows[0][1]), 64), 8):
+        for title, x, words in rows:
+            part = from_tensor(x[i : i + 8])
+            below = words[i : i + 8] or [""] * len(part)
+            lines.append((title, list(zip(below, part, strict=True))))
+    write_png(path, contact_sheet(lines, cell=128))
+
+
+def _show(outcome: dict[str, Any], title: str) -> None:
+    """Tables: of what stands beside renders, of spoiled renders, and of everything else."""
+    plain = dict(outcome)
+    if rows := plain.pop("rows", None):
+        names = [*rows[0]["scores"], "two_objects", "frechet"]
+        heads = [Column("renders"), *(Column(n.replace("_", " "), number=True) for n in names)]
+        cells = [
+            [row["name"], *(_shown({**row["scores"], **row}[name]) for name in names)]
+            for row in rows
+        ]
+        show_table(heads, cells, title)
+    beside = list(_beside(plain))
+    if beside:
+        heads = [Column(""), *(Column(n, number=True) for n in ("made", "±", "renders", "share"))]
+        show_table(heads, beside, title)
+    cells = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
+    show_table([Column(""), Column("", prose=True)], cells, "" if beside or rows else title)
+
+
+def _beside(outcome: dict[str, Any], of: str = "") -> Iterator[list[str]]:
+    """A row for each measure that has renders beside it; takes them out of ``outcome``."""
+    for key, value in list(outcome.items()):
+        if not isinstance(value, dict):
+            continue
+        if "renders" in value:
+            del outcome[key]
+            numbers = (value[n] for n in ("made", "error", "renders", "share_of_renders"))
+            yield [f"{of}{key}".replace("_", " "), *map(_shown, numbers)]
+        else:
+            outcome[key] = inner = dict(value)
+            yield from _beside(inner, of if key in ("scores", "shares") else f"{of}{key}: ")
+            if not inner:
+                del outcome[key]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+app = Application()
 app.command()(evaluate)

@@ -8,99 +8,170 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_weights
+from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
+    COMMON,
+    GUIDES,
+    MACHINE,
+    MODEL,
+    SAMPLERS,
+    SAMPLING,
+    AsJson,
     BackboneOption,
     Checkpoint,
+    OpenIt,
     Upsampler,
     Vae,
     backbone_options,
+    option,
+    spacing,
 )
-from ppap_host.cli.output import for_people, print_json, stderr
+from ppap_host.cli.output import counted, open_file, print_json, remark, tell, tell_path, warn
+from ppap_host.cli.progress import progress_bar
+from ppap_host.cli.surroundings import INTERRUPTED
+from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import OptionError
 
 if TYPE_CHECKING:
     from ppap_plugin_bench.search import Outcome
 
 
+_SEARCH = "Search"
+
+
 def search(
-    guide: Annotated[str, typer.Option("--guide", "-g", help="What steers. See `ppap list`.")],
-    work: Annotated[Path, typer.Option("--work", "-w", help="Folder to write, or to go on with.")],
+    guide: Annotated[
+        str,
+        option(
+            "--guide", "-g", panel=COMMON, metavar="NAME", autocompletion=complete.of("guide"),
+            help="What steers. See `ppap list guides`.",
+        ),
+    ],
+    work: Annotated[
+        Path,
+        option(
+            "--work", "-w", panel=COMMON, metavar="FOLDER",
+            help="Folder to write, or to go on with.",
+        ),
+    ],
+    target: Annotated[
+        list[str] | None,
+        option(
+            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
+            help="Repeatable; default on shapes: fresh ones of its own.",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe",
-            "-r",
-            help="Where to start: NAME or NAME:PARAMETER=VALUE,... [default: "
-            "ppap with experts, or x0]",
+        option(
+            "--recipe", "-r", panel=COMMON, metavar="NAME[:KEY=VALUE,...]",
+            autocompletion=complete.of("recipe"),
+            help="Where to start. [default: ppap with experts, or x0]",
         ),
     ] = None,
     budget: Annotated[
-        int, typer.Option("--budget", min=1, help="Trials in all, finished ones included.")
+        int,
+        option(
+            "--budget", panel=COMMON, metavar="NUMBER", min=1,
+            help="Trials in all, finished ones included.",
+        ),
     ] = 50,
+    num: Annotated[int, options.num("Images of a trial.", min=1)] = 16,
+    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "25",
+    seed: Annotated[int, options.seed("Of images and proposals.", min=0)] = 0,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only",
-            help="What to vary: NAME,NAME,... [default: scale and the recipe's own parameters]",
+        option(
+            "--only", panel=_SEARCH, metavar="NAME,NAME,...",
+            help="What to vary. [default: scale and the recipe's own parameters]",
         ),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option("--scale", "-s", help="To start from; default: the guide's own.")
+        float | None,
+        option(
+            "--scale", "-s", panel=_SEARCH, metavar="NUMBER",
+            help="To start from; default: the guide's own.",
+        ),
     ] = None,
     scale_range: Annotated[
         str | None,
-        typer.Option("--scale-range", help="LOW:HIGH. [default: the start / 30 to 30 times it]"),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target", "-t", help="Repeatable; default on shapes: fresh ones of its own."
+        option(
+            "--scale-range", panel=_SEARCH, metavar="LOW:HIGH",
+            help="Where to look. [default: the start / 30 to 30 times it]",
         ),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(
-            "--judge", help="GUIDE or GUIDE=MODEL that measures the results for these targets."
+        option(
+            "--judge", panel=_SEARCH, metavar="GUIDE[=MODEL]",
+            autocompletion=complete.of("guide"),
+            help="What measures the results for these targets.",
         ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option("--measure", help="Of the judge; default: its first.")
+        str | None,
+        option(
+            "--measure", panel=_SEARCH, metavar="NAME", help="Of the judge; default: its first."
+        ),
     ] = None,
     higher_is_better: Annotated[
         bool | None,
-        typer.Option(
-            "--higher-is-better/--lower-is-better", help="Of a measure that is not known."
+        option(
+            "--higher-is-better/--lower-is-better", panel=_SEARCH, metavar=None,
+            help="Of a measure that is not known.",
         ),
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images of a trial.")] = 16,
-    steps: Annotated[str, typer.Option("--steps", help="Denoising steps, or a spacing.")] = "25",
-    sampler: Annotated[str, typer.Option("--sampler", help="ddim, ddpm, dpm++ or heun.")] = "ddim",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of images and proposals.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 16,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Network of the guide.")
+        str | None,
+        option(
+            "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
+            help="Network of the guide.",
+        ),
     ] = None,
     experts: Annotated[
-        str | None, typer.Option("--experts", "-e", help="Expert set; default: one that fits.")
+        str | None,
+        option(
+            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+            autocompletion=complete.of("expert set"),
+            help="Expert set; default: one that fits.",
+        ),
     ] = None,
-    backbone: Annotated[str, typer.Option("--backbone", "-b", help="Diffusion model.")] = "shapes",
+    backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text, where it is read.")] = "",
+    prompt: Annotated[
+        str, option("--prompt", "-p", panel=MODEL, metavar="TEXT", help="Where it is read.")
+    ] = "",
     class_index: Annotated[
-        int | None, typer.Option("--class", help="Class of class-conditional backbones.")
+        int | None,
+        option(
+            "--class", panel=MODEL, metavar="NUMBER", help="Class of class-conditional backbones."
+        ),
     ] = None,
     cfg: Annotated[
-        float | None, typer.Option("--cfg", help="Classifier-free guidance scale.")
+        float | None,
+        option("--cfg", panel=MODEL, metavar="NUMBER", help="Classifier-free guidance scale."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the networks.")] = "float32",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record alone on standard output.")
-    ] = False,
-) -> None:
+    sampler: Annotated[
+        str,
+        option(
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            help=SAMPLERS,
+        ),
+    ] = "ddim",
+    batch: Annotated[
+        int,
+        option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time."),
+    ] = 16,
+    device: Annotated[str, options.device()] = "auto",
+    dtype: Annotated[str, options.dtype()] = "float32",
+    open_it: OpenIt = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Search for the strength and the parameters of a recipe, by the images they make.
 
     On the backbone shapes, the guides classifier, depth, segmentation and those that restore
@@ -122,7 +193,7 @@ def search(
         guides=(GuideConfig(guide, "", scale=scale, model=model, recipe=recipe, experts=experts),),
         backbone=backbone, checkpoint=checkpoint, prompt=prompt, class_index=class_index,
         backbone_options=backbone_options(vae, upsampler, backbone_option), cfg=cfg,
-        steps=int(steps) if steps.isdecimal() else steps, sampler=sampler, seed=seed, num=num,
+        steps=spacing(steps), sampler=sampler, seed=seed, num=num,
         batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
     check_names(run, registry())
@@ -133,37 +204,32 @@ def search(
             remedy="Give NAME,NAME,..., such as scale,rho.",
         )
     bounds = None if scale_range is None else _range(scale_range)
-    console = stderr()
-
-    def tell(text: str) -> None:
-        console.print(f"Warning: {text}", style="yellow")
-
-    from ppap_host.cli.run import progress_bar
-
-    try:
-        with progress_bar() as watch:
+    check_weights(checkpoint)
+    check_weights(model)
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        try:
             from ppap_plugin_bench.search import SearchConfig
             from ppap_plugin_bench.search import search as search_in
 
             config = SearchConfig(
                 run, tuple(target or ()), judge, measure, higher_is_better, names, bounds, budget
             )
-            outcome = search_in(config, work, watch, tell=tell)
-    except KeyboardInterrupt:
-        from ppap_plugin_bench.search.session import trials_kept
+            outcome = search_in(config, work, watch, tell=warn)
+        except KeyboardInterrupt:
+            from ppap_plugin_bench.search.session import trials_kept
 
-        console.print(
-            f"Interrupted: {trials_kept(work)} finished trials in {work}; the same command goes on "
-            "from there.",
-            style="yellow",
-        )
-        raise typer.Exit(130) from None
+            kept = counted(trials_kept(work), "finished trial")
+            remark(f"Interrupted: {kept} in {work}; the same command goes on from there.", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
     if not outcome.better_than_unguided:
-        tell("No trial was better than the same images without guidance.")
-    if for_people(as_json):
-        _show(outcome, work)
-    else:
+        warn("No trial was better than the same images without guidance.")
+    if as_json:
         print_json(outcome.record)
+    else:
+        _show(outcome, work)
+    if open_it:
+        open_file(work / "search.png")
 
 
 def _check_installed(shapes: bool) -> None:
@@ -189,34 +255,29 @@ def _range(text: str) -> tuple[float, float]:
 
 def _show(outcome: Outcome, work: Path) -> None:
     """The best ten, for people."""
-    from rich.console import Console
-    from rich.table import Table
-
     checked, settings = outcome.validation, outcome.record["settings"]
     better = "higher" if checked.higher_is_better else "lower"
-    table = Table(
-        title=f"{settings['guide']['name']}, {settings['recipe_name']}: {checked.objective} "
-        f"({better} is better) by {checked.by}",
-        title_justify="left",
-    )
-    for heading in ("trial", *(d.name for d in outcome.space), checked.objective):
-        table.add_column(heading, justify="right")
+    names = [d.name for d in outcome.space]
+    rows = []
     for trial in outcome.trials[:10]:
         if trial.judged is None:
             continue
-        values = [_cell(trial.values[d.name]) for d in outcome.space]
         error = "" if trial.judged.error is None else f" ± {trial.judged.error:.3f}"
-        table.add_row(str(trial.number), *values, f"{trial.judged.score:.4f}{error}")
+        values = [_cell(trial.values[name]) for name in names]
+        rows.append([str(trial.number), *values, f"{trial.judged.score:.4f}{error}"])
     unguided = outcome.record["unguided"]
-    table.add_section()
-    table.add_row("unguided", *("" for _ in outcome.space), f"{unguided['score']:.4f}")
-    console = Console()
-    console.print(table)
+    show_table(
+        [Column(title, number=True) for title in ("trial", *names, checked.objective)],
+        rows,
+        f"{settings['guide']['name']}, {settings['recipe_name']}: {checked.objective} "
+        f"({better} is better) by {checked.by}",
+        last=[["unguided", *("" for _ in names), f"{unguided['score']:.4f}"]],
+    )
     failed = sum(trial.judged is None for trial in outcome.trials)
     if failed:
-        console.print(f"{failed} trials failed; {work / 'trials.csv'} says why.", style="yellow")
-    console.print(outcome.record["command"], soft_wrap=True, highlight=False)
-    console.print(f"Look at {work / 'search.png'}")
+        tell((f"{counted(failed, 'trial')} failed; {work / 'trials.csv'} says why.", "yellow"))
+    tell(outcome.record["command"])
+    tell_path("Plot", work / "search.png")
 
 
 def _cell(value: float | int | bool | str) -> str:
@@ -225,5 +286,5 @@ def _cell(value: float | int | bool | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-app = typer.Typer()
+app = Application()
 app.command()(search)

@@ -24,7 +24,7 @@ from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.files.reading import Document
 from ppap_host.files.writing import write_file, write_json
-from ppap_host.guides.guide import Target
+from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry

@@ -1,0 +1,194 @@
+"""What can be told without torch: the files that a command names are there, and what they are for.
+
+A slip of the pen is answered at once, not after libraries and models were loaded. What is inside a
+file is judged by whoever reads it; of an expert set the header says for which guide it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppap_host.files.errors import (
+    CheckpointError,
+    DeviceError,
+    OptionError,
+    OutputError,
+    PpapError,
+    TargetError,
+    unknown_name,
+)
+
+if TYPE_CHECKING:
+    from ppap_host.plugins.registry import Registry
+    from ppap_host.runs.config import GuideConfig, RunConfig
+
+_PICTURES = (
+    ".avif", ".bmp", ".exr", ".gif", ".heic", ".jpeg", ".jpg", ".npy", ".npz", ".pfm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+_WEIGHTS = (".bin", ".ckpt", ".npz", ".pkl", ".pt", ".pth", ".safetensors")
+DTYPES = ("float32", "bfloat16", "float16")
+_HERE = ("/", "./", "../", "~/", ".\\", "..\\")
+
+
+def is_path(text: str, endings: tuple[str, ...] = ()) -> bool:
+    """Whether a text can be nothing but a path: it begins as one, or ends as such files do."""
+    if "://" in text or text.startswith(("http:", "https:")):
+        return False
+    return text.startswith(_HERE) or (text.lower().endswith(endings) and ":" not in text)
+
+
+def check_file(path: str | Path, error: type[PpapError], remedy: str) -> None:
+    """Whether there is a regular file that may be read; nothing of it is read.
+
+    Raises:
+        PpapError: of the class ``error``: it is missing, a folder, a pipe or a device, or empty.
+    """
+    name = repr(str(path))
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as problem:
+        if isinstance(problem, PermissionError):
+            told = f"The file {name} may not be read."
+        else:
+            told = f"There is no file {name}."
+        raise error(told, remedy=remedy) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise error(f"{name} is a folder.", remedy=remedy)
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"{name} is no regular file.", remedy=remedy)
+    if not found.st_size:
+        raise error(f"The file {name} is empty.", remedy=remedy)
+    if not os.access(path, os.R_OK):
+        raise error(f"The file {name} may not be read.", remedy=remedy)
+
+
+def check_folder(folder: Path, holds: str, error: type[PpapError], remedy: str) -> None:
+    """Whether there is a folder with this file.
+
+    Raises:
+        PpapError: of the class ``error``.
+    """
+    if not os.path.isdir(folder):
+        raise error(f"There is no folder {str(folder)!r}.", remedy=remedy)
+    if not os.path.isfile(folder / holds):
+        raise error(f"There is no {holds} in {str(folder)!r}.", remedy=remedy)
+
+
+def check_new(out: Path, holds: str, what: str) -> None:
+    """Whether results may be written to this folder.
+
+    Args:
+        holds: the file by which a folder is known that holds others already.
+        what: they are.
+
+    Raises:
+        OutputError: it is a file, or holds such results.
+    """
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise OutputError(f"{str(out)!r} is a file.", remedy="Give a folder with --out.")
+    if os.path.exists(out / holds):
+        raise OutputError(
+            f"The folder {str(out)!r} already holds {what}.",
+            remedy="Give another folder with --out; nothing is overwritten.",
+        )
+
+
+def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> None:
+    """Whether everything that a run names exists.
+
+    Args:
+        moved: of a run that is repeated, its files: path as given -> path now.
+
+    Raises:
+        PpapError: something does not.
+    """
+    from ppap_host.runs.config import check_names, code_of
+
+    check_names(config, found)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
+        raise DeviceError(
+            f"Unknown device {config.device!r}.", remedy="Give auto, cpu, cuda, cuda:N or mps."
+        )
+    if config.dtype not in DTYPES:
+        raise unknown_name("dtype", config.dtype, DTYPES)
+    for guide in config.guides:
+        code = code_of(guide.steers)
+        if code is not None:
+            check_file(code[0], OptionError, "Give FILE.py:NAME, a guide or a function in a file.")
+    for path in (config.image, config.mask):
+        if path is not None and ":" not in path:  # as for targets, below
+            check_file(_now(path, moved), TargetError, "Check the path.")
+    check_weights(config.checkpoint)
+    for guide in config.guides:
+        for target in guide.target if isinstance(guide.target, tuple) else (guide.target,):
+            # What stands before a colon may say how to read the file behind it, and what stands
+            # before the sign = which class a mask is of.
+            plain = isinstance(target, str) and not set(target) & {":", "="}
+            if plain and is_path(target, _PICTURES):
+                check_file(_now(target, moved), TargetError, "Check the path.")
+        check_weights(guide.model)
+        if guide.calibration is not None:
+            _check_calibration(Path(guide.calibration))
+        _check_experts(guide, found)
+
+
+def _now(path: str, moved: Mapping[str, str]) -> str:
+    expanded = os.path.expanduser(path)
+    return moved.get(expanded, expanded)
+
+
+def check_weights(text: str | None) -> None:
+    """Whether weights that can be nothing but a file or a folder are there.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    if text is not None and is_path(text, _WEIGHTS) and not os.path.exists(text):
+        raise CheckpointError(f"There is no file {text!r}.", remedy="Check the path.")
+
+
+def _check_calibration(path: Path) -> None:
+    remedy = "Give what `ppap calibrate` wrote, its folder or the file in it."
+    if os.path.isdir(path):
+        check_folder(path, "calibration.json", CheckpointError, remedy)
+    else:
+        check_file(path, CheckpointError, remedy)
+
+
+def _check_experts(guide: GuideConfig, found: Registry) -> None:
+    name = guide.experts
+    if name is None or name == "none":
+        return
+    if os.path.isdir(name):
+        path = os.path.join(name, "experts.safetensors")
+    elif os.path.exists(name) or os.sep in name or name.endswith(".safetensors"):
+        path = name
+    else:
+        found.entry("expert set", name)
+        return
+    check_file(path, CheckpointError, "Give a set of `ppap tune`: its folder or the file in it.")
+    made_for = _said_by(path).get("guide")
+    if isinstance(made_for, str) and isinstance(guide.steers, str) and made_for != guide.steers:
+        raise CheckpointError(
+            f"The experts in {name!r} are for the guide {made_for!r}, not {guide.steers!r}.",
+            remedy=f"Use them with --guide {made_for}, or name other ones.",
+        )
+
+
+def _said_by(path: str) -> dict[str, object]:
+    """What an expert set says of itself; nothing if it cannot be read, which is said later."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            said = json.loads((file.metadata() or {})["ppap"])
+    except (OSError, ValueError, KeyError, SafetensorError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
