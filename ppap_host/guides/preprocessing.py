@@ -194,8 +194,16 @@ def read_processor(name: str, processor: Any, *, fit_crop: bool = False) -> Prep
             "how it resizes.",
             remedy="Use a model with an ordinary preprocessor_config.json.",
         )
-    kind = type(processor).__name__
     found = _normalised(name, processor)
+    try:
+        return _resized(name, processor, found, fit_crop)
+    except (TypeError, ValueError, OverflowError):  # words for numbers
+        raise _unresizable(name, processor) from None
+
+
+def _resized(name: str, processor: Any, found: Preparation, fit_crop: bool) -> Preparation:
+    """The preparation with the part that changes sizes."""
+    kind = type(processor).__name__
     size, edge = None, None
     divisor = getattr(processor, "size_divisor", None)
     if kind.startswith("GLPN") and divisor:
