@@ -245,7 +245,8 @@ def test_what_timm_keeps_of_the_source_of_weights_is_not_followed(
     [
         ({"num_classes": 10**12}, "13 digits|cannot be meant"),
         ({"num_classes": 10**8}, "are for 5 classes|far larger"),
-        ({"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**6}}, "far larger"),
+        ({"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**6}}, "be meant"),
+        ({"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 30_000}}, "far larger"),
         (
             {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 3 * 10**6}},
             "far larger",
@@ -257,7 +258,7 @@ def test_what_timm_keeps_of_the_source_of_weights_is_not_followed(
         ({"pretrained_cfg": {"std": [0, 0, 0]}}, "cannot be meant"),
         ({"pretrained_cfg": []}, ""),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_numbers_that_cannot_be_meant_are_refused(
     tmp_path: Path, network: nn.Module, change: dict[str, Any], words: str
