@@ -8,6 +8,7 @@ fetched or run.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")
 MOST_JSON = 16 << 20
 """Bytes of a JSON file that is read; the configuration of 21,841 classes has two million."""
 
-_LARGEST = 10**9
+_LARGEST, _MOST_LAYERS = 10**9, 100_000
 _ELSEWHERE = "What a model needs has to lie in its folder; save it again with its library."
 _UNFETCHED = "Connect to the internet, unset HF_HUB_OFFLINE, or give a local folder."
 
@@ -76,17 +77,30 @@ def read_json(
     content = Document("readable JSON", CheckpointError, remedy, MOST_JSON, infinite=True).read(
         path, object
     )
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, int) and abs(value) > _LARGEST:
-            raise CheckpointError(
-                f"{str(path)!r} holds the number {value:.3g}, which cannot be meant.",
-                remedy=remedy,
-            )
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
+    _check_numbers(content, _LARGEST, str(path), remedy)
     return content
+
+
+# So many of these are counted out one by one before the first of them is made.
+_COUNTED = re.compile(r"depth|layers|blocks|stages")
+_TABLES = ("id2label", "label2id")
+
+
+def _check_numbers(value: Any, most: int, source: str, remedy: str) -> None:
+    """Refuses whole numbers in a document that can only fill the memory or take a day."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in _TABLES and isinstance(inner, dict):  # whose keys are names of classes
+                inner = list(inner.values())
+            counted = _COUNTED.search(key) is not None
+            _check_numbers(inner, _MOST_LAYERS if counted else most, source, remedy)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, most, source, remedy)
+    elif isinstance(value, int) and abs(value) > most:
+        raise CheckpointError(
+            f"{source!r} holds the number {value:.3g}, which cannot be meant.", remedy=remedy
+        )
 
 
 class ModelFolder:
@@ -312,7 +326,7 @@ def no_larger_than(name: str, numbers: int, tensors: int = 3000) -> Iterator[Non
     Raises:
         CheckpointError: it has more.
     """
-    most, parts = 16 * numbers + (1 << 26), 32 * tensors + 10_000
+    most, parts = 16 * numbers + (1 << 27), 32 * tensors + 20_000
     made = [0, 0]
 
     def count(owner: nn.Module, part: str, value: Any) -> None:
@@ -356,11 +370,12 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str)
         CheckpointError: the weights are for a far smaller one.
         Exception: whatever ``make`` raises.
     """
-    limited = no_larger_than(name, held(state), len(state))
-    with torch.random.fork_rng(devices=[]), limited, nothing_fetched(name, _ELSEWHERE):
+    with torch.random.fork_rng(devices=[]), nothing_fetched(name, _ELSEWHERE):
         try:
-            with torch.device("meta"):
+            with no_larger_than(name, held(state), len(state)), torch.device("meta"):
                 make()
         except NotImplementedError:
-            pass  # it looks at numbers while it is made, which the meta device has not got
+            # It looks at numbers while it is made, which the meta device has not got.
+            with no_larger_than(name, held(state), len(state)):
+                return make()
         return make()

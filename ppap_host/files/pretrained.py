@@ -390,7 +390,8 @@ def _check_whole(
             remedy="Set id2label and the sizes in config.json to those of the weights.",
         )
     if lost and len(extra) >= len(state):
-        who = library_of(extra).replace("transformers", "another network of transformers", 1)
+        who = library_of(extra)
+        who = "another network of transformers" if who == "transformers" else who
         shown = ", ".join(extra[:3])
         raise CheckpointError(
             f"None of the {len(extra)} weights of {name!r} belongs to its {kind}: their names are "

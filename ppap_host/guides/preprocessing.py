@@ -194,8 +194,16 @@ def read_processor(name: str, processor: Any, *, fit_crop: bool = False) -> Prep
             "how it resizes.",
             remedy="Use a model with an ordinary preprocessor_config.json.",
         )
-    kind = type(processor).__name__
     found = _normalised(name, processor)
+    try:
+        return _resized(name, processor, found, fit_crop)
+    except (TypeError, ValueError, OverflowError):  # words for numbers
+        raise _unresizable(name, processor) from None
+
+
+def _resized(name: str, processor: Any, found: Preparation, fit_crop: bool) -> Preparation:
+    """The preparation with the part that changes sizes."""
+    kind = type(processor).__name__
     size, edge = None, None
     divisor = getattr(processor, "size_divisor", None)
     if kind.startswith("GLPN") and divisor:
@@ -234,23 +242,19 @@ def on_grid(preparation: Preparation, config: Any) -> Preparation:
     columns would have no gradient. Sides that are no such multiples become the next larger ones.
 
     Args:
-        config: of a model of transformers, which is looked at with the configurations inside.
+        config: of a model of transformers, or of the backbone in it.
     """
-    grid = 1
-    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
-    for part in parts:
-        patch = getattr(part, "patch_size", None)
-        kind = str(getattr(part, "model_type", ""))
-        if not isinstance(patch, int) or patch < 1 or kind.startswith(_PADS):
-            continue
-        if "convnext" in kind:  # each stage but the first halves what is left, and cuts the rest
-            patch *= 2 ** (len(part.depths) - 1)
-        grid = math.lcm(grid, patch)
+    inside = getattr(config, "backbone_config", None)
+    part: Any = config if inside is None else inside
+    patch, kind = getattr(part, "patch_size", None), str(getattr(part, "model_type", ""))
+    if not isinstance(patch, int) or patch < 1 or kind.startswith(_PADS):
+        return preparation
+    # Each stage of a ConvNeXt but the first halves what is left, and cuts the rest.
+    grid = patch * 2 ** (len(part.depths) - 1) if "convnext" in kind else patch
     given = preparation.multiple_of
     if grid == 1 or (given >= 1 and given == int(given) and int(given) % grid == 0):
         return preparation
-    whole = grid if given < 1 or given != int(given) else math.lcm(grid, int(given))
-    return replace(preparation, multiple_of=float(whole), rounding="up")
+    return replace(preparation, multiple_of=float(grid), rounding="up")
 
 
 # These pad what is over a whole number of patches themselves.

@@ -11,12 +11,14 @@ from typing import Any
 
 KINDS = {
     2: "two seeds, the same picture",
+    6: "Python in model folders",
     8: "names in documents that lead elsewhere",
     10: "small files that eat memory or time",
     11: "a power cut at any point",
     12: "two jobs at once",
     14: "wrong types in documents that people edit",
     15: "sheets and harvests that grow",
+    16: "a user's file is no fault of the plugin",
 }
 """What the numbers mean; a module that adds a kind adds its line here."""
 
