@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from planted.__main__ import ROOT
+from planted.__main__ import PAGE, ROOT, page
 from planted.faults import FAULTS
 
 
@@ -23,3 +23,7 @@ def test_a_fault_can_be_planted_and_names_tests_that_are_there(fault: object) ->
         file, _, name = test.partition("::")
         assert Path(ROOT / file).is_file()
         assert name.partition("[")[0] in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_page_is_the_table() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `nox -s planted -- --write`"

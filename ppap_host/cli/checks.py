@@ -130,7 +130,8 @@ def _check_picture(text: str, moved: Mapping[str, str]) -> None:
     for path in (text, _behind_head(text)):
         path = os.path.expanduser(path)
         if path in moved:
-            return check_header(Path(moved[path]))
+            check_header(Path(moved[path]))
+            return
     if os.path.exists(path) or "=" not in path:  # else CLASS=FILE, which its guide looks at
         check_header(Path(path))
 
