@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ppap_host.files.settings import Count, Finite, Positive, Repeats, settings
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -32,14 +32,14 @@ class Ascent(Protocol):
         """The way from ``start``, [b, c, h, w]."""
 
 
-@dataclass(frozen=True)
+@settings
 class Gradient(Ascent):
     """Plain gradient ascent; one step is the gradient itself.
 
     More steps are the iterations of TFG (Ye et al., 2024, algorithm 1, line 8).
     """
 
-    steps: int = 1
+    steps: Count = 1
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The sum of the gradients, each taken where the ones before have led."""
@@ -50,7 +50,7 @@ class Gradient(Ascent):
         return way
 
 
-@dataclass(frozen=True)
+@settings
 class Adam(Ascent):
     """Adam from a fresh state at every evaluation, within the backbone's bounds.
 
@@ -64,9 +64,9 @@ class Adam(Ascent):
         cutoff: the loss from which on an image counts as done.
     """
 
-    steps: int = 5
-    rate: float = 0.01
-    cutoff: float = 0.0
+    steps: Repeats = 5
+    rate: Positive = 0.01
+    cutoff: Finite = 0.0
     after: ClassVar[bool] = True
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:

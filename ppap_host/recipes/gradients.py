@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppap_host.files.settings import Decay, Fraction, Positive, settings
 from ppap_host.recipes.estimate import Estimate
 
 _TINY = 1e-30
@@ -45,11 +46,11 @@ class Normalised:
         return torch.where(rms > 0, gradient / rms.clamp_min(_TINY), gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Clipped:
     """Every image's gradient at root mean square ``largest`` at most."""
 
-    largest: float = 1.0
+    largest: Positive = 1.0
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * min(1, largest / rms(gradient))."""
@@ -90,7 +91,7 @@ class RootSize:
         return gradient * math.sqrt(gradient[0].numel())
 
 
-@dataclass(frozen=True)
+@settings
 class PerRootLoss:
     """The gradient divided by the root of the loss.
 
@@ -102,7 +103,7 @@ class PerRootLoss:
         least: losses below it count as it, > 0.
     """
 
-    least: float = 1e-6
+    least: Positive = 1e-6
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient / sqrt(|loss|)."""
@@ -111,7 +112,7 @@ class PerRootLoss:
         return gradient / root.view(-1, 1, 1, 1).to(gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class AdamMoments:
     """Adam's moments of the gradient over the steps of the walk, m / (sqrt(v) + eps), unbiased.
 
@@ -123,9 +124,9 @@ class AdamMoments:
         eps: added to the root of the second moment, > 0.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """The moments' ratio; entries that are not finite leave the moments as they were."""
@@ -142,7 +143,7 @@ class AdamMoments:
         return torch.where(sound, ratio, gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Smoothed:
     """The gradient under a Gaussian filter, reflected at the borders.
 
@@ -152,15 +153,17 @@ class Smoothed:
     moment), which is smooth; the filter stands for that covariance at no cost.
 
     Attributes:
-        width: standard deviation, as a part of the state's shorter side.
+        width: standard deviation, as a part of the state's shorter side, in [0, 1]; 0 for none.
     """
 
-    width: float = 3 / 64
+    width: Fraction = 3 / 64
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * N(0, width^2), channel by channel."""
         channels, *size = gradient.shape[1:]
         deviation = self.width * min(size)
+        if not deviation:
+            return gradient
         reach = min(math.ceil(3 * deviation), min(size) - 1)
         at = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
         kernel = torch.exp(-at.square() / (2 * deviation**2))
