@@ -341,7 +341,7 @@ def from_memory(value: Image.Image | NDArray[Any], name: str) -> Decoded:
             return _no_key(_decoded(name, value, None), None)
     _check_array(name, value.shape, value.dtype)
     if isinstance(value, np.ma.MaskedArray):
-        value = value.astype(np.float64).filled(np.nan) if np.ma.is_masked(value) else value.data
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     return _no_key(Decoded(name, "array", _without_batch(value)), None)
 
 

@@ -369,8 +369,8 @@ def test_palettes_of_ones_own_in_any_form(tmp_path: Path, form: str) -> None:
         ("words.txt", "nothing here", "has no colours"),
         ("wild.txt", "300 0 0 wall", "not from 0 to 255"),
         ("two.txt", "1 2 3 wall\n4 5 floor", "has no colour of three"),
-        ("bad.json", "{", "cannot be understood"),
-        ("deep.json", "[" * 100_000, "cannot be understood"),
+        ("bad.json", "{", "no palette in JSON"),
+        ("deep.json", "[" * 100_000, "no palette in JSON"),
     ],
 )
 def test_palettes_that_are_none_are_said(
