@@ -241,7 +241,7 @@ def _show(outcome: dict[str, Any], title: str) -> None:
     if beside:
         heads = [Column(""), *(Column(n, number=True) for n in ("made", "±", "renders", "share"))]
         show_table(heads, beside, title)
-    cells = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
+    cells = [[key.replace("_", " "), _shown(value)] for key, value in plain.items()]
     show_table([Column(""), Column("", prose=True)], cells, "" if beside or rows else title)
 
 
