@@ -20,30 +20,35 @@ Condition = Mapping[str, Tensor]
 
 FixedVariance = Literal["large", "small"]
 
+MEDIA: Mapping[int, str] = {1: "vectors", 2: "audio", 3: "images", 4: "video"}
+"""What samples of so many sides are, if their backbone says nothing else."""
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What a diffusion network says of x_t.
 
     Attributes:
-        eps: predicted noise, [b, c, h, w].
+        eps: predicted noise, shaped as the state.
         v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
-            eq. 15, mapped from [0, 1]), [b, c, h, w]; None if the variance is fixed.
+            eq. 15, mapped from [0, 1]), shaped as the state; None if the variance is fixed.
     """
 
-    eps: Float[Tensor, "b c h w"]
-    v: Float[Tensor, "b c h w"] | None = None
+    eps: Float[Tensor, "b ..."]
+    v: Float[Tensor, "b ..."] | None = None
 
 
 class Backbone(ABC):
     """A trained diffusion model with its noise schedule and its conditioning.
 
-    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise.
-    A backbone is made on the CPU in float32 and moved by :meth:`to`.
+    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise,
+    and as well the frames of a video, the samples of a sound, or a plain vector. A backbone is made
+    on the CPU in float32 and moved by :meth:`to`.
 
     Attributes:
         name: what the user calls it.
-        state_shape: (channels, height, width) of the state.
+        state_shape: of a state: (channels, height, width) of images, (channels, frames, height,
+            width) of videos, (channels, samples) of sound, (entries,) of vectors.
         clip: bounds of a clean state that the sampler clips to; None for latents.
         clip_eps: whether the noise follows a clean state that was clipped, as in ADM's code, or
             stays as predicted, as in diffusers' DDIM.
@@ -64,7 +69,7 @@ class Backbone(ABC):
     """
 
     name: str
-    state_shape: tuple[int, int, int]
+    state_shape: tuple[int, ...]
     clip: tuple[float, float] | None = (-1.0, 1.0)
     clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
@@ -102,7 +107,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def predict(
-        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+        self, x: Float[Tensor, "b ..."], level: NoiseLevel, condition: Condition
     ) -> Prediction:
         """One evaluation of the network at one noise level, differentiable in ``x``."""
 
@@ -166,19 +171,46 @@ class Backbone(ABC):
             remedy="Give an upsampler with --upsampler.",
         )
 
-    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""
+    def decode(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """What is made, from a clean state, differentiable; the identity for pixel models.
+
+        Its shape is :attr:`decoded_shape`: RGB in [-1, 1] for images.
+        """
         return x0
 
     @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """The shape of what :meth:`decode` gives, without the batch.
+
+        That of the state where :meth:`decode` is the identity, RGB of :attr:`image_size` otherwise.
+        A backbone whose decoder makes something else overrides it.
+        """
+        if type(self).decode is Backbone.decode:
+            return tuple(self.state_shape)
+        return (3, *self.image_size)
+
+    @property
+    def makes(self) -> str:
+        """What :meth:`decode` gives, in a word that guides may look at (:attr:`Guide.looks_at`).
+
+        By the rank of :attr:`decoded_shape` images, video, audio, vectors, or else arrays; a
+        backbone that makes something of its own says so with a word of its own.
+        """
+        return MEDIA.get(len(self.decoded_shape), "arrays")
+
+    @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images it makes."""
-        return self.state_shape[1:]
+        """(height, width) in pixels of the images or frames it makes.
+
+        Of anything else the last two sides: (channels, samples) of sound, (1, entries) of vectors.
+        """
+        height, width = (1, *self.state_shape)[-2:]
+        return height, width
 
     @property
     def latent(self) -> bool:
-        """Whether the state is something else than the image: the latent of an autoencoder."""
-        return self.state_shape != (3, *self.image_size)
+        """Whether the state is something else than what is made: the latent of an autoencoder."""
+        return tuple(self.state_shape) != self.decoded_shape
 
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
@@ -224,7 +256,7 @@ class ClassifierFree:
     unconditional: Condition
     scale: float = 1.0
 
-    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Prediction:
+    def __call__(self, x: Float[Tensor, "b ..."], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
         if self.scale == 1 or not self.condition:

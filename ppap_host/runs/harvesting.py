@@ -27,6 +27,7 @@ from ppap_host.files import images
 from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError, SamplingError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
+from ppap_host.files.previews import is_image
 from ppap_host.files.writing import write_json, write_png
 from ppap_host.plugins.loading import load_backbone
 from ppap_host.plugins.registry import Registry, registry
@@ -143,6 +144,12 @@ class _Maker:
         self, config: HarvestConfig, backbone: Backbone, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config, self.backbone, self.device = config, backbone, device
+        if not is_image(backbone.decoded_shape, backbone.makes):
+            raise OptionError(
+                f"The backbone {backbone.name!r} makes {backbone.makes} of shape "
+                f"{list(backbone.decoded_shape)}, and a harvest holds images.",
+                remedy="Experts are tuned on images; recipes such as x0 need none.",
+            )
         self.walk = backbone.walk(config.steps)
         self.solver = make_solver(config.sampler, config.eta, backbone)
         conditional = any(config.prompts) or backbone.class_count is not None
@@ -183,7 +190,7 @@ class _Maker:
                     f"An image of {part[0]} to {part[-1]} is not finite once it is decoded.",
                     remedy="Use --dtype float32, or weights that are finite.",
                 )
-            made.append(images.to_pixels(decoded).cpu())
+            made.append(images.to_pixels(images.in_rgb(decoded)).cpu())
         return torch.cat(made).contiguous()  # decoders may leave another memory format
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files.errors import DeviceError, OptionError
+from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide
 from ppap_host.plugins.plugin import Kind
@@ -288,6 +289,8 @@ def _set_up_guide(
     """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
     guide, ours, files = guide_of(config, found, objects)
     steered = _steered(config, stages)
+    for stage in (*steered, stages[-1]):
+        fitting(guide, stage.backbone)
     choices = [
         calibrated(
             config,
@@ -300,8 +303,8 @@ def _set_up_guide(
     else:
         _check_device(guide, config.name, device)
     rows = config.target if isinstance(config.target, tuple) else (config.target,)
-    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
-    if any(row.in_memory for row in given):
+    given = [None if r is None else Given.of(r, guide.target_kinds, moved) for r in rows]
+    if any(row is not None and row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
@@ -418,7 +421,15 @@ def calibrated(config: GuideConfig, choice: Choice) -> Choice:
 
 def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
     """What a guide reads of a target, on the run's device."""
-    target = guide.read_target("" if given is None else given, size)
+    try:
+        target = guide.read_target("" if given is None else given, size)
+    except TargetError as error:
+        if given is not None:
+            raise
+        raise OptionError(
+            f"The guide {guide.name!r} was given no target, and it is no reward.",
+            remedy=f"Add --target. {error.remedy}",
+        ) from error
     return replace(target, value=target.value.to(device))
 
 
