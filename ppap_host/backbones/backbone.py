@@ -32,10 +32,14 @@ class Prediction:
         eps: predicted noise, shaped as the state.
         v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
             eq. 15, mapped from [0, 1]), shaped as the state; None if the variance is fixed.
+        output: what the network itself says, for solvers that are given that and not the noise
+            (:mod:`ppap_host.pipelines.samplers`); further channels hold a variance. None where
+            nobody needs it.
     """
 
     eps: Float[Tensor, "b ..."]
     v: Float[Tensor, "b ..."] | None = None
+    output: Float[Tensor, "b ..."] | None = None
 
 
 class Backbone(ABC):
@@ -264,10 +268,18 @@ class ClassifierFree:
         branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
         both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
         prediction = self.backbone.predict(torch.cat([x, x]), level, both)
-        conditional, unconditional = prediction.eps.chunk(2)
-        eps = unconditional + self.scale * (conditional - unconditional)
         guided = self.backbone.cfg_channels
-        if guided is not None:
-            eps = torch.cat([eps[:, :guided], conditional[:, guided:]], dim=1)
+        eps = self._combined(prediction.eps, guided)
         v = None if prediction.v is None else prediction.v[:n]
-        return Prediction(eps, v)
+        output = prediction.output
+        if output is not None:
+            output = self._combined(output, x.shape[1] if guided is None else guided)
+        return Prediction(eps, v, output)
+
+    def _combined(self, both: Tensor, channels: int | None) -> Tensor:
+        """The guided one of two branches, in its first channels; the others are conditional."""
+        conditional, unconditional = both.chunk(2)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        if channels is None or channels == guided.shape[1]:
+            return guided
+        return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)

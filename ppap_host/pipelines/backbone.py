@@ -89,7 +89,7 @@ class PipelineBackbone(Backbone):
         out = self.family.network(shown, as_rows(level, x), condition).to(x.dtype)
         channels = x.shape[1]
         eps = schedule.eps(x, out[:, :channels], level)
-        return Prediction(eps, out[:, channels:] if self._learned else None)
+        return Prediction(eps, out[:, channels:] if self._learned else None, out)
 
     def decode(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """RGB in about [-1, 1] by the pipeline's autoencoder; the identity for pixels."""

@@ -106,6 +106,9 @@ class Estimate:
         clip: bounds of a clean state (:attr:`ppap_host.backbones.backbone.Backbone.clip`); None
             for latents.
         step: where on the walk this is; None outside of a walk.
+        output: what the network itself said, for solvers that are given that.
+        moved: which images a guide has moved, [b]; None before any was asked.
+        eps_kept: whether x_0 was moved and eps left as it was, so that they no longer make x_t.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.
     """
@@ -119,8 +122,16 @@ class Estimate:
     clip: tuple[float, float] | None = None
     next_shift: Float[Tensor, "b ..."] | None = None
     step: Step | None = None
+    output: Float[Tensor, "b ..."] | None = None
+    moved: Tensor | None = None
+    eps_kept: bool = False
     loss: Float[Tensor, " b"] | None = None
     memory: dict[Hashable, Any] = field(default_factory=dict)
+
+    def moved_by(self, way: Tensor) -> Estimate:
+        """The estimate, knowing which images a move has moved by ``way``."""
+        moved = way.flatten(1).any(dim=1)
+        return replace(self, moved=moved if self.moved is None else self.moved | moved)
 
     def on_walk(self) -> Step:
         """The step, for parts that make no sense without one.

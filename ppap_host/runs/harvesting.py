@@ -29,11 +29,10 @@ from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.previews import is_image
 from ppap_host.files.writing import write_json, write_png
-from ppap_host.plugins.loading import load_backbone
+from ppap_host.plugins.loading import load_backbone, load_sampler
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.loop import Event, sample
-from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 
 SHOWN = 48
@@ -150,8 +149,8 @@ class _Maker:
                 f"{list(backbone.decoded_shape)}, and a harvest holds images.",
                 remedy="Experts are tuned on images; recipes such as x0 need none.",
             )
-        self.walk = backbone.walk(config.steps)
-        self.solver = make_solver(config.sampler, config.eta, backbone)
+        self.solver = load_sampler(registry(), config.sampler, backbone, config.eta)
+        self.walk = self.solver.walk(backbone, config.steps)
         conditional = any(config.prompts) or backbone.class_count is not None
         if not conditional and config.cfg not in (None, 1.0):
             raise OptionError(

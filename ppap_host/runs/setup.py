@@ -22,7 +22,7 @@ from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
-from ppap_host.plugins.loading import load_backbone, load_guide
+from ppap_host.plugins.loading import load_backbone, load_guide, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
@@ -30,7 +30,7 @@ from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.evaluator import Guidance, told_apart
-from ppap_host.sampling.solvers import Churn, Solver, make_solver
+from ppap_host.sampling.solvers import Churn, Solver
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Stage:
     walk: Walk
     solver: Solver
     sampler: str
-    eta: float
+    eta: float | None
     cfg: float
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
@@ -180,9 +180,9 @@ def set_up(
             "--upsampler-steps belongs to an upsampler, and there is none.",
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
-    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+    stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
     if upsampler is not None:
-        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
+        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config, found))
     inputs: dict[str, Reading] = {}
     for stage in stages:
         if isinstance(config.backbone, str):
@@ -385,17 +385,22 @@ def _check_device(guide: Guide, name: str, device: torch.device) -> None:
 
 
 def _stage(
-    name: str, backbone: Backbone, steps: int | str | None, cfg: float | None, config: RunConfig
+    name: str,
+    backbone: Backbone,
+    steps: int | str | None,
+    cfg: float | None,
+    config: RunConfig,
+    found: Registry,
 ) -> Stage:
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     sampler = config.sampler or backbone.default_sampler
     eta = config.eta
-    if eta is None:
-        eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
-    solver = make_solver(sampler, eta, backbone, churn)
+    if eta is None and sampler == backbone.default_sampler:
+        eta = backbone.default_eta
+    solver = load_sampler(found, sampler, backbone, eta, churn)
     steps = backbone.default_steps if steps is None else steps
-    return Stage(name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale)
+    return Stage(name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale)
 
 
 def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:

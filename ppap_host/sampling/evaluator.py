@@ -222,7 +222,7 @@ class Evaluator:
             before = [way for i, way in self._entered.items() if i not in mine]
             balanced = self.balance([*before, *ways])[len(before) :]
             for (_, move), way in zip(asked, balanced, strict=True):
-                guided = move.place(guided, way, self.ancestral)
+                guided = move.place(guided, way, self.ancestral).moved_by(way)
         return guided
 
     def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
@@ -293,7 +293,10 @@ class Evaluator:
         if self.backbone.clip is not None:
             x0 = x0.clamp(*self.backbone.clip)
         clip = self.backbone.clip
-        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=clip, step=step)
+        return Estimate(
+            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step,
+            output=prediction.output,
+        )  # fmt: skip
 
     def _detached(self, reading: Estimate) -> Estimate:
         """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
@@ -302,7 +305,8 @@ class Evaluator:
         if self.backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
         v = None if reading.v is None else reading.v.detach()
-        return Estimate(level, x, x0, eps, v, clip=reading.clip, step=reading.step)
+        output = None if reading.output is None else reading.output.detach()
+        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
 
     def _way(
         self,

@@ -96,7 +96,7 @@ def evaluate(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -135,18 +135,18 @@ def evaluate(
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.files.writing import write_json
+        from ppap_host.plugins.loading import load_sampler
         from ppap_host.plugins.registry import registry
         from ppap_host.runs.choice import choose
         from ppap_host.runs.config import GuideConfig
-        from ppap_host.sampling.solvers import make_solver
         from ppap_host.shapes.backbone import ShapesBackbone
         from ppap_plugin_bench import shapes as measures
 
         backbone = ShapesBackbone(checkpoint)
         sampler = sampler or backbone.default_sampler
         if eta is None:
-            eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
-        solver = make_solver(sampler, eta, backbone)
+            eta = backbone.default_eta if sampler == backbone.default_sampler else None
+        solver = load_sampler(registry(), sampler, backbone, eta)
         settings = measures.Settings(
             steps=backbone.default_steps if steps is None else spacing(steps),
             cfg=backbone.default_cfg if cfg is None else cfg,

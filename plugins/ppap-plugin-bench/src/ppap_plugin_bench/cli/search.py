@@ -159,7 +159,7 @@ def search(
     sampler: Annotated[
         str,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=SAMPLERS,
         ),
     ] = "ddim",
