@@ -175,7 +175,7 @@ def search(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
