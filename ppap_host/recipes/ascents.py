@@ -12,7 +12,7 @@ from ppap_host.files.settings import Count, Finite, Positive, Repeats, settings
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From a point [b, c, h, w]: the scaled gradient there, and the loss of each image, [b]."""
+"""From a point [b, ...]: the scaled gradient there, and the loss of each image, [b]."""
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Ascent(Protocol):
     steps: int
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
-        """The way from ``start``, [b, c, h, w]."""
+        """The way from ``start``, [b, ...]."""
 
 
 @settings

@@ -94,7 +94,7 @@ class CleanPoint(Place):
         if self.clip and estimate.clip is not None:
             x0 = x0.clamp(*estimate.clip)
         if self.keep_eps:
-            return replace(estimate, x0=x0)
+            return replace(estimate, x0=x0, eps_kept=True)
         eps = (estimate.x - estimate.level.alpha * x0) / estimate.level.sigma
         return replace(estimate, x0=x0, eps=eps)
 

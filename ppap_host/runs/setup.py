@@ -16,12 +16,13 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files.errors import DeviceError, OptionError
+from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
-from ppap_host.plugins.loading import load_backbone, load_guide
+from ppap_host.plugins.loading import load_backbone, load_guide, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
@@ -29,7 +30,7 @@ from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.evaluator import Guidance, told_apart
-from ppap_host.sampling.solvers import Churn, Solver, make_solver
+from ppap_host.sampling.solvers import Churn, Solver
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Stage:
     walk: Walk
     solver: Solver
     sampler: str
-    eta: float
+    eta: float | None
     cfg: float
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
@@ -179,9 +180,9 @@ def set_up(
             "--upsampler-steps belongs to an upsampler, and there is none.",
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
-    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+    stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
     if upsampler is not None:
-        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
+        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config, found))
     inputs: dict[str, Reading] = {}
     for stage in stages:
         if isinstance(config.backbone, str):
@@ -297,6 +298,8 @@ def _set_up_guide(
     """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
     guide, ours, files = guide_of(config, found, objects)
     steered = _steered(config, stages)
+    for stage in (*steered, stages[-1]):
+        fitting(guide, stage.backbone)
     choices = [
         calibrated(
             config,
@@ -309,8 +312,8 @@ def _set_up_guide(
     else:
         _check_device(guide, config.name, device)
     rows = config.target if isinstance(config.target, tuple) else (config.target,)
-    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
-    if any(row.in_memory for row in given):
+    given = [None if r is None else Given.of(r, guide.target_kinds, moved) for r in rows]
+    if any(row is not None and row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
@@ -391,17 +394,18 @@ def _check_device(guide: Guide, name: str, device: torch.device) -> None:
 
 
 def _stage(
-    name: str, backbone: Backbone, steps: int | str | None, cfg: float | None, config: RunConfig
+    name: str,
+    backbone: Backbone,
+    steps: int | str | None,
+    cfg: float | None,
+    config: RunConfig,
+    found: Registry,
 ) -> Stage:
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
-    sampler = config.sampler or backbone.default_sampler
-    eta = config.eta
-    if eta is None:
-        eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
-    solver = make_solver(sampler, eta, backbone, churn)
-    steps = backbone.default_steps if steps is None else steps
-    return Stage(name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale)
+    steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
+    solver = load_sampler(found, sampler, backbone, eta, churn)
+    return Stage(name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale)
 
 
 def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
@@ -427,7 +431,15 @@ def calibrated(config: GuideConfig, choice: Choice) -> Choice:
 
 def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
     """What a guide reads of a target, on the run's device."""
-    target = guide.read_target("" if given is None else given, size)
+    try:
+        target = guide.read_target("" if given is None else given, size)
+    except TargetError as error:
+        if given is not None:
+            raise
+        raise OptionError(
+            f"The guide {guide.name!r} was given no target, and it is no reward.",
+            remedy=f"Add --target. {error.remedy}",
+        ) from error
     return replace(target, value=target.value.to(device))
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Prediction
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.gradients import limited, root_mean_square
+from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.sampling.balance import Balance, without_conflict
 from ppap_host.sampling.streams import Draw, Stream
@@ -138,6 +139,9 @@ class Evaluator:
             :meth:`~ppap_host.sampling.streams.ImageNoise.stream`.
         keep_gradients: whether :attr:`said` holds the gradients themselves.
 
+    Raises:
+        OptionError: a guide looks at something else than the backbone makes.
+
     Attributes:
         said: what each guide said since :meth:`begin`, by its name.
         unguided: the backbone's own x_0 at the first evaluation since then.
@@ -162,6 +166,7 @@ class Evaluator:
             replace(g, guide=g.recipe.applied_to(g.guide), name=name)
             for g, name in zip(guidance, names, strict=True)
         ]
+        self._shown = {g.name: shown(g.guide, backbone) for g in self.guidance}
         self.ancestral, self.health, self.balance = ancestral, health, balance
         self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
@@ -177,7 +182,7 @@ class Evaluator:
 
     def __call__(
         self,
-        x: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b ..."],
         level: NoiseLevel,
         step: Step | None = None,
         first: bool = True,
@@ -217,10 +222,10 @@ class Evaluator:
             before = [way for i, way in self._entered.items() if i not in mine]
             balanced = self.balance([*before, *ways])[len(before) :]
             for (_, move), way in zip(asked, balanced, strict=True):
-                guided = move.place(guided, way, self.ancestral)
+                guided = move.place(guided, way, self.ancestral).moved_by(way)
         return guided
 
-    def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
+    def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
         """The state that enters a step, moved by the recipes that do so before the backbone.
 
         They make room for each other as all guides do. Those that change the step itself come
@@ -288,7 +293,10 @@ class Evaluator:
         if self.backbone.clip is not None:
             x0 = x0.clamp(*self.backbone.clip)
         clip = self.backbone.clip
-        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=clip, step=step)
+        return Estimate(
+            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step,
+            output=prediction.output,
+        )  # fmt: skip
 
     def _detached(self, reading: Estimate) -> Estimate:
         """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
@@ -297,7 +305,8 @@ class Evaluator:
         if self.backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
         v = None if reading.v is None else reading.v.detach()
-        return Estimate(level, x, x0, eps, v, clip=reading.clip, step=reading.step)
+        output = None if reading.output is None else reading.output.detach()
+        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
 
     def _way(
         self,
@@ -310,7 +319,7 @@ class Evaluator:
         """What a move adds at its place: scaled, limited, and zero where it is not finite."""
         told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None
         question = Question(
-            g.guide, g.target, self.backbone.decode, estimate.level, told, draws
+            g.guide, g.target, self._shown[g.name], estimate.level, told, draws
         )  # fmt: skip
         largest = move.limit * move.place.unit(estimate)
 
@@ -332,7 +341,7 @@ class Evaluator:
             cut = size > largest
             self.health.count(g.name, finite, cut, math.isfinite(largest))
             self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, gradient))
-            return torch.where(finite.view(-1, 1, 1, 1), added, 0.0), loss.detach()
+            return torch.where(each(finite, added), added, 0.0), loss.detach()
 
         return move.ascent(pull, move.view.variable(estimate), estimate)
 

@@ -142,10 +142,10 @@ def stream(
         stream=streams,
         keep_gradients=keep_gradients,
     )
-    if start is None:
-        start = backbone.start_temperature * walk.levels[0].scale * draw()
-    x = start.to(device=device, dtype=backbone.state_dtype)
     memory: Any = None
+    if start is None:
+        start, memory = solver.begin(draw(), backbone.start_temperature, walk)
+    x = start.to(device=device, dtype=backbone.state_dtype)
     failed: dict[int, str] = {}
     for i in range(len(walk)):
         step = Step(walk, i, backbone.fixed_variance)

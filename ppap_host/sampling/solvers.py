@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,18 @@ class Solver(ABC):
 
     name: str
     ancestral: bool = False
+
+    def walk(self, backbone: Backbone, steps: int | str) -> Walk:
+        """The levels that it visits in so many steps; by default those of the backbone.
+
+        Raises:
+            OptionError: it takes no such steps, or cannot sample this backbone.
+        """
+        return backbone.walk(steps)
+
+    def begin(self, noise: Tensor, temperature: float, walk: Walk) -> tuple[Tensor, Any]:
+        """The initial state for standard normal ``noise``, and the memory for the first step."""
+        return temperature * walk.levels[0].scale * noise, None
 
     @abstractmethod
     def step(
@@ -243,39 +255,27 @@ class Heun(Solver):
         return raised.alpha * y, raised
 
 
-SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
-    "ddim": lambda eta, _: DDIM(eta=eta),
-    "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
-    "dpm++": lambda *_: DPMSolverPP2M(),
-    "heun": lambda _, backbone: Heun(level_at=backbone.level_at),
-}
-"""How each of :data:`~ppap_host.sampling.names.SAMPLER_SUMMARIES` is made, of eta and backbone."""
-
-
-def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None = None) -> Solver:
-    """The sampler ``name``.
-
-    Args:
-        eta: of DDIM, 0 for none.
-        churn: of Heun, None for none.
+def ddim(backbone: Backbone, eta: float | None = None) -> DDIM:
+    """The sampler ``ddim``; by default deterministic.
 
     Raises:
-        OptionError: ``eta`` or ``churn`` is given to a sampler that has none, or ``eta`` is out of
-            [0, 1].
+        OptionError: ``eta`` is out of [0, 1].
     """
-    if not 0 <= eta <= 1:
+    if eta is not None and not 0 <= eta <= 1:
         raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
-    if eta and name != "ddim":
-        raise OptionError(
-            f"--eta belongs to the sampler 'ddim', not to {name!r}.",
-            remedy="Leave out --eta, or use --sampler ddim.",
-        )
-    solver = SAMPLERS[name](eta, backbone)
-    if churn is None or not churn.amount:
-        return solver
-    if not isinstance(solver, Heun):
-        raise OptionError(
-            f"Churn belongs to the sampler 'heun', not to {name!r}.",
-            remedy="Leave out the churn, or use --sampler heun.",
-        )
-    return replace(solver, churn=churn)
+    return DDIM(eta or 0.0)
+
+
+def ddpm(backbone: Backbone) -> DDPM:
+    """The sampler ``ddpm``, with the backbone's fixed variance where it has learned none."""
+    return DDPM(backbone.fixed_variance)
+
+
+def dpm_plus_plus(backbone: Backbone) -> DPMSolverPP2M:
+    """The sampler ``dpm++``."""
+    return DPMSolverPP2M()
+
+
+def heun(backbone: Backbone, churn: Churn | None = None) -> Heun:
+    """The sampler ``heun``; by default without churn."""
+    return Heun(churn or Churn(), backbone.level_at)

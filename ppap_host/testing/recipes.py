@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.files.errors import PpapError
+from ppap_host.plugins.loading import load_sampler
+from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Ascent
 from ppap_host.recipes.energies import Energy
 from ppap_host.recipes.places import Place
@@ -20,7 +22,7 @@ from ppap_host.recipes.views import View
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
-from ppap_host.sampling.solvers import DDIM, Solver, make_solver
+from ppap_host.sampling.solvers import DDIM, Solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
@@ -185,9 +187,9 @@ def no_gradient(subject: RecipeUnderTest) -> None:
     remedy="The gradient that parts and places get is that of minus the loss: add it.",
 )
 def pulls(subject: RecipeUnderTest) -> None:
-    """At some strength it brings images nearer to the target, with every sampler."""
+    """At some strength it brings images nearer to the target, with every sampler of the host."""
     for name in SAMPLER_SUMMARIES:
-        solver = make_solver(name, 0.0, GaussianWorld(_SIZE))
+        solver = load_sampler(registry(), name, GaussianWorld(_SIZE))
         plain = _error(subject.run(None, solver=solver, steps=_STEPS))
         best = math.inf
         for scale in _SCALES:
