@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppap_host.files.decoding import Decoded, has_alpha
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.labels import Labels, plain
 from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
 from ppap_plugin_segmentation.palettes import (
     CITYSCAPES_IDS,
@@ -30,7 +31,6 @@ from ppap_plugin_segmentation.palettes import (
     bit_shuffled,
     palette_named,
 )
-from ppap_plugin_segmentation.targets import find_class, plain
 
 SETTINGS = ("palette", "ids", "reduce", "ignore", "by", "key")
 """What may be said of a label map before its colon."""
@@ -286,7 +286,8 @@ class _Reader:
         """The network's class of each label id of Cityscapes."""
         found = []
         for name, train, _ in CITYSCAPES_IDS:
-            index = find_class(name, self.names)
+            called = Labels(self.names).matches(name)
+            index = called[0] if len(called) == 1 else None
             if index is None and train >= 0 and self.count == len(CITYSCAPES_NAMES):
                 index = train if PALETTES["cityscapes"].fits(self.names) else None
             found.append(OPEN if index is None else index)

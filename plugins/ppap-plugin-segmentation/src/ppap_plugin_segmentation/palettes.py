@@ -14,7 +14,7 @@ from typing import Any
 
 from ppap_host.files.errors import TargetError
 from ppap_host.files.reading import Document, read_text
-from ppap_plugin_segmentation.targets import find_class, plain
+from ppap_host.guides.labels import Labels, plain
 
 Colour = tuple[int, int, int]
 
@@ -62,8 +62,8 @@ class Palette:
         for colour, name, number in self.entries:
             index: int | str | None = number
             if by_name and number != OPEN:
-                index = find_class(name, labels)
-                index = name if index is None else index
+                called = Labels(labels).matches(name)
+                index = name if not called else called[0] if len(called) == 1 else None
             if colour not in found or found[colour] == OPEN:
                 found[colour] = index
             elif index != OPEN and found[colour] != index:
