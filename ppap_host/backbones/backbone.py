@@ -29,10 +29,13 @@ class Prediction:
         eps: predicted noise, [b, c, h, w].
         v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
             eq. 15, mapped from [0, 1]), [b, c, h, w]; None if the variance is fixed.
+        unconditional: the noise of the unconditional branch, where classifier-free guidance has
+            asked both and one of them is looked at by itself.
     """
 
     eps: Float[Tensor, "b c h w"]
     v: Float[Tensor, "b c h w"] | None = None
+    unconditional: Float[Tensor, "b c h w"] | None = None
 
 
 class Backbone(ABC):
@@ -203,8 +206,13 @@ def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | N
 
 
 def repeat_condition(condition: Condition, count: int) -> Condition:
-    """A condition of one row given to ``count`` images."""
-    return {key: rows.expand(count, *rows.shape[1:]) for key, rows in condition.items()}
+    """A condition given to ``count`` rows: to all of them, or each of its own to as many."""
+    return {
+        key: rows.expand(count, *rows.shape[1:])
+        if len(rows) == 1
+        else rows.repeat_interleave(count // len(rows), dim=0)
+        for key, rows in condition.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -215,19 +223,22 @@ class ClassifierFree:
     GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
 
     Attributes:
-        condition, unconditional: one row each (or empty), repeated for every image.
+        condition, unconditional: one row each (or empty), or one an image, repeated as
+            :func:`repeat_condition` does.
         scale: 0 ignores the condition, 1 is the plain conditional model.
+        both: whether both branches run at every scale, and the unconditional one is told, too.
     """
 
     backbone: Backbone
     condition: Condition
     unconditional: Condition
     scale: float = 1.0
+    both: bool = False
 
     def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
-        if self.scale == 1 or not self.condition:
+        if (self.scale == 1 and not self.both) or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
         branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
         both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
@@ -237,5 +248,6 @@ class ClassifierFree:
         guided = self.backbone.cfg_channels
         if guided is not None:
             eps = torch.cat([eps[:, :guided], conditional[:, guided:]], dim=1)
+            unconditional = torch.cat([unconditional[:, :guided], conditional[:, guided:]], dim=1)
         v = None if prediction.v is None else prediction.v[:n]
-        return Prediction(eps, v)
+        return Prediction(eps, v, unconditional if self.both else None)
