@@ -109,6 +109,18 @@ class Backbone(ABC):
     ) -> Prediction:
         """One evaluation of the network at one noise level, differentiable in ``x``."""
 
+    def sampling(
+        self, steps: int | str | None = None, sampler: str | None = None, eta: float | None = None
+    ) -> tuple[int | str, str, float]:
+        """Steps, sampler and eta; where one is None, the backbone's own.
+
+        Another sampler than its own has an eta of 0.
+        """
+        sampler = sampler or self.default_sampler
+        if eta is None:
+            eta = self.default_eta if sampler == self.default_sampler else 0.0
+        return self.default_steps if steps is None else steps, sampler, eta
+
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """The condition for one prompt an image; the empty prompt is the unconditional branch.
 

@@ -180,6 +180,7 @@ class Run:
                 self._write_record()
         self._rounds = 2 if setup.config.unguided and setup.guides else 1
         self._done = 0
+        self._losses: dict[str, list[tuple[float, float]]] = {}
         self._events = self._make()
 
     @property
@@ -287,7 +288,7 @@ class Run:
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
         pictures = images.from_tensor(x) if rows else []
         with self.clock.part("measure"):
-            measures, views = _measured(setup, indices, pictures)
+            measures, views, losses = _measured(setup, indices, pictures)
             entries = []
             for k, picture, row in zip(indices, pictures, measures, strict=True):
                 entries.append({
@@ -296,7 +297,10 @@ class Run:
                 })  # fmt: skip
             plainly = images.from_tensor(plain.x[rows]) if plain is not None and rows else []
             if plain is not None:
-                unguided, _ = _measured(setup, indices, plainly)
+                unguided, _, before = _measured(setup, indices, plainly)
+                for name, values in losses.items():
+                    pairs = zip(values, before[name], strict=True)
+                    self._losses.setdefault(name, []).extend(pairs)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
         with self.clock.part("write"):
@@ -313,8 +317,8 @@ class Run:
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
-                *_of_latents(setup), *_of_saturated(self._shown.saturated),
-                *_of_failed(record["failed"]),
+                *_of_conflict(self._losses), *_of_latents(setup),
+                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -476,23 +480,28 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 def _measured(
     setup: Setup, indices: list[int], pictures: list[Image.Image]
-) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]]]:
-    """Each guide's measures of the pictures as they are written, 8 bits, and what it sees."""
+) -> tuple[
+    list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]
+]:
+    """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses."""
     rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
     views: dict[str, list[Image.Image]] = {}
+    losses: dict[str, list[float]] = {}
     if not pictures:
-        return rows, views
+        return rows, views, losses
     x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
     for g in setup.guides:
         with torch.no_grad():
             output = g.guide.see(x)
-            measured = g.guide.measure(output, g.target(indices))
+            target = g.target(indices)
+            measured = g.guide.measure(output, target)
+            losses[g.name] = g.guide.loss(output, target).tolist()
         for k, row in enumerate(rows):
             row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
         seen = g.guide.picture(output)
         if seen:
             views[g.name] = seen
-    return rows, views
+    return rows, views, losses
 
 
 def _doubts(setup: Setup) -> list[str]:
@@ -500,6 +509,34 @@ def _doubts(setup: Setup) -> list[str]:
     found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
+
+
+def _of_conflict(losses: Mapping[str, list[tuple[float, float]]]) -> list[str]:
+    """Of guides whose images end no nearer to their targets than unguided ones.
+
+    Args:
+        losses: of each guide, for each image: guided and unguided.
+    """
+    means = {
+        name: [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+        for name, pairs in losses.items()
+    }
+    told = []
+    for name, (guided, unguided) in means.items():
+        if guided < unguided:
+            continue
+        others = ", ".join(repr(other) for other in means if other != name)
+        told.append(
+            f"By the guide {name!r} the images are no better than without guidance (mean loss "
+            f"{guided:.3g}, unguided {unguided:.3g})"
+            + (
+                f": it may contradict {others}. Try targets that go together, a larger --scale for "
+                f"{name!r}, or an --interval for each guide."
+                if others
+                else ". Try another --scale or --recipe."
+            )
+        )
+    return told
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:

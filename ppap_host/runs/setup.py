@@ -386,12 +386,8 @@ def _stage(
 ) -> Stage:
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
-    sampler = config.sampler or backbone.default_sampler
-    eta = config.eta
-    if eta is None:
-        eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
+    steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
     solver = make_solver(sampler, eta, backbone, churn)
-    steps = backbone.default_steps if steps is None else steps
     return Stage(name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale)
 
 

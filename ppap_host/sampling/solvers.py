@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, FixedVariance
 from ppap_host.backbones.noise import NoiseLevel, Walk
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.sampling.streams import Draw
 
@@ -277,6 +277,7 @@ def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None =
         churn: of Heun, None for none.
 
     Raises:
+        UnknownNameError: there is no such sampler.
         OptionError: ``eta`` or ``churn`` is given to a sampler that has none, or ``eta`` is out of
             [0, 1].
     """
@@ -287,6 +288,8 @@ def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None =
             f"--eta belongs to the sampler 'ddim', not to {name!r}.",
             remedy="Leave out --eta, or use --sampler ddim.",
         )
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", name, SAMPLERS)
     solver = SAMPLERS[name](eta, backbone)
     if churn is None or not churn.amount:
         return solver

@@ -123,6 +123,14 @@ class SearchConfig:
             raise OptionError(
                 f"--budget {self.budget} is out of range.", remedy="Give at least one trial."
             )
+        if isinstance(self.run.seed, tuple):
+            raise OptionError("A search takes one seed.", remedy="Give --seed once.")
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        assert isinstance(self.run.seed, int)
+        return self.run.seed
 
     @property
     def guide(self) -> GuideConfig:
@@ -185,7 +193,7 @@ class Trials:
         self.config, self.watch = config, watch
         run, asked = config.run, config.guide
         # Its own noise: strengths are not chosen on the images that they are shown with.
-        plain_run = replace(run, guides=(), recipe=None, seed=run.seed + VALIDATION_NOISE)
+        plain_run = replace(run, guides=(), recipe=None, seed=config.seed + VALIDATION_NOISE)
         self.setup: Setup = set_up(plain_run, found=found)
         stage = self.setup.stages[0]
         model = measuring(asked.name, asked.model) if config.world_judges else asked.model
@@ -199,7 +207,7 @@ class Trials:
         size = self.setup.stages[-1].backbone.image_size
         if config.world_judges:
             self.validation = validation.of_shapes(
-                guide, run.num, plain_run.seed, folder / "targets", run.checkpoint
+                guide, run.num, config.seed + VALIDATION_NOISE, folder / "targets", run.checkpoint
             )
         else:
             judge = None
@@ -455,7 +463,7 @@ def _search(
     after(done)
     try:
         trials = run_trials(
-            space, tried, config.budget, config.run.seed, higher_is_better=higher, done=done,
+            space, tried, config.budget, config.seed, higher_is_better=higher, done=done,
             after=after,
         )  # fmt: skip
     finally:
