@@ -226,6 +226,11 @@ class Recipe:
         Raises:
             OptionError: it cannot.
         """
+        if self.guideless:
+            raise OptionError(
+                f"The recipe {self.name!r} asks no guide, and is given {guide.name!r}.",
+                remedy="Use it without a guide, or beside guides with recipes of their own.",
+            )
         for energy in (self.energy, *(move.energy for move in self.also)):
             energy.check(guide, target)
 
