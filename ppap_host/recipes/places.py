@@ -171,7 +171,7 @@ class Sphere(Place):
 
     rate: float = 0.1
     own_radius: bool = True
-    least: float = 1e-8
+    least: float = 1e-20
     once: ClassVar[bool] = True
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
 
