@@ -30,7 +30,7 @@ class Branches(Analytic):
 
     def __init__(self, io: dict[str, Tensor], shape: Any, table: Tensor) -> None:
         super().__init__(io, shape, alphas_cumprod=table)
-        other = {k.replace("denoiser_cond.", "denoiser."): v for k, v in io.items() if "_cond." in k}
+        other = {k.replace("_cond.", "."): v for k, v in io.items() if "_cond." in k}
         self.conditional = Analytic(other, shape, alphas_cumprod=table)
         self.table = table.tolist()
         self.kept = defaultdict[str, list[Any]](list)
@@ -185,9 +185,11 @@ def test_vector_cfgpp_of_solvers_in_sigma(case: vectors.Case, dtype: torch.dtype
 
 
 @vectors.take(
-    lambda case: case.holds("denoiser_cond.g")
-    and case.config.get("multistep_difference", "").startswith("U")
-    and "rho" not in case.config
+    lambda case: (
+        case.holds("denoiser_cond.g")
+        and case.config.get("multistep_difference", "").startswith("U")
+        and "rho" not in case.config
+    )
 )
 @PRECISIONS
 def test_vector_cfgpp_of_dpm_solver_for_sdxl(case: vectors.Case, dtype: torch.dtype) -> None:

@@ -75,7 +75,11 @@ def is_steering(case: vectors.Case) -> bool:
 @vectors.take(is_steering, lambda name: not name.startswith("t"))
 def test_vector_fk_selections(case: vectors.Case) -> None:
     """In float64: weights reach 1e10, their product more than float32 holds."""
-    io, size, steps = case.io(torch.float64), case.config["num_particles"], case.config["time_steps"]
+    size, steps, io = (
+        case.config["num_particles"],
+        case.config["time_steps"],
+        case.io(torch.float64),
+    )
     for s in case.settings():
         selection, rewards = steering(s, size), io[f"rewards.{s['rewards']}"]
         kept, state = Told(size), selection.begin(1, rewards)

@@ -23,12 +23,15 @@ class Ascent(Protocol):
         after: whether it starts from what the recipe's moves before have made of x_0, not from the
             backbone's own prediction.
         steps: how often the gradient is taken.
-        asks: how often it asks the backbone once more.
     """
 
     after: ClassVar[bool] = False
-    asks: int = 0
     steps: int
+
+    @property
+    def asks(self) -> int:
+        """How often it asks the backbone once more."""
+        return 0
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The way from ``start``, [b, c, h, w]."""

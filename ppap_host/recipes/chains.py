@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +49,7 @@ class Solved:
         noises = self.noises(level.sigma / level.alpha)
         if noises[0] <= self.least:
             return x0
-        for k, (s, then) in enumerate(zip(noises, noises[1:], strict=False)):
+        for k, (s, then) in enumerate(pairwise(noises)):
             if k:
                 near = estimate.asking().level_at(s)
                 x0 = estimate.asking().clean(near.alpha * y, near)

@@ -198,7 +198,8 @@ class Sphere(Place):
 
 def _lengths(x: Tensor) -> Tensor:
     """Of each image, [b, 1, ...]."""
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return found
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ class FeynmanKac(Selection):
             first selection, so that lambda means the same for every guide.
         published: "image" or "discrete" do as that part of the published code, which clamps weights
             at 1e10, loses those of steps that do not resample, and at the end puts the path's
-            maximum or sum in the place of r(x_0). By default weights are kept as logarithms, carried
-            on, and the last potential is that of the paper.
+            maximum or sum in the place of r(x_0). By default weights are kept as logarithms and
+            carried on, and the last potential is that of the paper.
     """
 
     size: int = 4  # type: ignore[misc]
@@ -260,4 +260,3 @@ def drawn(weights: Float[Tensor, "b n"], uniforms: Float[Tensor, "b m"]) -> Int[
     share = (weights / weights.sum(dim=1, keepdim=True)).cumsum(dim=1)
     found = torch.searchsorted(share.contiguous(), uniforms.to(share).contiguous())
     return found.clamp(max=weights.shape[1] - 1)
-

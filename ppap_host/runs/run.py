@@ -482,9 +482,7 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 def _measured(
     setup: Setup, indices: list[int], pictures: list[Image.Image]
-) -> tuple[
-    list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]
-]:
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
     """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses."""
     rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
     views: dict[str, list[Image.Image]] = {}

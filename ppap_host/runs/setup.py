@@ -217,9 +217,7 @@ def set_up(
             f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
             "images are what the backbone makes by itself."
         )
-    return Setup(
-        config, stages, guides, device, _plugins(config, found), inputs, objects, doubts
-    )
+    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects, doubts)
 
 
 def _backbone(

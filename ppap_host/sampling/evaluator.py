@@ -271,7 +271,9 @@ class Evaluator:
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
         """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
-        return torch.special.ndtr(self.noise(name, like).flatten(1)[:, 0].double())
+        normal = self.noise(name, like).flatten(1)[:, 0].double()
+        shares: Tensor = torch.special.ndtr(normal)
+        return shares
 
     def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """The predicted clean state of ``x`` at ``level``, clipped as the backbone asks."""
@@ -288,7 +290,7 @@ class Evaluator:
             return self._detached(self._understood(x, level, None, prediction)), prediction
 
     def foresee(self, x: Tensor, prediction: Prediction) -> None:
-        """Notes what the backbone says of the state that comes next, so that it isn't asked again."""
+        """Notes what the backbone says of the state that comes next, so as not to ask again."""
         self._ahead = x, prediction
 
     def value(self, i: int, view: View, estimate: Estimate) -> Tensor:

@@ -128,7 +128,7 @@ class Selector:
             predictions.append(prediction)
         uniforms = self._evaluator.uniform("selection", x) if selection.temperature else None
         index = selection.chosen(torch.stack(values), uniforms)
-        best = _of_each(made, index)
+        best: Tensor = _of_each(made, index)
         read = [p for p in predictions if p is not None]
         if read:
             self._evaluator.foresee(best, _of_each(read, index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,16 @@ def named(name: str) -> Iterator[Any]:
 
 
 def made(
-    recipe: Recipe | None, solver: Solver, net: paper.Net, scale: float = SCALE, denoise: Any = None,
-    process: Recipe | None = None, count: int = 2,
+    recipe: Recipe | None, solver: Solver, net: paper.Net, denoise: Any = None,
+    process: Recipe | None = None,
 ) -> list[Any]:  # fmt: skip
-    """The states of a run by the product, of so many images."""
+    """The states of a run by the product."""
     guide, backbone = NetGuide(net), Denoiser(WORLD, net.mix)
-    guided = [] if recipe is None else [Guidance(guide, guide.target, recipe, scale)]
+    guided = [] if recipe is None else [Guidance(guide, guide.target, recipe, SCALE)]
 
     def drawn(name: str) -> Callable[[], torch.Tensor]:
         found = named(name)
-        return lambda: tensor(next(found)[:count])
+        return lambda: tensor(next(found))
 
     events = stream(
         backbone, denoise or (lambda x, level: backbone.predict(x, level, {})), backbone.walk(5),
@@ -96,11 +97,11 @@ def test_daps_samples_between_the_flows_end_and_the_guide_and_renoises() -> None
     """Zhang et al. (2025), algorithm 1: flow, Langevin chain at x_0, new noise."""
     net, wanted, chain, renoise = paper.Net(), [], named("chain"), named("renoised")
     x, count = next(named("")), len(ABARS) - 1
-    for i, (ab, then) in enumerate(zip(ABARS, ABARS[1:], strict=False)):
+    for i, (ab, then) in enumerate(pairwise(ABARS)):
         s, spread = math.sqrt(1 / ab - 1), 1 - ab
         y, grid = x / math.sqrt(ab), np.linspace(s ** (1 / 7), 0.01 ** (1 / 7), 5) ** 7
         if s > 0.01:
-            for a, b in zip(grid, grid[1:], strict=False):
+            for a, b in pairwise(grid):
                 y = y + (b - a) / a * (y - WORLD.raw(y / math.hypot(1, a), 1 / (1 + a * a)))
         else:
             y = WORLD.raw(x, ab)
@@ -164,8 +165,8 @@ def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
         for i in range(count):
             at = looked(x, i)
             if name == "unicode":
-                pull = paper.blurred(math.sqrt(paper.N) * net.loss_and_pull(at.seen, None)[1], 3 / 64)
-                at.to(at.x0 + at.sigma / 4 * paper.cut(SCALE * pull, 2))
+                pull = math.sqrt(paper.N) * net.loss_and_pull(at.seen, None)[1]
+                at.to(at.x0 + at.sigma / 4 * paper.cut(SCALE * paper.blurred(pull, 3 / 64), 2))
             mean, deviation = gaussian(at, solver)
             x = mean + deviation * np.stack([next(z)[image] for z in noise])
             if name == "best-of-n" or (i % period and i < count - 1):
@@ -220,7 +221,7 @@ def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditiona
         close(found, made(None, solver, net))
     elif solver == DDIM():
         x, wanted = next(named("")), []
-        for ab, then in zip(ABARS, ABARS[1:], strict=False):
+        for ab, then in pairwise(ABARS):
             eps = (x - math.sqrt(ab) * WORLD.raw(x, ab)) / math.sqrt(1 - ab)
             x0 = (x - math.sqrt(1 - ab) * (eps + weight * np.tanh(x))) / math.sqrt(ab)
             x = math.sqrt(then) * x0 + math.sqrt(1 - then) * eps
@@ -229,3 +230,35 @@ def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditiona
     else:
         plain = made(None, solver, net)
         assert np.abs(found[-1] - plain[-1]).max() > 1e-3
+
+
+class Recalling(Solver):
+    """Noise at first, then what it remembers of each row: its own state."""
+
+    name, noise = "recalling", "noise"
+
+    def step(
+        self, x: Any, i: int, walk: Any, evaluate: Any, draw: Any, memory: Any
+    ) -> tuple[Any, Any, Any]:
+        estimate = evaluate(x, walk.levels[i])
+        x = draw() if memory is None else memory["states"][0]
+        return x, estimate, {"states": (x,)}
+
+
+def test_what_a_solver_remembers_goes_with_its_particle() -> None:
+    recipe = PRESETS["fk"].with_values({"period": 1, "lambda": 20.0})
+    particles_of, kept = [], Recalling()
+    step = kept.step
+
+    def watched(x: Any, i: int, *args: Any) -> Any:
+        particles_of.append((i, x))
+        return step(x, i, *args)
+
+    kept.step = watched  # type: ignore[method-assign]
+    made(recipe, kept, paper.Net())
+    for (_, before), (_, after) in pairwise(particles_of[1:]):
+        # Nobody moves but by selection, so states come from those before, of the same image.
+        for image in range(2):
+            rows_before, rows_after = (t.view(2, 4, -1)[image] for t in (before, after))
+            assert all(any(torch.equal(r, b) for b in rows_before) for r in rows_after)
+    assert len({tuple(r.flatten()[:3].tolist()) for r in particles_of[-1][1]}) < 8, "none selected"

@@ -91,10 +91,10 @@ def compared(
 
 
 # Those that draw, choose or renoise are in test_choices.py.
-MOVING = [n for n, r in PRESETS.items() if not (r.guideless or r.needs or r.selection or r.replaces)]
+OTHERS = {n for n, r in PRESETS.items() if r.guideless or r.needs or r.selection or r.replaces}
 
 
-@pytest.mark.parametrize("name", [name for name in MOVING if name != "pigdm"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in {"pigdm", *OTHERS}])
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_a_preset_is_its_papers_method(name: str, pair: Pair) -> None:
     compared([name], pair, [pair.scale])
