@@ -143,20 +143,22 @@ def ndtr(z: float) -> float:
     return (1 + math.erf(z / math.sqrt(2))) / 2
 
 
-@pytest.mark.parametrize("name", ["best-of-n", "fk", "unicode"])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("best-of-n", 2.0), ("fk", 2.0), ("fk", 0.7), ("unicode", 2.0)]
+)
 @BOTH
 def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
-    name: str, solver: str
+    name: str, factor: float, solver: str
 ) -> None:
     """Singhal et al. (2025), algorithm 1, potential max; of x0's moves where they are taken, too.
 
-    Weights that no resampling uses up go on to the next selection; lambda is 2 in units of the
+    Weights that no resampling uses up go on to the next selection; lambda is in units of the
     rewards' spread at the first.
     """
     net, count = paper.Net(), len(ABARS) - 1
-    recipe, period = PRESETS[name], 2
+    recipe, resampled = PRESETS[name], []
     if name != "best-of-n":
-        recipe = recipe.with_values({"period": period, "potential": "max"})
+        recipe = recipe.with_values({"period": 1, "potential": "max", "lambda": factor})
     found = made(recipe, SOLVERS[solver], net)
     for image in range(2):
         noise, shares = particles(""), particles("selection")
@@ -169,21 +171,24 @@ def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
                 at.to(at.x0 + at.sigma / 4 * paper.cut(SCALE * paper.blurred(pull, 3 / 64), 2))
             mean, deviation = gaussian(at, solver)
             x = mean + deviation * np.stack([next(z)[image] for z in noise])
-            if name == "best-of-n" or (i % period and i < count - 1):
+            if name == "best-of-n":
                 continue
             r = -SCALE * net.loss_and_pull(at.x0, None)[0]
             unit = r.std() if unit is None else unit
             high = np.maximum(high, r / unit)
-            potential = 2 * r / unit - product if i == count - 1 else 2 * high  # as logarithms
+            potential = factor * (r / unit) - product if i == count - 1 else factor * high
             weights, product = weights + potential, product + potential
             u = [ndtr(next(z)[image][0]) for z in shares]
             share = np.exp(weights - weights.max())
             share = share / share.sum()
-            if 1 / (share**2).sum() < 2:
+            resampled.append(1 / (share**2).sum() < 2)
+            if resampled[-1]:
                 index = [int(np.searchsorted(np.cumsum(share), one)) for one in u]
                 x, high, product, weights = x[index], high[index], product[index], np.zeros(4)
         best = np.argmin(net.loss_and_pull(x, None)[0])
         close([found[-1][image]], [x[best]])
+    assert name == "best-of-n" or any(resampled)
+    assert factor > 1 or not all(resampled)
 
 
 @pytest.mark.parametrize("potential", POTENTIALS[:4])

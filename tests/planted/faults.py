@@ -753,7 +753,7 @@ FAULTS: tuple[Fault, ...] = (
         f"{_RECIPES}/selections.py",
         "total = log if self.published else log + before.weight",
         "total = log",
-        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-fk]"),
+        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-fk-0.7]"),
     ),
     Fault(
         "the last potential forgets those before",
@@ -767,7 +767,7 @@ FAULTS: tuple[Fault, ...] = (
         f"{_SAMPLING}/selecting.py",
         "return first + ranks.argmax(dim=1)",
         "return first",
-        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n]"),
+        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n-2.0]"),
     ),
     Fault(
         "what a solver remembers stays behind when particles are selected",
