@@ -28,6 +28,11 @@ class Ascent(Protocol):
     after: ClassVar[bool] = False
     steps: int
 
+    @property
+    def asks(self) -> int:
+        """How often it asks the backbone once more."""
+        return 0
+
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The way from ``start``, [b, ...]."""
 

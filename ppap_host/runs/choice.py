@@ -133,6 +133,12 @@ def choose(
         OptionError: the recipe and the experts exclude each other; names a recipe that fits.
     """
     recipe = None if recipe_name is None else load_recipe(found, recipe_name)
+    if recipe is not None and recipe.guideless:
+        raise OptionError(
+            f"The recipe {recipe.name!r} asks no guide, and {guide.name!r} is given none of its "
+            "own.",
+            remedy="Leave out the guide, or give each guide a recipe of its own.",
+        )
     usual = recipe_name or guide.usual_recipe(backbone) or _USUAL["predicted"]
     wanted = config.experts
     if wanted == NONE:

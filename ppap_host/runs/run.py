@@ -240,8 +240,10 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            for first in range(0, config.num, config.batch):
-                indices = list(range(first, min(first + config.batch, config.num)))
+            # A population's particles are rows of a batch: no more of them at a time than images.
+            size = max(1, config.batch // self.setup.particles)
+            for first in range(0, config.num, size):
+                indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
@@ -535,7 +537,8 @@ def _measured(
 
 def _doubts(setup: Setup) -> list[str]:
     """What was not sure of the targets, each once."""
-    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found = [*setup.doubts]
+    found += [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
 
