@@ -266,7 +266,7 @@ def test_the_arm_at_x_t_is_the_recipe_naive() -> None:
             backbone.walk(6),
             make_solver("ddpm", 0.0, backbone),
             ImageNoise(0, range(3), backbone.state_shape),
-            [Guidance(guide, target, replace(recipe, limit=math.inf), scale)],
+            [Guidance(guide, target, replace(recipe, limit=math.inf, absolute=True), scale)],
         )
 
     root = math.sqrt(3 * 8 * 8)

@@ -156,9 +156,9 @@ def test_without_churn_nothing_is_drawn() -> None:
 def test_exact_classifier_guidance_samples_the_posterior(solver: Solver) -> None:
     """Dhariwal and Nichol (2021): with the true p(y | x_t) the guided process draws p(x_0 | y)."""
     world = GaussianBackbone(shape=(3, 16, 16))
-    guide, y = QuadraticGuide(noise=0.4, world=world), 1.0
+    guide, y, published = QuadraticGuide(noise=0.4, world=world), 1.0, replace(NAIVE, absolute=True)
     target = torch.full((1, *world.state_shape), y)
-    x = run(world, solver, 250, range(40), [Guidance(guide, target, NAIVE, 1.0)])
+    x = run(world, solver, 250, range(40), [Guidance(guide, target, published, 1.0)])
     precision = 1 / world.spread**2 + 1 / guide.noise**2
     mean = (world.mean / world.spread**2 + y / guide.noise**2) / precision
     assert float(x.mean()) == pytest.approx(mean, abs=0.03)

@@ -389,6 +389,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -511,8 +512,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

@@ -28,10 +28,13 @@ class Solver(ABC):
     Attributes:
         name: what the user calls it.
         ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
+        reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
+            x_0 alone, whatever a recipe has made of eps.
     """
 
     name: str
     ancestral: bool = False
+    reads_eps: bool = True
 
     @abstractmethod
     def step(
@@ -67,6 +70,7 @@ class DDPM(Solver):
     variance: FixedVariance = "large"
     name = "ddpm"
     ancestral = True
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -115,6 +119,7 @@ class DPMSolverPP2M(Solver):
     """
 
     name = "dpm++"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -205,6 +210,7 @@ class Heun(Solver):
     churn: Churn = Churn()
     level_at: LevelAt | None = field(default=None, repr=False)
     name = "heun"
+    reads_eps = False
 
     def __post_init__(self) -> None:
         if self.churn.amount and self.level_at is None:
