@@ -231,6 +231,13 @@ class Backbone(ABC):
         """Whether the state is something else than what is made: the latent of an autoencoder."""
         return tuple(self.state_shape) != self.decoded_shape
 
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of its clean states, over all entries; relative strength measures
+        moves with it. By default 0.5 of images in [-1, 1] (sigma_data of Karras et al., 2022) and
+        1 of latents, which are scaled to it (Rombach et al., 2022, appendix G)."""
+        return 1.0 if self.latent else 0.5
+
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         """Moves the networks, and notes it in :attr:`device` and :attr:`dtype`; returns itself."""

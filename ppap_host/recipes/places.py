@@ -23,12 +23,16 @@ class Place(Protocol):
         once: whether it acts once a step, also where the solver evaluates twice.
         needs: what of the sampler: "gaussian" is a step from a Gaussian that it tells.
         replaces: whether it takes the step in the sampler's place, at strength zero, too.
+        own_size: whether how far it moves is its own affair, and not linear in the gradient, such
+            as a point on a sphere. With relative strength it gets the gradient at a root mean
+            square of the user's scale.
     """
 
     enters: ClassVar[bool] = False
     once: ClassVar[bool] = False
     needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
     replaces: ClassVar[bool] = False
+    own_size: ClassVar[bool] = False
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The changed estimate; ``ancestral`` says whether the solver has a mean to shift."""
@@ -36,7 +40,7 @@ class Place(Protocol):
     def unit(self, estimate: Estimate) -> float:
         """The root mean square of a gradient that would change the state by about its own size.
 
-        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in.
+        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in, with absolute strength.
         """
         return 1.0
 

@@ -49,7 +49,10 @@ class GuideConfig:
         target: what it should see: a label, a path, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
-        scale: guidance strength; None takes the guide's own default for the recipe.
+        scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
+            share of what a step may move for every guide, recipe and backbone.
+        absolute: whether the scale is the recipe's paper's instead, which multiplies the gradient;
+            it has no default. The same as the setting ``absolute=yes`` of the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
             (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
@@ -71,6 +74,7 @@ class GuideConfig:
     stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
     what: Any = None
+    absolute: bool = False
 
     @property
     def steers(self) -> Any:

@@ -422,6 +422,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -511,9 +512,7 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 def _measured(
     setup: Setup, indices: list[int], samples: Tensor
-) -> tuple[
-    list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]
-]:
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
     """Of samples as they are written: each guide's measures, what it sees in them, its losses."""
     rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
@@ -580,8 +579,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

@@ -157,6 +157,7 @@ def stream(
         denoise,
         guidance,
         ancestral=solver.ancestral,
+        reads_eps=solver.reads_eps,
         health=Health() if health is None else health,
         balance=balance,
         stream=streams,

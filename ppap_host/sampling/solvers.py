@@ -30,11 +30,14 @@ class Solver(ABC):
         ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
         noise: what of it recipes can build on: "noise" where a step draws some, "gaussian" where it
             tells the mean and the deviation, too (:attr:`Estimate.mean`), "" where it draws none.
+        reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
+            x_0 alone, whatever a recipe has made of eps.
     """
 
     name: str
     ancestral: bool = False
     noise: Literal["", "noise", "gaussian"] = ""
+    reads_eps: bool = True
 
     def walk(self, backbone: Backbone, steps: int | str) -> Walk:
         """The levels that it visits in so many steps; by default those of the backbone.
@@ -83,6 +86,7 @@ class DDPM(Solver):
     name = "ddpm"
     ancestral = True
     noise = "gaussian"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -139,6 +143,7 @@ class DPMSolverPP2M(Solver):
     """
 
     name = "dpm++"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -229,6 +234,7 @@ class Heun(Solver):
     churn: Churn = Churn()
     level_at: LevelAt | None = field(default=None, repr=False)
     name = "heun"
+    reads_eps = False
 
     @property
     def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
