@@ -309,6 +309,12 @@ def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
     return f"`{parameter.name}={shown}`"
 
 
+def _moved(measured: dict[str, float] | None) -> str:
+    if measured is None:
+        return "not measured"
+    return f"{measured['mean']:.2g} on average, {measured['most']} at most"
+
+
 def recipe_tables() -> str:
     """The named recipes with their parts, and what the parts are."""
     entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
@@ -333,15 +339,24 @@ def recipe_tables() -> str:
         "",
         "And these settings, which `--recipe NAME:SETTING=VALUE,...` changes:",
         "",
-        "| recipe | the guide | a step is taken | experts | settings |",
-        "|---|---|---|---|---|",
+        "| recipe | the guide | a step is taken | experts | settings | in another batch |",
+        "|---|---|---|---|---|---|",
     ]
+    batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
     for _, recipe in entries:
         again = "once" if recipe.recurrence == 1 else f"{recipe.recurrence} times"
         own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(
-            f"| `{recipe.name}` | {_guide(recipe)} | {again} | {_experts(recipe)} | {own} |"
+            f"| `{recipe.name}` | {_guide(recipe)} | {again} | {_experts(recipe)} | {own} "
+            f"| {_moved(batches['recipes'].get(recipe.name))} |"
         )
+    lines += [
+        "",
+        f"The last column is how far an image is from itself when {batches['images']} are made at "
+        f"once and not one by one, over {batches['steps']} steps of the built-in backbone on one "
+        "machine (`python docs/batches.py`): the mean over an image and the most of a pixel, in "
+        "steps of 8 bits. What rounding grows to depends on the guide and its strength.",
+    ]
     lines += ["", "| part | what it does |", "|---|---|"]
     for name, kind in used.items():
         first = (inspect.getdoc(kind) or "").split("\n\n")[0]
