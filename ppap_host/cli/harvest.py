@@ -27,7 +27,7 @@ from ppap_host.cli.options import (
 from ppap_host.cli.output import counted, open_file, print_json, remark, tell_path
 from ppap_host.cli.progress import progress_bar
 from ppap_host.cli.surroundings import INTERRUPTED
-from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.files.errors import OptionError
 from ppap_host.runs.processes import alone_or_first
 
 BATCH = 20
@@ -46,7 +46,9 @@ def harvest(
             help="Text, one prompt a line; default: unconditional.",
         ),
     ] = None,
-    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "25",
+    steps: Annotated[
+        str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
+    ] = None,
     seed: Annotated[int, options.seed("Image k depends on seed and k.")] = 0,
     backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
@@ -61,16 +63,19 @@ def harvest(
         ),
     ] = None,
     sampler: Annotated[
-        str,
+        str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
-            help=SAMPLERS,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
+            help=f"{SAMPLERS} [default: the backbone's]",
         ),
-    ] = "ddim",
+    ] = None,
     eta: Annotated[
-        float,
-        option("--eta", panel=SAMPLING, metavar="NUMBER", help="Stochasticity of ddim, 0 to 1."),
-    ] = 0.0,
+        float | None,
+        option(
+            "--eta", panel=SAMPLING, metavar="NUMBER",
+            help="Stochasticity of ddim, 0 to 1. [default: the backbone's]",
+        ),
+    ] = None,
     shard: Annotated[
         int, option("--shard", panel=MACHINE, metavar="NUMBER", help="Images a file.")
     ] = 100,
@@ -94,15 +99,14 @@ def harvest(
 
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
+    from ppap_host.plugins.listing import check_sampler
     from ppap_host.plugins.registry import registry
-    from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
     # What can be told without torch is told at once.
     texts = _read_prompts(prompts)
     registry().entry("backbone", backbone)
     check_weights(checkpoint)
-    if sampler not in SAMPLER_SUMMARIES:
-        raise unknown_name("sampler", sampler, SAMPLER_SUMMARIES)
+    check_sampler(registry(), sampler)
     with progress_bar(disable=not alone_or_first()) as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.experts.harvest import HarvestConfig
@@ -113,7 +117,8 @@ def harvest(
         config = HarvestConfig(
             backbone=backbone, checkpoint=checkpoint,
             backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
-            prompts=texts, cfg=cfg, steps=spacing(steps), sampler=sampler, eta=eta, seed=seed,
+            prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler, eta=eta,
+            seed=seed,
             shard=shard, batch=_usual_batch(shard) if batch is None else batch,
             device=own_device(device, processes), dtype=dtype,
         )  # fmt: skip

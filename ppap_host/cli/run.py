@@ -206,7 +206,7 @@ def run(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -339,9 +339,9 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     Args:
         guides: names, or ``FILE.py:NAME`` of one's own code.
-        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" may only be
-            left out where all guides are one's own code. :data:`OWN` (NaN for a number) is as if
-            the guide had not been given one.
+        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`, each for all guides
+            or for none. :data:`OWN` (NaN for a number) is as if the guide had not been given one,
+            which is how a reward has no target beside guides that have one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -350,8 +350,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     code = [code_of(guide) for guide in guides]
     for name, given in options.items():
-        optional = name != "target" or all(code)
-        if len(given) != len(guides) and not (optional and not given):
+        if given and len(given) != len(guides):
             pairs = [
                 f"--guide {guides[i] if i < len(guides) else '???'} "
                 f"--{name} {given[i] if i < len(given) else '???'}"
@@ -359,8 +358,12 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
             ]
             raise OptionError(
                 f"{len(guides)} --guide but {len(given)} --{name}: {' | '.join(pairs)}.",
-                remedy=f"Give one --{name} for each --guide, in the same order"
-                + (f"; {OWN} for a guide's own, or none at all." if optional else "."),
+                remedy=f"Give one --{name} for each --guide, in the same order; {OWN} for "
+                + (
+                    "a reward, which has none."
+                    if name == "target"
+                    else "a guide's own, or none at all."
+                ),
             )
     tables = []
     for i, (guide, own) in enumerate(zip(guides, code, strict=True)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From a point [b, c, h, w]: the scaled gradient there, and the loss of each image, [b]."""
+"""From a point [b, ...]: the scaled gradient there, and the loss of each image, [b]."""
 
 
 @runtime_checkable
@@ -31,12 +31,17 @@ class Ascent(Protocol):
     rated: ClassVar[bool] = False
     steps: int
 
+    @property
+    def asks(self) -> int:
+        """How often it asks the backbone once more."""
+        return 0
+
     def at_rate(self, rate: float) -> Ascent:
         """The same at another learning rate, in units of the state."""
         return self
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
-        """The way from ``start``, [b, c, h, w]."""
+        """The way from ``start``, [b, ...]."""
 
 
 @dataclass(frozen=True)

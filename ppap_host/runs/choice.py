@@ -139,6 +139,12 @@ def choose(
 
     def load(text: str) -> Recipe:
         recipe = load_recipe(found, text)
+        if recipe.guideless:
+            raise OptionError(
+                f"The recipe {recipe.name!r} asks no guide, and {guide.name!r} is given none of "
+                "its own.",
+                remedy="Leave out the guide, or give each guide a recipe of its own.",
+            )
         _check_scale(config, recipe, found)
         return recipe
 

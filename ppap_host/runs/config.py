@@ -27,8 +27,9 @@ from ppap_host.files.settings import (
     read,
     settings,
 )
+from ppap_host.plugins.listing import check_sampler
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+from ppap_host.sampling.names import BALANCE_SUMMARIES
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -102,21 +103,22 @@ class RunConfig:
         image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
-            and "x0" for the others.
+            and "x0" for the others. One that asks no guide ("cfg++") is the run's own, with or
+            without guides that name theirs.
         balance: how several guides make room for each other: project or sum.
         steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10"; None takes
             the backbone's default.
         upsampler_steps: the same for the upsampler of a cascade.
         sampler: name of the solver; None takes the backbone's default.
-        eta: stochasticity of DDIM, in [0, 1]; None takes the backbone's default for its sampler,
-            and 0 for others.
+        eta: stochasticity of DDIM and its kin, in [0, 1]; None takes the backbone's default for its
+            sampler, and the sampler's own for others.
         churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
         churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
         churn_noise: S_noise, > 0.
         seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
             its seed makes as image 0.
         num: images to make.
-        batch: images to make at a time.
+        batch: images to make at a time, each particle of a population counting as one.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.
@@ -289,10 +291,11 @@ def check_names(config: RunConfig, found: Registry) -> None:
     """Whether everything a configuration names exists; imports none of it.
 
     Raises:
+        OptionError: the sampler is a scheduler that guides cannot use.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
-    if config.sampler is not None and config.sampler not in SAMPLER_SUMMARIES:
-        raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
+    if config.sampler is not None:
+        check_sampler(found, config.sampler)
     if isinstance(config.backbone, str):
         found.entry("backbone", config.backbone)
     if config.balance not in BALANCE_SUMMARIES:

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, SamplingError
-from ppap_host.files.hashes import package_versions, sha256_pixels
+from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
+from ppap_host.files.previews import array_bytes, as_written, is_image, previews
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
 from ppap_host.runs.config import RunConfig, new_record
@@ -76,7 +78,10 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The finished pictures in the order of their index, 8-bit RGB."""
+        """The finished pictures in the order of their index, 8-bit RGB.
+
+        Of what is no image, previews for people: frames of a video, the course of a sound.
+        """
         if self.folder is None:
             return list(self._pictures)
         found = []
@@ -87,9 +92,16 @@ class Result:
 
     @property
     def tensor(self) -> Tensor:
-        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits."""
+        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits.
+
+        Of what is no image, the samples as they were made, float32 [n, ...].
+        """
         if self.folder is None and self._tensors:
             return torch.stack(self._tensors)
+        if self.folder is not None and self.record["images"] and "data" in self.record["images"][0]:
+            names = [entry["data"] for entry in self.record["images"]]
+            rows = [np.load(self.folder / name, allow_pickle=False) for name in names]
+            return torch.from_numpy(np.stack(rows))
         return torch.cat([images.to_tensor(picture) for picture in self.images])
 
     @property
@@ -125,6 +137,7 @@ class Result:
         folder = RunFolder(Path(out))
         _keep_targets(self.record, self._shown, folder)
         folder.write_images(self.record, self.record["images"], self._pictures)
+        folder.write_data(self.record["images"], self._tensors)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
         folder.close()
@@ -180,6 +193,7 @@ class Run:
                 self._write_record()
         self._rounds = 2 if setup.config.unguided and setup.guides else 1
         self._done = 0
+        self._losses: dict[str, list[tuple[float, float]]] = {}
         self._events = self._make()
 
     @property
@@ -226,8 +240,10 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            for first in range(0, config.num, config.batch):
-                indices = list(range(first, min(first + config.batch, config.num)))
+            # A population's particles are rows of a batch: no more of them at a time than images.
+            size = max(1, config.batch // self.setup.particles)
+            for first in range(0, config.num, size):
+                indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
@@ -285,36 +301,53 @@ class Run:
         rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
         record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
-        pictures = images.from_tensor(x) if rows else []
+        backbone = setup.stages[-1].backbone
+        x = as_written(x, backbone.makes)
+        pictures = previews(x, backbone.makes)
+        image = is_image(tuple(x.shape[1:]), backbone.makes)
         with self.clock.part("measure"):
-            measures, views = _measured(setup, indices, pictures)
+            measures, views, losses = _measured(setup, indices, x)
             entries = []
-            for k, picture, row in zip(indices, pictures, measures, strict=True):
+            for k, picture, sample, row in zip(indices, pictures, x, measures, strict=True):
+                of_data = {} if image else {"data": f"{k:05d}.npy"}
+                digest = sha256_pixels(picture) if image else sha256_bytes(array_bytes(sample))
                 entries.append({
-                    "index": k, "file": f"{k:05d}.png", "pixels_sha256": sha256_pixels(picture),
+                    "index": k, "file": f"{k:05d}.png", **of_data, "pixels_sha256": digest,
                     "measures": row,
                 })  # fmt: skip
-            plainly = images.from_tensor(plain.x[rows]) if plain is not None and rows else []
+            plainly: list[Image.Image] = []
             if plain is not None:
-                unguided, _ = _measured(setup, indices, plainly)
+                unwritten = as_written(plain.x[rows], backbone.makes)
+                plainly = previews(unwritten, backbone.makes)
+                unguided, _, before = _measured(setup, indices, unwritten)
+                for name, after in losses.items():
+                    both = zip(after, before[name], strict=True)
+                    self._losses.setdefault(name, []).extend(both)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
         with self.clock.part("write"):
-            self._shown.add(indices, pictures, views, plainly)
+            values = {
+                g.name: [row[g.name]["value"] for row in measures]
+                for g in setup.guides
+                if g.guide.rewards and all("value" in row[g.name] for row in measures)
+            }
+            self._shown.add(indices, pictures, views, plainly, values)
             if self._folder is not None:
                 self._folder.write_images(record, entries, pictures)
+                self._folder.write_data(entries, list(x))
             else:
                 self._result._pictures += pictures
-                self._result._tensors += list(x.clamp(-1, 1).cpu())
+                made = images.in_rgb(batch.x[rows]).clamp(-1, 1) if image else x
+                self._result._tensors += list(made.cpu())
             record["images"] += entries
             record["skipped_guidance"] = dict(self.health.skipped)
             record["limited_guidance"] = dict(self.health.limited)
-            saturated = _saturated(pictures)
-            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
+            saturated = _saturated(pictures if image else [])
+            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
-                *_of_latents(setup), *_of_saturated(self._shown.saturated),
-                *_of_failed(record["failed"]),
+                *_of_conflict(self._losses), *_of_latents(setup),
+                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -467,7 +500,9 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
                 rows.append(None)
                 continue
             with torch.no_grad():
-                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                grey = g.guide.channels == 1
+                x = images.to_tensor(target.photo.convert("L") if grey else target.photo)
+                output = g.guide.see(x[:, : g.guide.channels].to(setup.device))
                 measured = g.guide.measure(output, target.value)
             rows.append({name: round(values[0], 6) for name, values in measured.items()})
         if any(rows):
@@ -476,31 +511,63 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 
 def _measured(
-    setup: Setup, indices: list[int], pictures: list[Image.Image]
-) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]]]:
-    """Each guide's measures of the pictures as they are written, 8 bits, and what it sees."""
-    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
+    setup: Setup, indices: list[int], samples: Tensor
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
+    """Of samples as they are written: each guide's measures, what it sees in them, its losses."""
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
-    if not pictures:
-        return rows, views
-    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
+    losses: dict[str, list[float]] = {}
+    if not indices:
+        return rows, views, losses
     for g in setup.guides:
+        fit = fitting(g.guide, setup.stages[-1].backbone)
         with torch.no_grad():
-            output = g.guide.see(x)
-            measured = g.guide.measure(output, g.target(indices))
+            output = g.guide.see(samples if fit is None else fit(samples))
+            target = g.target(indices)
+            measured = g.guide.measure(output, target)
+            losses[g.name] = g.guide.loss(output, target).tolist()
         for k, row in enumerate(rows):
             row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
         seen = g.guide.picture(output)
         if seen:
             views[g.name] = seen
-    return rows, views
+    return rows, views, losses
 
 
 def _doubts(setup: Setup) -> list[str]:
     """What was not sure of the targets, each once."""
-    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found = [*setup.doubts]
+    found += [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
+
+
+def _of_conflict(losses: Mapping[str, list[tuple[float, float]]]) -> list[str]:
+    """Of guides whose images end no nearer to their targets than unguided ones.
+
+    Args:
+        losses: of each guide, for each image: guided and unguided.
+    """
+    means = {
+        name: [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+        for name, pairs in losses.items()
+    }
+    told = []
+    for name, (guided, unguided) in means.items():
+        if guided < unguided:
+            continue
+        others = ", ".join(repr(other) for other in means if other != name)
+        told.append(
+            f"By the guide {name!r} the images are no better than without guidance (mean loss "
+            f"{guided:.3g}, unguided {unguided:.3g})"
+            + (
+                f": it may contradict {others}. Try targets that go together, a larger --scale for "
+                f"{name!r}, or an --interval for each guide."
+                if others
+                else ". Try another --scale or --recipe."
+            )
+        )
+    return told
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:

@@ -16,7 +16,7 @@ from ppap_host.files.errors import OptionError
 from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.guides.targets import Given, Target
-from ppap_plugin_restore.operators import Measurement
+from ppap_plugin_restore.operators import Measurement, least_residual
 from ppap_plugin_restore.problems import (
     Colourising,
     Deblurring,
@@ -26,6 +26,13 @@ from ppap_plugin_restore.problems import (
     Size,
     SuperResolution,
 )
+
+IMPOSSIBLE = 0.01
+"""A measurement that is as far as this from that of any image is warned of; RMSE in [0, 1].
+
+Four photographs and a render, 64 x 64 pixels: blurred and kept as JPEG of quality 75 they are at
+most 0.0072 away, and sharp, at least 0.018.
+"""
 
 BEST_PSNR = 100.0
 """What a residual of nothing counts as, in dB: records hold no infinity."""
@@ -92,6 +99,8 @@ class RestorationGuide(Guide):
         """
         with torch.no_grad():
             photo, value = self.problem.read(given, size)
+            if not self.problem.measures:
+                photo = photo.doubting(*self._doubts(given, value))
         (measured,) = self.picture(value)
         if self.problem.measures:
             pictures = {"target": photo.image, "its measurement": measured}
@@ -155,6 +164,18 @@ class RestorationGuide(Guide):
     def files(self) -> Sequence[Path]:
         """The files that its options name, such as a mask."""
         return self.problem.files()
+
+    def _doubts(self, given: Given, y: Float[Tensor, "1 c h w"]) -> tuple[str, ...]:
+        """Whether an image can have such a measurement."""
+        off = float(least_residual(self._measurement(y), y))
+        if off < IMPOSSIBLE:
+            return ()
+        return (
+            f"{given.source} is no picture that the guide {self.name!r} measures: what it measures "
+            f"of any image is at least {255 * off:.0f} of 255 grey levels away from it (root mean "
+            "square). If it is a picture as it was before, give --model measure=yes; if it was "
+            "measured otherwise, say how with the guide's options.",
+        )
 
     def _measurement(self, y: Tensor) -> Measurement:
         return self.problem.operator(self.problem.image_size((y.shape[-2], y.shape[-1])))

@@ -31,7 +31,7 @@ from ppap_host.plugins.registry import registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import make_solver
+from ppap_host.sampling.solvers import DDIM
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import sample_scenes
@@ -290,7 +290,7 @@ class Bench:
             parts.append(
                 sample(
                     world, ClassifierFree(world, condition, condition), world.walk(steps),
-                    make_solver("ddim", 0.0, world),
+                    DDIM(),
                     ImageNoise(self.settings.seed, images, world.state_shape), guidance,
                 )
             )  # fmt: skip

@@ -8,8 +8,12 @@ TASKS = {
     "segmentation": "segmentation",
     "super-resolution": "super-resolution",
     "inpainting": "inpainting",
+    "symmetry": "symmetry",
 }
 """Tasks of ``ppap bench recipes`` -> the guide that is asked."""
+
+REWARDS = ("symmetry",)
+"""Guides that are made here, not installed."""
 
 STEERS = ("symmetry", "counting", "colour", "reward")
 """What guides in ``ppap bench strength``."""

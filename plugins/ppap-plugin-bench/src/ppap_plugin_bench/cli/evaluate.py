@@ -96,7 +96,7 @@ def evaluate(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -135,20 +135,18 @@ def evaluate(
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.files.writing import write_json
+        from ppap_host.plugins.loading import load_sampler
         from ppap_host.plugins.registry import registry
         from ppap_host.runs.choice import choose
         from ppap_host.runs.config import GuideConfig
-        from ppap_host.sampling.solvers import make_solver
         from ppap_host.shapes.backbone import ShapesBackbone
         from ppap_plugin_bench import shapes as measures
 
         backbone = ShapesBackbone(checkpoint)
-        sampler = sampler or backbone.default_sampler
-        if eta is None:
-            eta = backbone.default_eta if sampler == backbone.default_sampler else 0.0
-        solver = make_solver(sampler, eta, backbone)
+        spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
+        solver = load_sampler(registry(), sampler, backbone, eta)
         settings = measures.Settings(
-            steps=backbone.default_steps if steps is None else spacing(steps),
+            steps=spaced,
             cfg=backbone.default_cfg if cfg is None else cfg,
             seed=seed,
             batch=batch,
@@ -241,7 +239,7 @@ def _show(outcome: dict[str, Any], title: str) -> None:
     if beside:
         heads = [Column(""), *(Column(n, number=True) for n in ("made", "±", "renders", "share"))]
         show_table(heads, beside, title)
-    cells = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
+    cells = [[key.replace("_", " "), _shown(value)] for key, value in plain.items()]
     show_table([Column(""), Column("", prose=True)], cells, "" if beside or rows else title)
 
 
