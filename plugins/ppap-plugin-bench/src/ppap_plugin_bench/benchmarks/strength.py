@@ -2,9 +2,9 @@
 
 Four guides, every recipe that can ask them, few steps and many, two backbones: the guide's own loss
 is compared with that of the unguided images, and with the best of a grid of scales. A recipe that
-leads to other pictures by itself, because it repeats steps, draws noise or selects, is compared with
-what it makes at next to no strength. It says nothing of how good the pictures are; judges do, in the
-other benchmarks.
+leads to other pictures by itself, because it repeats steps, draws noise or selects, is compared
+with what it makes at next to no strength. It says nothing of how good the pictures are; judges do,
+in the other benchmarks.
 """
 
 from __future__ import annotations
