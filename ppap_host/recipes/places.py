@@ -177,6 +177,7 @@ class Sphere(Place):
     own_radius: bool = True
     least: float = 1e-20
     once: ClassVar[bool] = True
+    own_size: ClassVar[bool] = True
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
