@@ -84,7 +84,8 @@ def run(
         list[float] | None,
         option(
             "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
-            help="Strength of each guide; default: the guide's own.",
+            help="Strength of each guide, 1 being the same share of a step for all. [default: the "
+            "guide's own]",
         ),
     ] = None,
     prompt: Annotated[
@@ -119,6 +120,13 @@ def run(
             help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
         ),
     ] = None,
+    absolute: Annotated[
+        bool,
+        option(
+            "--absolute", panel=GUIDES, metavar=None,
+            help="Take each --scale as the recipe's paper does: it multiplies the gradient.",
+        ),
+    ] = False,
     model: Annotated[
         list[str] | None,
         option(
@@ -198,7 +206,7 @@ def run(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -305,6 +313,9 @@ def run(
     )  # fmt: skip
     if guides:
         values["guide"] = guides
+    if absolute:
+        key = "guides" if "guides" in values else "guide"
+        values[key] = [{**table, "absolute": True} for table in values.get(key, [])]
     if values.get("guide") or values.get("guides"):
         values.setdefault("unguided", True)
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
@@ -328,9 +339,9 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     Args:
         guides: names, or ``FILE.py:NAME`` of one's own code.
-        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" may only be
-            left out where all guides are one's own code. :data:`OWN` (NaN for a number) is as if
-            the guide had not been given one.
+        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`, each for all guides
+            or for none. :data:`OWN` (NaN for a number) is as if the guide had not been given one,
+            which is how a reward has no target beside guides that have one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -339,8 +350,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     code = [code_of(guide) for guide in guides]
     for name, given in options.items():
-        optional = name != "target" or all(code)
-        if len(given) != len(guides) and not (optional and not given):
+        if given and len(given) != len(guides):
             pairs = [
                 f"--guide {guides[i] if i < len(guides) else '???'} "
                 f"--{name} {given[i] if i < len(given) else '???'}"
@@ -348,8 +358,12 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
             ]
             raise OptionError(
                 f"{len(guides)} --guide but {len(given)} --{name}: {' | '.join(pairs)}.",
-                remedy=f"Give one --{name} for each --guide, in the same order"
-                + (f"; {OWN} for a guide's own, or none at all." if optional else "."),
+                remedy=f"Give one --{name} for each --guide, in the same order; {OWN} for "
+                + (
+                    "a reward, which has none."
+                    if name == "target"
+                    else "a guide's own, or none at all."
+                ),
             )
     tables = []
     for i, (guide, own) in enumerate(zip(guides, code, strict=True)):
@@ -387,7 +401,8 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
     for one in used["guides"]:
         if one["experts"]:
             remark(f"{one['name']}: guided by the experts {one['experts']}")
-        detail(f"{one['name']}: recipe {one['recipe']}, scale {one['scale']:g}")
+        scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
+        detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
     detail(f"{settings.backbone}: {used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}")
     for warning in result.record["warnings"]:
         warn(warning)

@@ -79,7 +79,7 @@ class PipelineBackbone(Backbone):
         return {key: rows.to(self.family.net.device) for key, rows in condition.items()}
 
     def predict(
-        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+        self, x: Float[Tensor, "b ..."], level: NoiseLevel, condition: Condition
     ) -> Prediction:
         """Noise, and the variance coefficient where the scheduler says that it was learned."""
         if self.family.reads_text and not condition:
@@ -89,13 +89,18 @@ class PipelineBackbone(Backbone):
         out = self.family.network(shown, as_rows(level, x), condition).to(x.dtype)
         channels = x.shape[1]
         eps = schedule.eps(x, out[:, :channels], level)
-        return Prediction(eps, out[:, channels:] if self._learned else None)
+        return Prediction(eps, out[:, channels:] if self._learned else None, out)
 
-    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    def decode(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """RGB in about [-1, 1] by the pipeline's autoencoder; the identity for pixels."""
         if self.family.autoencoder is None:
             return x0
         return self.family.autoencoder.decode(x0)
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Of the pixels, or of the autoencoder's RGB."""
+        return tuple(self.state_shape) if self.family.autoencoder is None else (3, *self.image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -123,13 +128,13 @@ class PipelineBackbone(Backbone):
         return self._remarks
 
 
-def load(checkpoint: str | None = None) -> PipelineBackbone:
-    """The backbone of a pipeline on the hub or in a folder.
+def load(checkpoint: Any = None) -> PipelineBackbone:
+    """The backbone of a pipeline on the hub, in a folder, or in memory.
 
     Only safetensors are read, and no code that comes with a pipeline is run.
 
     Args:
-        checkpoint: hub name, or folder with a ``model_index.json``.
+        checkpoint: hub name, folder with a ``model_index.json``, or the pipeline itself.
 
     Raises:
         CheckpointError: it cannot be found or downloaded, is no pipeline of a known kind, or has
@@ -137,6 +142,8 @@ def load(checkpoint: str | None = None) -> PipelineBackbone:
     """
     if checkpoint is None:
         raise CheckpointError("The backbone 'diffusers' comes without weights.", remedy=_REMEDY)
+    if not isinstance(checkpoint, str):
+        return PipelineBackbone(checkpoint)
     folder = local_folder(checkpoint, _REMEDY)
     if folder is None:
         folder = _downloaded(checkpoint)

@@ -34,7 +34,6 @@ from ppap_host.pipelines.decoding import Decoder, Layout
 from ppap_host.pipelines.graphs import Reached, Recorded, bridged
 from ppap_host.pipelines.hooks import original
 from ppap_host.pipelines.schedules import Karras, Schedule, fixed_variance_of, schedule_of
-from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.sampling.balance import BALANCES, Balance
@@ -360,8 +359,8 @@ class _Part:
         with _own_randomness(sample.device, self._steering.seed + index):
             self._evaluator.begin()
             guided = self._evaluator(x, level, step, first)
-        unmoved = self._unmoved(x, level, step, active)
-        moves, shift = self._change(guided, unmoved, active, index, given)
+        raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
+        moves, shift = self._course.told(index, guided, raw, lambda: self._habits_of(given))
         self._trace(given, index, level, moves)
         if shift is not None:
             shift = self._layout.put_back(shift) * self._schedule.own_scale(step.then)
@@ -404,52 +403,6 @@ class _Part:
         assert self._reached is not None
         back = self._layout.put_back(of_output).to(self._reached.output.dtype)
         return self._rows(self._reached.gradient(back)) * self._scale
-
-    def _unmoved(
-        self, x: Tensor, level: NoiseLevel, step: Step, active: Sequence[Move]
-    ) -> Estimate:
-        """What the places of the moves make of the prediction where no gradient is."""
-        unguided = self._evaluator.unguided
-        assert unguided is not None
-        with torch.no_grad():
-            eps = self._denoise(x, level).eps
-        clip = self._backbone.clip
-        estimate = Estimate(level, x, unguided, eps, clip=clip, step=step)
-        for move in active:
-            estimate = move.place(estimate, torch.zeros_like(x), False)
-        return estimate
-
-    def _change(
-        self,
-        guided: Estimate,
-        unmoved: Estimate,
-        active: Sequence[Move],
-        index: int,
-        given: Mapping[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """What becomes of x_0, and what is added to the state after the step; [b, c f, h, w].
-
-        Both are zero for images that no guide moves.
-        """
-        level, x = guided.level, guided.x
-        step, _ = self._course.step(index)
-        raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
-        differs = (guided.x0 != unmoved.x0) | (guided.eps != unmoved.eps)
-        moved = differs.flatten(1).any(dim=1).view(-1, 1, 1, 1)
-        change = torch.where(moved, guided.x0 - raw, 0.0)
-        shift = guided.next_shift
-        if any(getattr(move.place, "keep_eps", False) for move in active):
-            # One prediction cannot say that x_0 moves and the noise does not: what the step makes
-            # of the difference is added to the state that it leads to.
-            kept = guided.eps - (x - level.alpha * guided.x0) / level.sigma
-            if not self._habits_of(given).draws:
-                extra = torch.where(moved, step.then.sigma * kept, 0.0)
-                shift = extra if shift is None else shift + extra
-        if shift is None or not bool(shift.any()):
-            return change, None
-        if self._habits_of(given).remembers:
-            return change + shift / self._course.reach(index), None
-        return change, shift
 
     def _habits_of(self, given: Mapping[str, Any]) -> Habits:
         if self._habits is None:

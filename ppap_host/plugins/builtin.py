@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppap_host.plugins.hookspecs import INTERFACE, Entry, hookimpl
+from ppap_host.sampling.names import DIFFUSERS, SAMPLER_SUMMARIES, in_python
 
 ppap_interface = INTERFACE
 
@@ -54,4 +55,20 @@ def ppap_recipes() -> list[Entry]:
             ("dno", "DNO", "noise optimised through the whole sampler; for runs of few steps"),
             ("cfg++", "CFG_PP", "CFG++: classifier-free guidance that renoises without; no guide"),
         )
+    ]
+
+
+@hookimpl
+def ppap_samplers() -> list[Entry]:
+    """The host's own solvers, and diffusers' schedulers."""
+    own = {"dpm++": "dpm_plus_plus"}
+    return [
+        *(
+            Entry(name, f"ppap_host.sampling.solvers:{own.get(name, name)}", summary)
+            for name, summary in SAMPLER_SUMMARIES.items()
+        ),
+        *(
+            Entry(name, f"ppap_host.pipelines.samplers:{in_python(name)}", one.summary)
+            for name, one in DIFFUSERS.items()
+        ),
     ]

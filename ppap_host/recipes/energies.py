@@ -22,8 +22,8 @@ class Question:
 
     Attributes:
         target: as the guide's loss takes it.
-        decode: from a state to RGB in [-1, 1]
-            (:meth:`ppap_host.backbones.backbone.Backbone.decode`).
+        decode: from a state to what the guide looks at
+            (:func:`ppap_host.guides.sight.shown`).
         level: of the state.
         told: the level that the guide is told, None for a clean image.
         draws: so many standard normal tensors of the state's shape; the same ones however often
@@ -54,7 +54,7 @@ class Energy(Protocol):
     in_pixels: ClassVar[bool] = False
 
     def __call__(self, question: Question, state: Tensor) -> Tensor:
-        """The loss of each image, [b], of states [b, c, h, w]."""
+        """The loss of each image, [b], of states [b, ...]."""
 
     def check(self, guide: Guide, target: Tensor) -> None:
         """Whether it can be asked of this guide.
@@ -137,7 +137,7 @@ class LinearPosterior(Energy):
             ratio = (self.noise / spread) ** 2 if spread else 0.0
             residual = question.target.to(image) - operator(image)
             pull = operator.pseudo_inverse(residual, ratio)
-        return -(pull * image).sum(dim=(1, 2, 3))
+        return -(pull * image).flatten(1).sum(dim=1)
 
     def check(self, guide: Guide, target: Tensor) -> None:
         """The guide must be a linear measurement."""

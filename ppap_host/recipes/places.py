@@ -23,12 +23,16 @@ class Place(Protocol):
         once: whether it acts once a step, also where the solver evaluates twice.
         needs: what of the sampler: "gaussian" is a step from a Gaussian that it tells.
         replaces: whether it takes the step in the sampler's place, at strength zero, too.
+        own_size: whether how far it moves is its own affair, and not linear in the gradient, such
+            as a point on a sphere. With relative strength it gets the gradient at a root mean
+            square of the user's scale.
     """
 
     enters: ClassVar[bool] = False
     once: ClassVar[bool] = False
     needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
     replaces: ClassVar[bool] = False
+    own_size: ClassVar[bool] = False
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The changed estimate; ``ancestral`` says whether the solver has a mean to shift."""
@@ -36,7 +40,7 @@ class Place(Protocol):
     def unit(self, estimate: Estimate) -> float:
         """The root mean square of a gradient that would change the state by about its own size.
 
-        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in.
+        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in, with absolute strength.
         """
         return 1.0
 
@@ -101,7 +105,7 @@ class CleanPoint(Place):
         if self.clip and estimate.clip is not None:
             x0 = x0.clamp(*estimate.clip)
         if self.keep_eps:
-            return replace(estimate, x0=x0)
+            return replace(estimate, x0=x0, eps_kept=True)
         eps = (estimate.x - estimate.level.alpha * x0) / estimate.level.sigma
         return replace(estimate, x0=x0, eps=eps)
 
@@ -173,6 +177,7 @@ class Sphere(Place):
     own_radius: bool = True
     least: float = 1e-20
     once: ClassVar[bool] = True
+    own_size: ClassVar[bool] = True
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
@@ -219,7 +224,7 @@ class Renoised(Place):
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The estimate with its x_0 moved."""
-        moved = CleanPoint(clip=self.clip)(estimate, gradient, ancestral)
+        moved = CleanPoint(keep_eps=True, clip=self.clip)(estimate, gradient, ancestral)
         return replace(moved, ends=(*moved.ends, self._drawn))
 
     def _drawn(self, x: Tensor, estimate: Estimate) -> Tensor:

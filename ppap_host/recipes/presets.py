@@ -166,7 +166,7 @@ UGD = Recipe(
     recurrence=2,
     parameters=(
         Parameter("iterations", ("also.0.ascent.steps",), 0.0, 6.0),
-        Parameter("rate", ("also.0.ascent.rate",), 0.001, 0.1, log=True),
+        Parameter("rate", ("also.0.ascent.rate",), 0.001, 0.1, log=True, absolute=True),
     ),
 )
 TFG = Recipe(
@@ -224,6 +224,7 @@ PIGDM = Recipe(
     energy=LinearPosterior(),
     limit=4.0,
     parameters=(Parameter("noise", ("energy.noise",), 0.0, 0.5),),
+    absolute=True,
 )
 DSG = Recipe(
     name="dsg",

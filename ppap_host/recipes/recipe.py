@@ -24,6 +24,8 @@ from ppap_host.recipes.strengths import Constant, Strength
 from ppap_host.recipes.views import View
 
 EVERYWHERE = NoiseRange(-math.inf, math.inf)
+ABSOLUTE = "absolute"
+"""The setting by which a recipe is asked for with absolute strength, ``dps:absolute=yes``."""
 CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()
 
 
@@ -40,7 +42,7 @@ class Move:
         ascent: how often the gradient is followed, and how.
         limit: root mean square that the user's scale times the gradient is cut to, image by image,
             before the strength, in units of the place (:meth:`Place.unit`); no scale can then drive
-            an image out of all bounds.
+            an image out of all bounds. Only with absolute strength: a share has no need of it.
 
     Raises:
         ValueError: the parts do not go together.
@@ -64,6 +66,12 @@ class Move:
                 "Before the backbone is asked there is nothing to show but the noised state."
             )
 
+    @property
+    def weight(self) -> float:
+        """How much of a step's share this move gets, beside the recipe's others: the factor of its
+        strength, >= 0; 1 for a strength that has none."""
+        return float(getattr(self.strength, "factor", 1.0)) if self.ascent.steps else 0.0
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -76,6 +84,7 @@ class Parameter:
         low, high: what a search tries; other values are allowed.
         log: whether it searches on a logarithmic scale.
         choices: the words it can be, for parameters that are no numbers.
+        absolute: whether it says something with absolute strength alone.
     """
 
     name: str
@@ -84,6 +93,7 @@ class Parameter:
     high: float = 1.0
     log: bool = False
     choices: tuple[str, ...] = ()
+    absolute: bool = False
 
     def astray(self, recipe: Recipe) -> str | None:
         """The first path that leads nowhere in this recipe, None if all lead somewhere."""
@@ -119,6 +129,9 @@ class Recipe:
         joint, marginal: temperatures of the guide's loss (:meth:`Guide.tempered`).
         needs_experts: whether it makes no sense with the plain network.
         parameters: which numbers in it can be set by name.
+        absolute: whether the user's scale multiplies the gradient, in the units of the paper, and
+            limits and learning rates hold. By default strength is relative: scale 1 is the same
+            share of what a step may move for every recipe (:mod:`ppap_host.recipes.shares`).
 
     Raises:
         ValueError: the parts do not go together.
@@ -145,6 +158,7 @@ class Recipe:
     start: NoiseAscent | None = None
     leads: Literal["guided", "unconditional"] = "guided"
     cfg: float | None = None
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         self.moves  # noqa: B018  checks the first move's parts
@@ -244,14 +258,17 @@ class Recipe:
     def tunable(self) -> dict[str, Parameter]:
         """What can be set, by name: what every recipe has, and the recipe's own parameters.
 
-        A recipe made from another one with other parts has lost those that were in them.
+        A recipe made from another one with other parts has lost those that were in them, and one
+        with relative strength those that say something with absolute strength alone.
         """
         common = (
             Parameter("every", ("every",), 1.0, 5.0),
             Parameter("recurrence", ("recurrence",), 1.0, 4.0),
             Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),
         )
-        own = (p for p in self.parameters if not p.astray(self))
+        own = (
+            p for p in self.parameters if not p.astray(self) and (self.absolute or not p.absolute)
+        )
         return {p.name: p for p in (*common, *own)}
 
     def value(self, name: str) -> Any:
@@ -261,11 +278,24 @@ class Recipe:
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with these parameters; texts are read as what the parameter is.
 
+        Args:
+            values: :meth:`tunable` ones, and ``absolute``.
+
         Raises:
             OptionError: there is no such parameter, or the value is none for it.
         """
-        recipe, known = self, self.tunable()
+        recipe, values = self, dict(values)
+        if ABSOLUTE in values:
+            asked = _read(Parameter(ABSOLUTE, (ABSOLUTE,)), values.pop(ABSOLUTE), self.absolute)
+            recipe = replace(recipe, absolute=asked)
+        known = recipe.tunable()
         for name, value in values.items():
+            if any(p.name == name and p.absolute for p in self.parameters) and name not in known:
+                raise OptionError(
+                    f"{name} of the recipe {self.name!r} says something with absolute strength "
+                    "alone.",
+                    remedy=f"Leave it out, or write {self.name}:{ABSOLUTE}=yes,{name}={value}.",
+                )
             if name not in known:
                 raise unknown_name(f"parameter of the recipe {self.name!r}", name, known)
             for path in known[name].paths:

@@ -102,7 +102,7 @@ class SineVariance:
     gamma: float = 0.3
 
     def __call__(self, estimate: Estimate) -> Tensor:
-        """The strength, [b, 1, 1, 1] or one for each entry."""
+        """The strength, [b, 1, ...] or one for each entry."""
         step = estimate.on_walk().at_unit_scale()
         count = len(step.walk)
         variance = step.log_variance(estimate.v, estimate.x).exp()

@@ -27,8 +27,9 @@ from ppap_host.files.settings import (
     read,
     settings,
 )
+from ppap_host.plugins.listing import check_sampler
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+from ppap_host.sampling.names import BALANCE_SUMMARIES
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -48,7 +49,10 @@ class GuideConfig:
         target: what it should see: a label, a path, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
-        scale: guidance strength; None takes the guide's own default for the recipe.
+        scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
+            share of what a step may move for every guide, recipe and backbone.
+        absolute: whether the scale is the recipe's paper's instead, which multiplies the gradient;
+            it has no default. The same as the setting ``absolute=yes`` of the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
             (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
@@ -70,6 +74,7 @@ class GuideConfig:
     stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
     what: Any = None
+    absolute: bool = False
 
     @property
     def steers(self) -> Any:
@@ -105,8 +110,8 @@ class RunConfig:
             the backbone's default.
         upsampler_steps: the same for the upsampler of a cascade.
         sampler: name of the solver; None takes the backbone's default.
-        eta: stochasticity of DDIM, in [0, 1]; None takes the backbone's default for its sampler,
-            and 0 for others.
+        eta: stochasticity of DDIM and its kin, in [0, 1]; None takes the backbone's default for its
+            sampler, and the sampler's own for others.
         churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
         churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
         churn_noise: S_noise, > 0.
@@ -286,10 +291,11 @@ def check_names(config: RunConfig, found: Registry) -> None:
     """Whether everything a configuration names exists; imports none of it.
 
     Raises:
+        OptionError: the sampler is a scheduler that guides cannot use.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
-    if config.sampler is not None and config.sampler not in SAMPLER_SUMMARIES:
-        raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
+    if config.sampler is not None:
+        check_sampler(found, config.sampler)
     if isinstance(config.backbone, str):
         found.entry("backbone", config.backbone)
     if config.balance not in BALANCE_SUMMARIES:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from ppap_host.files.errors import OutputError, TargetError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import sha256_file
+from ppap_host.files.previews import array_bytes
 from ppap_host.files.writing import copy_file, write_file, write_json, write_png
 from ppap_host.guides.targets import Given
 
@@ -59,6 +61,12 @@ class RunFolder:
         """Writes pictures that carry the record with their own entries."""
         for entry, picture in zip(entries, pictures, strict=True):
             write_png(self.path / entry["file"], picture, carried(record, [entry]))
+
+    def write_data(self, entries: Sequence[dict[str, Any]], samples: Sequence[Tensor]) -> None:
+        """Writes what is no image as ``.npy`` files beside its previews; nothing of images."""
+        for entry, sample in zip(entries, samples, strict=True):
+            if "data" in entry:
+                write_file(self.path / entry["data"], array_bytes(sample))
 
     def write_sheet(self, record: Mapping[str, Any], sheet: Image.Image) -> None:
         """Writes ``sheet.png``."""

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, SamplingError
-from ppap_host.files.hashes import package_versions, sha256_pixels
+from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
+from ppap_host.files.previews import array_bytes, as_written, is_image, previews
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
 from ppap_host.runs.config import RunConfig, new_record
@@ -76,7 +78,10 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The finished pictures in the order of their index, 8-bit RGB."""
+        """The finished pictures in the order of their index, 8-bit RGB.
+
+        Of what is no image, previews for people: frames of a video, the course of a sound.
+        """
         if self.folder is None:
             return list(self._pictures)
         found = []
@@ -87,9 +92,16 @@ class Result:
 
     @property
     def tensor(self) -> Tensor:
-        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits."""
+        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits.
+
+        Of what is no image, the samples as they were made, float32 [n, ...].
+        """
         if self.folder is None and self._tensors:
             return torch.stack(self._tensors)
+        if self.folder is not None and self.record["images"] and "data" in self.record["images"][0]:
+            names = [entry["data"] for entry in self.record["images"]]
+            rows = [np.load(self.folder / name, allow_pickle=False) for name in names]
+            return torch.from_numpy(np.stack(rows))
         return torch.cat([images.to_tensor(picture) for picture in self.images])
 
     @property
@@ -125,6 +137,7 @@ class Result:
         folder = RunFolder(Path(out))
         _keep_targets(self.record, self._shown, folder)
         folder.write_images(self.record, self.record["images"], self._pictures)
+        folder.write_data(self.record["images"], self._tensors)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
         folder.close()
@@ -288,35 +301,49 @@ class Run:
         rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
         record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
-        pictures = images.from_tensor(x) if rows else []
+        backbone = setup.stages[-1].backbone
+        x = as_written(x, backbone.makes)
+        pictures = previews(x, backbone.makes)
+        image = is_image(tuple(x.shape[1:]), backbone.makes)
         with self.clock.part("measure"):
-            measures, views, losses = _measured(setup, indices, pictures)
+            measures, views, losses = _measured(setup, indices, x)
             entries = []
-            for k, picture, row in zip(indices, pictures, measures, strict=True):
+            for k, picture, sample, row in zip(indices, pictures, x, measures, strict=True):
+                of_data = {} if image else {"data": f"{k:05d}.npy"}
+                digest = sha256_pixels(picture) if image else sha256_bytes(array_bytes(sample))
                 entries.append({
-                    "index": k, "file": f"{k:05d}.png", "pixels_sha256": sha256_pixels(picture),
+                    "index": k, "file": f"{k:05d}.png", **of_data, "pixels_sha256": digest,
                     "measures": row,
                 })  # fmt: skip
-            plainly = images.from_tensor(plain.x[rows]) if plain is not None and rows else []
+            plainly: list[Image.Image] = []
             if plain is not None:
-                unguided, _, before = _measured(setup, indices, plainly)
-                for name, values in losses.items():
-                    pairs = zip(values, before[name], strict=True)
-                    self._losses.setdefault(name, []).extend(pairs)
+                unwritten = as_written(plain.x[rows], backbone.makes)
+                plainly = previews(unwritten, backbone.makes)
+                unguided, _, before = _measured(setup, indices, unwritten)
+                for name, after in losses.items():
+                    both = zip(after, before[name], strict=True)
+                    self._losses.setdefault(name, []).extend(both)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
         with self.clock.part("write"):
-            self._shown.add(indices, pictures, views, plainly)
+            values = {
+                g.name: [row[g.name]["value"] for row in measures]
+                for g in setup.guides
+                if g.guide.rewards and all("value" in row[g.name] for row in measures)
+            }
+            self._shown.add(indices, pictures, views, plainly, values)
             if self._folder is not None:
                 self._folder.write_images(record, entries, pictures)
+                self._folder.write_data(entries, list(x))
             else:
                 self._result._pictures += pictures
-                self._result._tensors += list(x.clamp(-1, 1).cpu())
+                made = images.in_rgb(batch.x[rows]).clamp(-1, 1) if image else x
+                self._result._tensors += list(made.cpu())
             record["images"] += entries
             record["skipped_guidance"] = dict(self.health.skipped)
             record["limited_guidance"] = dict(self.health.limited)
-            saturated = _saturated(pictures)
-            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
+            saturated = _saturated(pictures if image else [])
+            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
                 *_of_conflict(self._losses), *_of_latents(setup),
@@ -395,6 +422,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -472,7 +500,9 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
                 rows.append(None)
                 continue
             with torch.no_grad():
-                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                grey = g.guide.channels == 1
+                x = images.to_tensor(target.photo.convert("L") if grey else target.photo)
+                output = g.guide.see(x[:, : g.guide.channels].to(setup.device))
                 measured = g.guide.measure(output, target.value)
             rows.append({name: round(values[0], 6) for name, values in measured.items()})
         if any(rows):
@@ -481,18 +511,18 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 
 def _measured(
-    setup: Setup, indices: list[int], pictures: list[Image.Image]
+    setup: Setup, indices: list[int], samples: Tensor
 ) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
-    """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses."""
-    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
+    """Of samples as they are written: each guide's measures, what it sees in them, its losses."""
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
     losses: dict[str, list[float]] = {}
-    if not pictures:
+    if not indices:
         return rows, views, losses
-    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
     for g in setup.guides:
+        fit = fitting(g.guide, setup.stages[-1].backbone)
         with torch.no_grad():
-            output = g.guide.see(x)
+            output = g.guide.see(samples if fit is None else fit(samples))
             target = g.target(indices)
             measured = g.guide.measure(output, target)
             losses[g.name] = g.guide.loss(output, target).tolist()
@@ -549,8 +579,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files.errors import DeviceError, OptionError
+from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
-from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe
+from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
@@ -31,7 +32,7 @@ from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.evaluator import Guidance, told_apart
-from ppap_host.sampling.solvers import Churn, Solver, make_solver
+from ppap_host.sampling.solvers import Churn, Solver
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Stage:
     walk: Walk
     solver: Solver
     sampler: str
-    eta: float
+    eta: float | None
     cfg: float
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
@@ -195,9 +196,9 @@ def set_up(
             "--upsampler-steps belongs to an upsampler, and there is none.",
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
-    stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+    stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
     if upsampler is not None:
-        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
+        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config, found))
     inputs: dict[str, Reading] = {}
     for stage in stages:
         if isinstance(config.backbone, str):
@@ -209,10 +210,10 @@ def set_up(
         for g in config.guides
     ]
     for stage in stages:
-        _give_noise(stage, config)
+        _give_noise(stage, config, found)
     _refuse_what_does_nothing(config, stages)
     doubts = []
-    if _process(config) is not None and not config.conditional:
+    if _process(config, found) is not None and not config.conditional:
         doubts.append(
             f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
             "images are what the backbone makes by itself."
@@ -274,7 +275,7 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
                 )
 
 
-def _give_noise(stage: Stage, config: RunConfig) -> None:
+def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
     """Lets DDIM draw noise for recipes that need some, where the user has not said how much.
 
     Raises:
@@ -283,15 +284,21 @@ def _give_noise(stage: Stage, config: RunConfig) -> None:
     needs = {g.recipe.name: g.recipe.needs for g in stage.guides if g.recipe.needs}
     if needs and stage.sampler == "ddim" and config.eta is None and not stage.eta:
         stage.eta = 1.0
-        stage.solver = make_solver(stage.sampler, stage.eta, stage.backbone)
+        stage.solver = load_sampler(found, stage.sampler, stage.backbone, stage.eta)
     for name, need in needs.items():
         if stage.solver.noise not in (need, "gaussian"):
             raise OptionError(
                 f"The recipe {name!r} works on the noise of a step, and the sampler "
-                f"{stage.sampler!r} " + ("has none" if not stage.solver.noise else "does not tell")
-                + ".",
+                f"{stage.sampler!r} draws none there, or does not tell which.",
                 remedy="Use --sampler ddim --eta 1, or --sampler ddpm.",
-            )  # fmt: skip
+            )
+    for g in stage.guides:
+        if g.recipe.start is not None and stage.solver.draws_itself:
+            raise OptionError(
+                f"The recipe {g.recipe.name!r} goes through all steps several times with the same "
+                f"noise, and the sampler {stage.sampler!r} draws its own.",
+                remedy="Use a sampler of the host, such as --sampler ddim.",
+            )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
@@ -332,6 +339,8 @@ def _set_up_guide(
     """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
     guide, ours, files = guide_of(config, found, objects)
     steered = _steered(config, stages)
+    for stage in (*steered, stages[-1]):
+        fitting(guide, stage.backbone)
     choices = [
         calibrated(
             config,
@@ -344,8 +353,8 @@ def _set_up_guide(
     else:
         _check_device(guide, config.name, device)
     rows = config.target if isinstance(config.target, tuple) else (config.target,)
-    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
-    if any(row.in_memory for row in given):
+    given = [None if r is None else Given.of(r, guide.target_kinds, moved) for r in rows]
+    if any(row is not None and row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
@@ -426,9 +435,14 @@ def _check_device(guide: Guide, name: str, device: torch.device) -> None:
 
 
 def _stage(
-    name: str, backbone: Backbone, steps: int | str | None, cfg: float | None, config: RunConfig
+    name: str,
+    backbone: Backbone,
+    steps: int | str | None,
+    cfg: float | None,
+    config: RunConfig,
+    found: Registry,
 ) -> Stage:
-    process = _process(config) if name == "base" and config.conditional else None
+    process = _process(config, found) if name == "base" and config.conditional else None
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
     if process is not None:
         if cfg is not None and not 0 <= cfg <= 1:
@@ -440,17 +454,18 @@ def _stage(
         scale = process.cfg if cfg is None and process.cfg is not None else scale
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
-    solver = make_solver(sampler, eta, backbone, churn)
+    solver = load_sampler(found, sampler, backbone, eta, churn)
     return Stage(
-        name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale, process=process
-    )
+        name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale,
+        process=process,
+    )  # fmt: skip
 
 
-def _process(config: RunConfig) -> Recipe | None:
+def _process(config: RunConfig, found: Registry) -> Recipe | None:
     """The run's recipe where that asks no guide."""
     if config.recipe is None:
         return None
-    recipe = load_recipe(registry(), config.recipe)
+    recipe = load_recipe(found, config.recipe)
     return recipe if recipe.guideless else None
 
 
@@ -477,7 +492,15 @@ def calibrated(config: GuideConfig, choice: Choice) -> Choice:
 
 def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
     """What a guide reads of a target, on the run's device."""
-    target = guide.read_target("" if given is None else given, size)
+    try:
+        target = guide.read_target("" if given is None else given, size)
+    except TargetError as error:
+        if given is not None:
+            raise
+        raise OptionError(
+            f"The guide {guide.name!r} was given no target, and it is no reward.",
+            remedy=f"Add --target. {error.remedy}",
+        ) from error
     return replace(target, value=target.value.to(device))
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.gradients import limited, root_mean_square
+from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
 from ppap_host.sampling.selecting import Selector, picked
@@ -33,6 +35,9 @@ class Guidance:
 
     Attributes:
         target: what its loss compares with, one row for all images or one an image.
+        scale: strength. 1 moves every image by the same share of what is open, whatever guide and
+            recipe are (:mod:`ppap_host.recipes.shares`); for a recipe that is absolute
+            (:attr:`~ppap_host.recipes.recipe.Recipe.absolute`) it multiplies the gradient.
         name: what it is called in events and warnings; "" takes the guide's own.
 
     Raises:
@@ -70,8 +75,9 @@ class Said:
     Attributes:
         loss: its loss where it was first asked, [b].
         size: root mean square of its gradient there, as the recipe made it and with its scale,
-            before it was cut, [b].
-        cut: whether any of its gradients was cut to the recipe's limit, [b].
+            before it was cut or brought to its share, [b].
+        cut: whether any of its gradients was cut: to the recipe's limit if its strength is
+            absolute, otherwise because it was more than twice as large as any before, [b].
         skipped: whether any was left out because it was not finite, [b].
         gradient: where it is kept, [b, ...]; None otherwise.
     """
@@ -90,8 +96,8 @@ class Health:
     Attributes:
         skipped: guide name -> how many image-steps went on without its guidance because its
             gradient was not finite.
-        limited: guide name -> how often a gradient was cut to the recipe's limit.
-        limitable: guide name -> how many gradients had a limit.
+        limited: guide name -> how often a gradient was cut (:attr:`Said.cut`).
+        limitable: guide name -> how many gradients could be.
         asked: guide name -> how many gradients there were.
     """
 
@@ -135,6 +141,8 @@ class Evaluator:
         backbone: for its clipping and its decoder.
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
+        reads_eps: whether it goes on with the estimate's noise
+            (:attr:`~ppap_host.sampling.solvers.Solver.reads_eps`).
         balance: how several guides make room for each other.
         stream: noise for what recipes draw themselves, by name; see
             :meth:`~ppap_host.sampling.streams.ImageNoise.stream`.
@@ -143,6 +151,9 @@ class Evaluator:
 
     Raises:
         OptionError: two guides want to select images in different ways.
+
+    Raises:
+        OptionError: a guide looks at something else than the backbone makes.
 
     Attributes:
         selector: chooses images by what the guides say of them.
@@ -158,6 +169,7 @@ class Evaluator:
         guidance: Sequence[Guidance],
         *,
         ancestral: bool,
+        reads_eps: bool = True,
         health: Health,
         balance: Balance = without_conflict,
         stream: Stream | None = None,
@@ -170,7 +182,10 @@ class Evaluator:
             replace(g, guide=g.recipe.applied_to(g.guide), name=name)
             for g, name in zip(guidance, names, strict=True)
         ]
-        self.ancestral, self.health, self.balance = ancestral, health, balance
+        self._shown = {g.name: shown(g.guide, backbone) for g in self.guidance}
+        self.ancestral, self.reads_eps = ancestral, reads_eps
+        self.health, self.balance = health, balance
+        self._asked = dict[int, int]()
         self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
         self._entered = dict[int, Tensor]()
@@ -188,7 +203,7 @@ class Evaluator:
 
     def __call__(
         self,
-        x: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b ..."],
         level: NoiseLevel,
         step: Step | None = None,
         first: bool = True,
@@ -221,19 +236,19 @@ class Evaluator:
             for i, move in asked:
                 through -= move.view.through_backbone
                 source = guided if move.ascent.after else reading
-                g = self.guidance[i]
-                source = replace(source, memory=self._memory[i, r], scale=g.scale, ask=self)
-                ways.append(self._way(g, move, source, draws[i], keep=through > 0))
+                scale = self.guidance[i].scale
+                source = replace(source, memory=self._memory[i, r], scale=scale, ask=self)
+                ways.append(self._way(i, move, source, draws[i], keep=through > 0))
             # What others have done to the state that entered the step cannot be taken back.
             mine = [i for i, _ in asked]
             before = [way for i, way in self._entered.items() if i not in mine]
             balanced = self.balance([*before, *ways])[len(before) :]
             for (i, move), way in zip(asked, balanced, strict=True):
                 known = replace(guided, scale=self.guidance[i].scale)
-                guided = move.place(known, way, self.ancestral)
+                guided = move.place(known, way, self.ancestral).moved_by(way)
         return replace(guided, ask=self)
 
-    def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
+    def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
         """The state that enters a step, moved by the recipes that do so before the backbone.
 
         They make room for each other as all guides do. Those that change the step itself come
@@ -247,7 +262,7 @@ class Evaluator:
                 if move.place.enters:
                     draws = self._shared_draws(x, f"smoothing {i}")
                     source = replace(unread, memory=self._memory[i, r])
-                    way = self._way(self.guidance[i], move, source, draws, keep=False)
+                    way = self._way(i, move, source, draws, keep=False)
                     moved.append((i, move, way))
         self._entered.clear()
         ways = self.balance([way for *_, way in moved]) if moved else []
@@ -392,8 +407,9 @@ class Evaluator:
         if self._leads == "unconditional" and prediction.unconditional is not None:
             offset = (x0 - clean(prediction.unconditional)).detach()
         return Estimate(
-            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step, offset=offset
-        )
+            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step, offset=offset,
+            output=prediction.output,
+        )  # fmt: skip
 
     def _detached(self, reading: Estimate) -> Estimate:
         """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
@@ -402,27 +418,31 @@ class Evaluator:
         if self.backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
         v = None if reading.v is None else reading.v.detach()
-        return Estimate(
-            level, x, x0, eps, v, clip=reading.clip, step=reading.step, offset=reading.offset
-        )
+        output = None if reading.output is None else reading.output.detach()
+        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
 
     def _question(
         self, g: Guidance, view: View, estimate: Estimate, draws: Callable[[int], list[Tensor]]
     ) -> Question:
-        told = estimate.level if view.sees_noise or g.guide.knows_predictions else None
-        return Question(g.guide, g.target, self.backbone.decode, estimate.level, told, draws)
+        told = _told(g, view, estimate.level)
+        return Question(g.guide, g.target, self._shown[g.name], estimate.level, told, draws)
 
     def _way(
         self,
-        g: Guidance,
+        i: int,
         move: Move,
         estimate: Estimate,
         draws: Callable[[int], list[Tensor]],
         keep: bool,
     ) -> Tensor:
-        """What a move adds at its place: scaled, limited, and zero where it is not finite."""
+        """What a move adds at its place, as strong as it is to be; zero where it is not finite."""
+        g = self.guidance[i]
         question = self._question(g, move.view, estimate, draws)
-        largest = move.limit * move.place.unit(estimate)
+        absolute = g.recipe.absolute
+        ascent, strong = move.ascent, self._limited if absolute else self._shared
+        limit = math.isfinite(move.limit) if absolute else not (ascent.rated or move.place.own_size)
+        if ascent.rated and not absolute:
+            ascent = ascent.at_rate(self._rate(i, move, estimate))
 
         def pull(point: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -434,17 +454,67 @@ class Evaluator:
                 gradient = gradient * math.sqrt(gradient[0].numel())
             known = replace(estimate, loss=loss.detach())
             for part in move.gradient:
+                if getattr(part, "sized", False) and not absolute:
+                    gradient = in_own_units(gradient, estimate.memory)
                 gradient = part(gradient, known)
-            gradient = g.scale * gradient
-            added = limited(gradient, largest) * move.strength(estimate)
-            finite = added.isfinite().flatten(1).all(dim=1)
-            size = root_mean_square(gradient).flatten()
-            cut = size > largest
-            self.health.count(g.name, finite, cut, math.isfinite(largest))
-            self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, gradient))
-            return torch.where(finite.view(-1, 1, 1, 1), added, 0.0), loss.detach()
+            added, cut = strong(i, move, estimate, gradient)
+            cut, size = cut.flatten(), root_mean_square(g.scale * gradient).flatten()
+            finite = (added.isfinite() & gradient.isfinite()).flatten(1).all(dim=1)
+            self.health.count(g.name, finite, cut, limit)
+            self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, g.scale * gradient))
+            return torch.where(each(finite, added), added, 0.0), loss.detach()
 
-        return move.ascent(pull, move.view.variable(estimate), estimate)
+        return ascent(pull, move.view.variable(estimate), estimate)
+
+    def _limited(
+        self, i: int, move: Move, estimate: Estimate, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient at its absolute strength, and whether it was cut to the move's limit."""
+        scaled, largest = self.guidance[i].scale * gradient, move.limit * move.place.unit(estimate)
+        return limited(scaled, largest) * move.strength(estimate), root_mean_square(
+            scaled
+        ) > largest
+
+    def _shared(
+        self, i: int, move: Move, estimate: Estimate, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient at its share of the step, and whether it was cut."""
+        g = self.guidance[i]
+        if move.place.own_size or move.ascent.rated:
+            way, length = unit(gradient)
+            factor = g.scale if move.place.own_size else math.copysign(1.0, g.scale)
+            return factor * way, torch.zeros_like(length, dtype=torch.bool)
+        return shared(
+            gradient * move.strength(estimate),
+            self._ruler(move),
+            estimate,
+            self._portion(i, move, estimate.step),
+            g.guide.expert_at(_told(g, move.view, estimate.level)),
+            sized=bool(move.gradient) and getattr(move.gradient[-1], "sized", False),
+        )
+
+    def _ruler(self, move: Move) -> Ruler:
+        return Ruler(move.place, self.backbone.deviation, self.ancestral, self.reads_eps)
+
+    def _rate(self, i: int, move: Move, estimate: Estimate) -> float:
+        """The learning rate with which all iterations together go as far as their share."""
+        one = replace(estimate, v=None)
+        reach, _ = self._ruler(move).sizes(one, torch.ones_like(estimate.x[:1]))
+        return abs(self._portion(i, move, estimate.step)) / float(reach)
+
+    def _portion(self, i: int, move: Move, step: Step | None) -> float:
+        """The share of one gradient: moves, iterations and repeats divide the step's."""
+        recipe, weight = self.guidance[i].recipe, move.weight
+        if not weight:
+            return 0.0
+        if i not in self._asked:
+            levels = () if step is None else step.walk.levels[:-1]
+            self._asked[i] = sum(
+                level.log_snr in recipe.interval for level in levels[:: recipe.every]
+            )
+        times = move.ascent.steps * (1 if step is None else self.recurrence(step))
+        weight /= sum(each.weight for each in recipe.moves)
+        return of_step(self.guidance[i].scale, self._asked[i]) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
         """Keeps the first thing that a guide says in a step, and whether any was cut or skipped."""
@@ -454,3 +524,8 @@ class Evaluator:
             self.said[name] = said
         else:
             before.cut, before.skipped = before.cut | said.cut, before.skipped | said.skipped
+
+
+def _told(g: Guidance, view: View, level: NoiseLevel) -> NoiseLevel | None:
+    """The level that the guide is told, None for a clean image."""
+    return level if view.sees_noise or g.guide.knows_predictions else None

@@ -158,6 +158,7 @@ def stream(
         denoise,
         guidance,
         ancestral=solver.ancestral,
+        reads_eps=solver.reads_eps,
         health=Health() if health is None else health,
         balance=balance,
         stream=streams,
@@ -165,8 +166,9 @@ def stream(
         process=process,
     )
     selector = evaluator.selector
+    memory: Any = None
     if start is None:
-        start = backbone.start_temperature * walk.levels[0].scale * draw()
+        start, memory = solver.begin(draw(), backbone.start_temperature, walk)
     elif particles > 1:
         start = start.repeat_interleave(particles, dim=0)
     x = start.to(device=device, dtype=backbone.state_dtype)
@@ -174,7 +176,6 @@ def stream(
         draw = Replayed(draw)
         x = evaluator.started(x, lambda x: _through(solver, x, walk, evaluator, draw))
         draw.again()
-    memory: Any = None
     failed: dict[int, str] = {}
     for i in range(len(walk)):
         step = Step(walk, i, backbone.fixed_variance)

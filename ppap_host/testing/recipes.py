@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.files.errors import PpapError
+from ppap_host.plugins.loading import load_sampler
+from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Ascent
 from ppap_host.recipes.energies import Energy
 from ppap_host.recipes.places import Place
@@ -21,7 +23,7 @@ from ppap_host.recipes.views import View
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
-from ppap_host.sampling.solvers import DDIM, Solver, make_solver
+from ppap_host.sampling.solvers import DDIM, Solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
@@ -206,8 +208,8 @@ def pulls(subject: RecipeUnderTest) -> None:
     # What only chooses among a few cannot be worse than the first of them, nor better by much.
     enough = 0.98 if subject.recipe.moves else 1.0
     for name in SAMPLER_SUMMARIES:
-        eta = 1.0 if needs and name == "ddim" else 0.0
-        solver = make_solver(name, eta, GaussianWorld(_SIZE))
+        eta = 1.0 if needs and name == "ddim" else None
+        solver = load_sampler(registry(), name, GaussianWorld(_SIZE), eta)
         if needs and solver.noise not in (needs, "gaussian"):
             continue
         plain = _error(subject.run(None, solver=solver, steps=_STEPS))

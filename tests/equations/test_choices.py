@@ -227,7 +227,7 @@ def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditiona
 
     def branches(x: torch.Tensor, level: NoiseLevel) -> Prediction:
         eps = backbone.predict(x, level, {}).eps
-        return Prediction(eps + weight * torch.tanh(x), None, eps)
+        return Prediction(eps + weight * torch.tanh(x), unconditional=eps)
 
     found = made(None, solver, net, denoise=branches, process=PRESETS["cfg++"])
     if weight == 0:

@@ -21,7 +21,9 @@ from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver
 
-PRESETS: dict[str, Recipe] = {entry.name: entry.load() for entry in builtin.ppap_recipes()}
+PRESETS: dict[str, Recipe] = {
+    entry.name: replace(entry.load(), absolute=True) for entry in builtin.ppap_recipes()
+}
 PLAIN = paper.World()
 EXACT = Denoiser(PLAIN, np.zeros((3, 2))).level_at
 CHURN = Churn(0.9, 0.5, 20.0, 1.01)

@@ -25,10 +25,11 @@ from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.guides.guide import Guide
+from ppap_host.plugins.loading import load_sampler
+from ppap_host.plugins.registry import registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Denoiser, Guidance, Health
 from ppap_host.sampling.loop import Event, sample
-from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.evaluation import (
@@ -150,7 +151,7 @@ class Sampling:
 
     Attributes:
         steps: a count or a spacing.
-        sampler: a name of :data:`ppap_host.sampling.names.SAMPLER_SUMMARIES`.
+        sampler: a name of ``ppap.list_samplers()``.
         batch: images at a time; the outcome does not depend on it but for rounding.
         eta: of DDIM.
     """
@@ -368,8 +369,8 @@ def make_images(
         ``evaluations`` of the backbone and how many of them were ``differentiated``.
     """
     count = len(assignment)
-    walk = backbone.walk(sampling.steps)
-    solver = make_solver(sampling.sampler, sampling.eta, backbone)
+    solver = load_sampler(registry(), sampling.sampler, backbone, sampling.eta)
+    walk = solver.walk(backbone, sampling.steps)
     empty = {key: value.to(device) for key, value in backbone.encode_prompts([""]).items()}
     health, done, seconds = Health(), [], []
     watch(what, 0, count * len(walk))

@@ -29,13 +29,13 @@ from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins import builtin
+from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import X0
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import fitting_set
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.arms import (
     Assignment,
@@ -528,11 +528,12 @@ class _Maker:
     def _steps(self, method: Method, targets: Tensor, count: int) -> list[float]:
         """Seconds of each of ``count`` steps, spread over all noise, of one batch."""
         marks = [self.clock()]
+        solver = load_sampler(registry(), self.settings.sampler, self.backbone, method.eta)
         sample(
             self.backbone,
             ClassifierFree(self.backbone, self._empty, self._empty),
-            self.backbone.walk(count),
-            make_solver(self.settings.sampler, method.eta, self.backbone),
+            solver.walk(self.backbone, count),
+            solver,
             ImageNoise(self.settings.seed, range(len(targets)), self.backbone.state_shape),
             method.guidance(targets),
             device=self.device,

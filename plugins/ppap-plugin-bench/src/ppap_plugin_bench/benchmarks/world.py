@@ -169,7 +169,7 @@ class ShapesWorld:
     ) -> Assignment:
         """As :meth:`World.assignment`."""
         scenes = VALIDATION_SEED if validation else FRESH_SEED
-        size = self.backbone.state_shape[1:]
+        size = self.backbone.image_size
         if guide.name == "classifier":
             rows = [guide.read_target(name, size).value for name in CLASS_NAMES]
             labels = class_targets(count)
