@@ -289,12 +289,16 @@ def _part(part: object) -> str:
 def _experts(recipe: Recipe) -> str:
     if recipe.needs_experts:
         return "needed"
+    if recipe.guideless:
+        return "–"
     return "if named"
 
 
 def _guide(recipe: Recipe) -> str:
     """What is done to the guide itself."""
-    told = []
+    if recipe.guideless:
+        return "none"
+    told = [] if recipe.moves else ["by values alone"]
     if math.isfinite(recipe.softplus):
         told.append(f"Softplus({recipe.softplus:g})")
     if (recipe.joint, recipe.marginal) != (1, 1):
@@ -320,13 +324,17 @@ def recipe_tables() -> str:
     entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
     lines = ["| recipe | what it is |", "|---|---|"]
     lines += [f"| `{entry.name}` | {entry.summary} |" for entry, _ in entries]
-    lines += ["", "They consist of these parts. A recipe with two rows makes two moves:", ""]
+    lines += ["", "They consist of these parts. A recipe with two rows does two things:", ""]
     lines += [
-        "| recipe | view | energy | gradient | ascent | place | strength |",
+        "| recipe | view | energy | gradient | ascent | place or selection | strength |",
         "|---|---|---|---|---|---|---|",
     ]
     used: dict[str, type] = {}
     for _, recipe in entries:
+        if recipe.selection is not None and not recipe.moves:
+            shown = [_part(recipe.view), _part(recipe.energy), *["–"] * 3, _part(recipe.selection)]
+            used |= {type(p).__name__: type(p) for p in (recipe.view, recipe.selection)}
+            lines.append(" | ".join([f"| `{recipe.name}`", *shown, "–"]) + " |")
         for number, move in enumerate(recipe.moves):
             used |= {type(part).__name__: type(part) for part in parts_of(move)}
             gradient = ", ".join(_part(p) for p in move.gradient) or "as it is"
@@ -335,20 +343,22 @@ def recipe_tables() -> str:
             lines.append(
                 " | ".join([f"| `{recipe.name}`" if not number else "| and", *cells]) + " |"
             )
+        if recipe.selection is not None and recipe.moves:
+            lines.append(" | ".join(["| and", *["–"] * 4, _part(recipe.selection), "–"]) + " |")
     lines += [
         "",
         "And these settings, which `--recipe NAME:SETTING=VALUE,...` changes:",
         "",
-        "| recipe | the guide | a step is taken | experts | settings | in another batch |",
-        "|---|---|---|---|---|---|",
+        "| recipe | the guide | evaluations a step | needs | experts | settings | in another batch |",
+        "|---|---|---:|---|---|---|---|",
     ]
     batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
     for _, recipe in entries:
-        again = "once" if recipe.recurrence == 1 else f"{recipe.recurrence} times"
+        needs = {"": "–", "noise": "a sampler with noise", "gaussian": "`ddpm`, or `ddim` with eta"}
         own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(
-            f"| `{recipe.name}` | {_guide(recipe)} | {again} | {_experts(recipe)} | {own} "
-            f"| {_moved(batches['recipes'].get(recipe.name))} |"
+            f"| `{recipe.name}` | {_guide(recipe)} | {recipe.evaluations} | {needs[recipe.needs]} "
+            f"| {_experts(recipe)} | {own} | {_moved(batches['recipes'].get(recipe.name))} |"
         )
     lines += [
         "",

@@ -35,6 +35,7 @@ from ppap_host.pipelines.schedules import (
 )
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.sampling.names import DIFFUSERS, Scheduled, in_python
+from ppap_host.sampling.selecting import Particles
 from ppap_host.sampling.solvers import Evaluate, Solver
 from ppap_host.sampling.streams import Draw, ImageNoise
 
@@ -79,6 +80,8 @@ class FromDiffusers(Solver):
     Raises:
         OptionError: the scheduler cannot sample this backbone; says why.
     """
+
+    draws_itself = True
 
     def __init__(self, name: str, scheduled: Scheduled, backbone: Backbone, **options: Any) -> None:
         self.name, self._options = name, options
@@ -192,7 +195,7 @@ class FromDiffusers(Solver):
     def _arguments(self, scheduler: Any, own: Tensor, time: Tensor, draw: Draw) -> dict[str, Any]:
         given: dict[str, Any] = {"timestep": time, "sample": own, **self._options}
         if "generator" in inspect.signature(scheduler.step).parameters:
-            if not isinstance(draw, ImageNoise):
+            if not isinstance(draw, ImageNoise | Particles):
                 raise ValueError(f"The sampler {self.name!r} draws by itself: give ImageNoise.")
             given["generator"] = draw.generators
         return given
