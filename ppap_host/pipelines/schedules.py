@@ -239,7 +239,9 @@ class Karras(Schedule):
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """At unit variance, to the last bit as the scheduler itself does it."""
         sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
-        return x * (1 / ((sigma**2 + self.scheduler.config.sigma_data**2) ** 0.5))
+        data = float(self.scheduler.config.sigma_data)
+        scaled: Tensor = x * (1 / ((sigma**2 + data**2) ** 0.5))
+        return scaled
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """(x - x_0) / sigma, written so that nothing is divided by a small sigma."""
@@ -265,7 +267,9 @@ class Consistency(Karras):
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """At unit variance, to the last bit as the scheduler itself does it."""
         sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
-        return x / ((sigma**2 + self.scheduler.config.sigma_data**2) ** 0.5)
+        data = float(self.scheduler.config.sigma_data)
+        scaled: Tensor = x / ((sigma**2 + data**2) ** 0.5)
+        return scaled
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas and timesteps."""
