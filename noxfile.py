@@ -17,27 +17,35 @@ PLUGINS = [
         "bench", "classifier", "clip", "depth", "dit", "edm", "openai", "restore", "segmentation"
     )
 ]  # fmt: skip
-SITE = ["mkdocs-material>=9.5", "mkdocstrings[python]>=1.0", "ruff>=0.8"]  # it folds signatures
-TEST = [
-    "pytest>=8",
-    "pytest-xdist>=3.6",
-    "hypothesis>=6.100",
-    "beartype>=0.18",
-    "installer>=0.7",
-    "pexpect>=4.9",  # a terminal for the command line, and what is seen on it
-    "pyte>=0.8",
-    "timm>=1.0",
-    "scikit-image>=0.24",  # photographs, and a stereo pair with its disparities
-]
-TEST += ["build>=1.2", "editables>=0.5", "hatchling>=1.27", "twine>=6.1"]  # packages are built
-TEST += ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # the notebook runs
-TEST += ["ruff>=0.8", "mypy>=1.13"]  # what `ppap plugin new` writes is checked with both
+GROUPS = nox.project.load_toml("pyproject.toml")
+
+
+def group(name: str) -> list[str]:
+    """What a dependency group of pyproject.toml asks for."""
+    return list(nox.project.dependency_groups(GROUPS, name))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite; further arguments go to pytest."""
-    session.install(".[formats]", *PLUGINS, *TEST, *SITE)
+    run_tests(session)
+
+
+@nox.session(python="3.13")
+def newest(session: nox.Session) -> None:
+    """The test suite on the newest Python that is supported."""
+    run_tests(session)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The test suite with the lowest versions that the packages' dependencies allow."""
+    run_tests(session, "--resolution=lowest-direct")
+
+
+def run_tests(session: nox.Session, *options: str) -> None:
+    """Installs everything, with these options of the installer, and runs pytest."""
+    session.install(*options, ".[formats]", *PLUGINS, *group("test"))
     # A process a core, each with one thread: faster than one process with a thread a core.
     shared = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -53,14 +61,14 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def planted(session: nox.Session) -> None:
     """Plants faults and asks whether the tests notice; ``-- --write`` writes docs/planted.md."""
-    session.install(".", *PLUGINS, *TEST)
+    session.install(".", *PLUGINS, *group("test"))
     session.run("python", "tests/planted", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Mutation testing of the numerical core; arguments as tests/planted/mutants.py has them."""
-    session.install(".", *PLUGINS, *TEST, "cosmic-ray>=8.4")
+    session.install(".", *PLUGINS, *group("test"), "cosmic-ray>=8.4")
     session.run(
         "python", "tests/planted/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
     )
@@ -69,7 +77,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: errors and formatting."""
-    session.install("ruff>=0.8")
+    session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -77,7 +85,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy in strict mode for the host and the plugins."""
-    session.install(".", *PLUGINS, "mypy>=1.13")
+    session.install(".", *PLUGINS, *group("types"))
     session.run("mypy")
 
 
@@ -85,7 +93,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, warnings being errors."""
     # Neither the host nor torch: the reference is read from the source.
-    session.install(*SITE)
+    session.install(*group("site"))
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 
@@ -95,7 +103,7 @@ def robustness(session: nox.Session) -> None:
 
     Takes about ten minutes on two cores.
     """
-    session.install(".", *PLUGINS, *TEST)
+    session.install(".", *PLUGINS, *group("test"))
     session.run("python", "-m", "robustness", *session.posargs,
                 env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"})  # fmt: skip
 

@@ -228,6 +228,20 @@ def test_an_unguided_image_of_the_same_seed_stands_beside(world: object) -> None
         assert entry["measures"]["redder_left"]["loss"] < expected
 
 
+def test_guides_that_fight_are_told_from_what_is_measured(world: object) -> None:
+    def bluer_left(x0: Tensor) -> Tensor:
+        return -redder_left(x0)
+
+    fair = ppap.guidance(redder_left, scale=3)
+    weak = ppap.guidance(bluer_left, scale=0.1)
+    warned = ppap.sample(world, [fair, weak], **FAST, unguided=True).record["warnings"]
+    assert [text for text in warned if "may contradict 'redder_left'" in text]
+    alone = ppap.sample(world, fair, **FAST, unguided=True).record["warnings"]
+    assert not [text for text in alone if "no better than" in text]
+    wrong = ppap.sample(world, ppap.guidance(redder_left, scale=0), **FAST, unguided=True)
+    assert [text for text in wrong.record["warnings"] if "Try another --scale" in text]
+
+
 def test_what_is_given_stays_as_it_was(world: object) -> None:
     module = Brightness().double().train()
     module.weight.requires_grad_(True)

@@ -17,7 +17,7 @@ from processes import plain_environment, run_process
 from safetensors.torch import load_file
 from teaching import world
 from typer.testing import CliRunner
-from worlds import ColourGuide
+from worlds import ColourGuide, GaussianBackbone
 
 from ppap_host.cli import app
 from ppap_host.cli.harvest import _usual_batch
@@ -54,6 +54,23 @@ def test_a_harvest_holds_every_image_once_and_something_to_look_at(made: Harvest
     assert made.pixels().dtype == torch.uint8
     assert (made.folder / "sheet.png").exists()
     assert made.identity()["num"] == 22
+
+
+def test_what_is_left_out_is_the_backbones_own_and_kept_as_values(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("steps", 4), ("eta", 1.0)):
+        monkeypatch.setattr(GaussianBackbone, f"default_{name}", value)
+    left = HarvestConfig("gaussian", num=2, shard=2, batch=2, device="cpu")
+    plain = harvest(left, tmp_path / "plain", found=world())
+    config = plain.description["config"]
+    assert (config["steps"], config["sampler"], config["eta"]) == (4, "ddim", 1.0)
+    for sampler, eta in (("ddim", 1.0), ("ddpm", 0.0)):
+        named = replace(left, steps=4, sampler=sampler, eta=eta)
+        there = harvest(named, tmp_path / sampler, found=world())
+        again = harvest(replace(left, sampler=sampler), tmp_path / sampler, found=world())
+        assert again.description == there.description
+        assert torch.equal(there.pixels(), plain.pixels()) == (sampler == "ddim")
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(made: Harvest, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def harvest(
             help="Text, one prompt a line; default: unconditional.",
         ),
     ] = None,
-    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "25",
+    steps: Annotated[
+        str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
+    ] = None,
     seed: Annotated[int, options.seed("Image k depends on seed and k.")] = 0,
     backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
@@ -61,16 +63,19 @@ def harvest(
         ),
     ] = None,
     sampler: Annotated[
-        str,
+        str | None,
         option(
             "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
-            help=SAMPLERS,
+            help=f"{SAMPLERS} [default: the backbone's]",
         ),
-    ] = "ddim",
+    ] = None,
     eta: Annotated[
-        float,
-        option("--eta", panel=SAMPLING, metavar="NUMBER", help="Stochasticity of ddim, 0 to 1."),
-    ] = 0.0,
+        float | None,
+        option(
+            "--eta", panel=SAMPLING, metavar="NUMBER",
+            help="Stochasticity of ddim, 0 to 1. [default: the backbone's]",
+        ),
+    ] = None,
     shard: Annotated[
         int, option("--shard", panel=MACHINE, metavar="NUMBER", help="Images a file.")
     ] = 100,
@@ -112,7 +117,8 @@ def harvest(
         config = HarvestConfig(
             backbone=backbone, checkpoint=checkpoint,
             backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
-            prompts=texts, cfg=cfg, steps=spacing(steps), sampler=sampler, eta=eta, seed=seed,
+            prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler, eta=eta,
+            seed=seed,
             shard=shard, batch=_usual_batch(shard) if batch is None else batch,
             device=own_device(device, processes), dtype=dtype,
         )  # fmt: skip

@@ -115,7 +115,7 @@ class HarvestConfig:
         prompts: for text backbones; image k is made with prompt k modulo their number. Empty:
             unconditional.
         cfg: classifier-free guidance scale with prompts; None takes the backbone's default.
-        steps, sampler, eta: as for a run.
+        steps, sampler, eta: as for a run; None takes the backbone's. The folder holds values.
         seed: >= 0.
         shard: images a file.
         batch: images made at a time; must divide ``shard``.
@@ -128,9 +128,9 @@ class HarvestConfig:
     num: Images = 2000
     prompts: Annotated[tuple[str, ...], Many] = ()
     cfg: Finite | None = None
-    steps: Steps = 25
-    sampler: str = "ddim"
-    eta: Fraction = 0.0
+    steps: Steps | None = None
+    sampler: str | None = None
+    eta: Fraction | None = None
     seed: Seed = 0
     shard: Batch = 100
     batch: Batch = 20

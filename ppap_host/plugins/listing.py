@@ -37,13 +37,15 @@ def list_samplers() -> dict[str, str]:
     return _list("sampler")
 
 
-def check_sampler(found: Registry, name: str) -> None:
-    """Whether a sampler is installed; imports none of it.
+def check_sampler(found: Registry, name: str | None) -> None:
+    """Whether a sampler is installed, None being the backbone's own; imports none of it.
 
     Raises:
         OptionError: it is a scheduler of diffusers that guides cannot use; says why.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
+    if name is None:
+        return
     refused = why_no_sampler(name)
     if refused is not None and name not in found.names("sampler"):
         kind, why = refused

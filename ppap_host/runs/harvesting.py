@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode
+from ppap_host.backbones.noise import Walk
 from ppap_host.experts.harvest import (
     DESCRIPTION,
     FORMAT,
@@ -33,6 +35,7 @@ from ppap_host.plugins.loading import load_backbone, load_sampler
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.loop import Event, sample
+from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import ImageNoise
 
 SHOWN = 48
@@ -69,7 +72,10 @@ def harvest(
     dtype = pick_dtype(config.dtype, device)
     # mypy takes an abstract class for no type.
     backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
-    maker = _Maker(config, backbone, device, dtype)
+    steps, sampler, eta = backbone.sampling(config.steps, config.sampler, config.eta)
+    config = replace(config, steps=steps, sampler=sampler, eta=eta)
+    solver = load_sampler(found, sampler, backbone, eta)
+    maker = _Maker(config, solver.walk(backbone, steps), solver, backbone, device, dtype)
     described = {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -140,17 +146,22 @@ class _Maker:
     """Makes the images of a shard."""
 
     def __init__(
-        self, config: HarvestConfig, backbone: Backbone, device: torch.device, dtype: torch.dtype
+        self,
+        config: HarvestConfig,
+        walk: Walk,
+        solver: Solver,
+        backbone: Backbone,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.config, self.backbone, self.device = config, backbone, device
+        self.walk, self.solver = walk, solver
         if not is_image(backbone.decoded_shape, backbone.makes):
             raise OptionError(
                 f"The backbone {backbone.name!r} makes {backbone.makes} of shape "
                 f"{list(backbone.decoded_shape)}, and a harvest holds images.",
                 remedy="Experts are tuned on images; recipes such as x0 need none.",
             )
-        self.solver = load_sampler(registry(), config.sampler, backbone, config.eta)
-        self.walk = self.solver.walk(backbone, config.steps)
         conditional = any(config.prompts) or backbone.class_count is not None
         if not conditional and config.cfg not in (None, 1.0):
             raise OptionError(

@@ -193,6 +193,7 @@ class Run:
                 self._write_record()
         self._rounds = 2 if setup.config.unguided and setup.guides else 1
         self._done = 0
+        self._losses: dict[str, list[tuple[float, float]]] = {}
         self._events = self._make()
 
     @property
@@ -239,8 +240,10 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            for first in range(0, config.num, config.batch):
-                indices = list(range(first, min(first + config.batch, config.num)))
+            # A population's particles are rows of a batch: no more of them at a time than images.
+            size = max(1, config.batch // self.setup.particles)
+            for first in range(0, config.num, size):
+                indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
@@ -303,7 +306,7 @@ class Run:
         pictures = previews(x, backbone.makes)
         image = is_image(tuple(x.shape[1:]), backbone.makes)
         with self.clock.part("measure"):
-            measures, views = _measured(setup, indices, x)
+            measures, views, losses = _measured(setup, indices, x)
             entries = []
             for k, picture, sample, row in zip(indices, pictures, x, measures, strict=True):
                 of_data = {} if image else {"data": f"{k:05d}.npy"}
@@ -316,7 +319,10 @@ class Run:
             if plain is not None:
                 unwritten = as_written(plain.x[rows], backbone.makes)
                 plainly = previews(unwritten, backbone.makes)
-                unguided, _ = _measured(setup, indices, unwritten)
+                unguided, _, before = _measured(setup, indices, unwritten)
+                for name, after in losses.items():
+                    both = zip(after, before[name], strict=True)
+                    self._losses.setdefault(name, []).extend(both)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
         with self.clock.part("write"):
@@ -340,8 +346,8 @@ class Run:
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
-                *_of_latents(setup), *_of_saturated(self._shown.saturated),
-                *_of_failed(record["failed"]),
+                *_of_conflict(self._losses), *_of_latents(setup),
+                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -416,6 +422,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -505,30 +512,62 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 def _measured(
     setup: Setup, indices: list[int], samples: Tensor
-) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]]]:
-    """Each guide's measures of the samples as they are written, and what it sees in them."""
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
+    """Of samples as they are written: each guide's measures, what it sees in them, its losses."""
     rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
+    losses: dict[str, list[float]] = {}
     if not indices:
-        return rows, views
+        return rows, views, losses
     for g in setup.guides:
         fit = fitting(g.guide, setup.stages[-1].backbone)
         with torch.no_grad():
             output = g.guide.see(samples if fit is None else fit(samples))
-            measured = g.guide.measure(output, g.target(indices))
+            target = g.target(indices)
+            measured = g.guide.measure(output, target)
+            losses[g.name] = g.guide.loss(output, target).tolist()
         for k, row in enumerate(rows):
             row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
         seen = g.guide.picture(output)
         if seen:
             views[g.name] = seen
-    return rows, views
+    return rows, views, losses
 
 
 def _doubts(setup: Setup) -> list[str]:
     """What was not sure of the targets, each once."""
-    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found = [*setup.doubts]
+    found += [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
+
+
+def _of_conflict(losses: Mapping[str, list[tuple[float, float]]]) -> list[str]:
+    """Of guides whose images end no nearer to their targets than unguided ones.
+
+    Args:
+        losses: of each guide, for each image: guided and unguided.
+    """
+    means = {
+        name: [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+        for name, pairs in losses.items()
+    }
+    told = []
+    for name, (guided, unguided) in means.items():
+        if guided < unguided:
+            continue
+        others = ", ".join(repr(other) for other in means if other != name)
+        told.append(
+            f"By the guide {name!r} the images are no better than without guidance (mean loss "
+            f"{guided:.3g}, unguided {unguided:.3g})"
+            + (
+                f": it may contradict {others}. Try targets that go together, a larger --scale for "
+                f"{name!r}, or an --interval for each guide."
+                if others
+                else ". Try another --scale or --recipe."
+            )
+        )
+    return told
 
 
 def _too_strong(setup: Setup, health: Health) -> list[str]:
@@ -540,8 +579,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

@@ -17,9 +17,10 @@ from ppap_plugin_restore.guide import (
     motion_deblur,
     super_resolution,
 )
+from skimage import data
 
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.files.images import read_rgb, to_tensor
+from ppap_host.files.images import from_tensor, read_rgb, to_tensor
 
 Factory = Callable[[str | None], RestorationGuide]
 SIZE = (32, 32)
@@ -215,3 +216,25 @@ def test_what_cannot_be_read_is_refused(factory: Factory, tmp_path: Path) -> Non
         with pytest.raises(TargetError) as caught:
             factory(None).read_target(str(target), SIZE)
         assert caught.value.remedy
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_measurements_that_no_picture_can_have_are_doubted(
+    factory: Factory, tmp_path: Path
+) -> None:
+    """Photographs of scikit-image: sharp for a deblurring guide, and as it measures them."""
+    for name in ("astronaut", "rocket"):
+        path, kept = tmp_path / f"{name}.png", tmp_path / f"{name}.jpg"
+        Image.fromarray(getattr(data, name)()).save(path)
+        clean = factory("measure=yes,box=0.5" if factory is inpainting else "measure=yes")
+        measured = clean.read_target(str(path), (64, 64))
+        assert not measured.doubts
+        if factory is inpainting:
+            continue  # What is not known is 0, which no file holds.
+        plain = factory(None)
+        if factory is not super_resolution:
+            doubts = plain.read_target(str(path), (64, 64)).doubts
+            assert len(doubts) == (factory in (deblur, motion_deblur))
+            assert all("measure=yes" in text and "grey levels" in text for text in doubts)
+        from_tensor(measured.value.expand(-1, 3, -1, -1))[0].save(kept, quality=75)
+        assert not plain.read_target(str(kept), (64, 64)).doubts

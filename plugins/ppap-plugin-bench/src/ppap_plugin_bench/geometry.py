@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, permutations
 
 import numpy as np
@@ -220,7 +220,7 @@ def read(pixels: UInt8[Tensor, "n 3 64 64"], judges: Judges) -> Reading:
         x = to_unit(part)
         # Mirrored as well: two opinions.
         both = (judges.segment(x), judges.segment(x.flip(-1)).flip(-1))
-        logs = (sum(scores.log_softmax(dim=1) for scores in both) / 2).cpu()
+        logs = torch.stack([scores.log_softmax(dim=1) for scores in both]).mean(dim=0).cpu()
         colors = color_indices(part)
         for scores, hues in zip(logs, colors, strict=True):
             solids.append(_solids(scores, hues, models))
@@ -384,7 +384,7 @@ def scores(reading: Reading, reference: Reading) -> dict[str, Measure]:
     """
     counts = torch.tensor([len(found) for found in reading.solids])
     wanted = torch.tensor([len(found) for found in reference.solids])
-    each = {
+    each: dict[str, Callable[[Solid], float]] = {
         "purity": lambda s: s.purity,
         "pure": lambda s: float(s.purity >= PURE),
         "shape_fit": lambda s: s.fit,
@@ -393,9 +393,7 @@ def scores(reading: Reading, reference: Reading) -> dict[str, Measure]:
     found = {}
     for name, value in each.items():
         sums = torch.tensor([sum(map(value, of)) for of in reading.solids], dtype=torch.float64)
-        found[name] = bootstrap_measure(
-            lambda rows, sums=sums: _share(sums[rows].sum(), counts[rows].sum()), len(reading)
-        )
+        found[name] = bootstrap_measure(partial(_per_solid, sums, counts), len(reading))
     found["solids"] = bootstrap_measure(
         lambda rows: 1 - total_variation(counts[rows], wanted), len(reading)
     )
@@ -415,6 +413,10 @@ def scores(reading: Reading, reference: Reading) -> dict[str, Measure]:
 
 def _share(a: Tensor, b: Tensor) -> float:
     return float(a / b) if b else math.nan
+
+
+def _per_solid(sums: Tensor, counts: Tensor, rows: Tensor) -> float:
+    return _share(sums[rows].sum(), counts[rows].sum())
 
 
 # Prompts of two objects

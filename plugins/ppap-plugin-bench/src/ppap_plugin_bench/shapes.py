@@ -328,7 +328,7 @@ def everything(
         count: unguided images; there are 25 images of two objects for 64 of them, and 4 of each
             class for 512.
     """
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         "unguided": lambda: unguided(backbone, solver, settings, count, watch),
         "pairs": lambda: two_objects(
             backbone, solver, settings, max(2, round(count * 25 / 64)), watch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from ppap_host.files.errors import OptionError
 from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.guides.targets import Given, Target
-from ppap_plugin_restore.operators import Measurement
+from ppap_plugin_restore.operators import Measurement, least_residual
 from ppap_plugin_restore.problems import (
     Colourising,
     Deblurring,
@@ -26,6 +26,13 @@ from ppap_plugin_restore.problems import (
     Size,
     SuperResolution,
 )
+
+IMPOSSIBLE = 0.01
+"""A measurement that is as far as this from that of any image is warned of; RMSE in [0, 1].
+
+Four photographs and a render, 64 x 64 pixels: blurred and kept as JPEG of quality 75 they are at
+most 0.0072 away, and sharp, at least 0.018.
+"""
 
 BEST_PSNR = 100.0
 """What a residual of nothing counts as, in dB: records hold no infinity."""
@@ -47,23 +54,6 @@ class _Measuring(nn.Module):
         return self._operator((x.shape[-2], x.shape[-1]))(x)
 
 
-# Both but "" and pigdm: best of `ppap search --guide GUIDE --recipe NAME --only scale --steps 20`
-# with a --scale-range of two to four decades (docs/search.md); GUIDE is super-resolution, whose
-# strengths serve all problems but the one that has nothing to go by in parts of the image.
-RESTORING: Mapping[str, float] = {
-    "": 1.0, "pigdm": 1.0,
-    "x0": 48.0, "x0-through": 30.0, "elucd": 3.0, "elucd-edm": 21.0, "dps": 0.0089,
-    "freedom": 0.56, "lgd-mc": 0.56, "mpgd": 0.3, "ugd": 3.0, "tfg": 0.1,
-    "adam-dps": 0.05, "adam-mpgd": 0.16,
-}  # fmt: skip
-INPAINTING: Mapping[str, float] = {
-    "": 1.0, "pigdm": 1.0,
-    "x0": 30.0, "x0-through": 28.0, "elucd": 0.9, "elucd-edm": 30.0, "dps": 0.021,
-    "freedom": 0.1, "lgd-mc": 0.018, "mpgd": 0.56, "ugd": 23.0, "tfg": 0.09,
-    "adam-dps": 0.05, "adam-mpgd": 1.0,
-}  # fmt: skip
-
-
 class RestorationGuide(Guide):
     """Steers towards images x with A x = y, for a linear measurement A and its given result y.
 
@@ -81,7 +71,6 @@ class RestorationGuide(Guide):
     def __init__(self, problem: Problem) -> None:
         self.name = problem.name
         self.problem = problem
-        self.default_scale = INPAINTING if isinstance(problem, Inpainting) else RESTORING
         self._network = _Measuring(problem.operator).eval()
 
     def network(self) -> nn.Module:
@@ -110,6 +99,8 @@ class RestorationGuide(Guide):
         """
         with torch.no_grad():
             photo, value = self.problem.read(given, size)
+            if not self.problem.measures:
+                photo = photo.doubting(*self._doubts(given, value))
         (measured,) = self.picture(value)
         if self.problem.measures:
             pictures = {"target": photo.image, "its measurement": measured}
@@ -173,6 +164,18 @@ class RestorationGuide(Guide):
     def files(self) -> Sequence[Path]:
         """The files that its options name, such as a mask."""
         return self.problem.files()
+
+    def _doubts(self, given: Given, y: Float[Tensor, "1 c h w"]) -> tuple[str, ...]:
+        """Whether an image can have such a measurement."""
+        off = float(least_residual(self._measurement(y), y))
+        if off < IMPOSSIBLE:
+            return ()
+        return (
+            f"{given.source} is no picture that the guide {self.name!r} measures: what it measures "
+            f"of any image is at least {255 * off:.0f} of 255 grey levels away from it (root mean "
+            "square). If it is a picture as it was before, give --model measure=yes; if it was "
+            "measured otherwise, say how with the guide's options.",
+        )
 
     def _measurement(self, y: Tensor) -> Measurement:
         return self.problem.operator(self.problem.image_size((y.shape[-2], y.shape[-1])))

@@ -8,5 +8,9 @@ TASKS = {
     "segmentation": "segmentation",
     "super-resolution": "super-resolution",
     "inpainting": "inpainting",
+    "symmetry": "symmetry",
 }
 """Task -> the guide that is asked."""
+
+REWARDS = ("symmetry",)
+"""Guides that are made here, not installed."""

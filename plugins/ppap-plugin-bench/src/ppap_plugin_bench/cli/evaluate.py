@@ -143,12 +143,10 @@ def evaluate(
         from ppap_plugin_bench import shapes as measures
 
         backbone = ShapesBackbone(checkpoint)
-        sampler = sampler or backbone.default_sampler
-        if eta is None:
-            eta = backbone.default_eta if sampler == backbone.default_sampler else None
+        spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
         solver = load_sampler(registry(), sampler, backbone, eta)
         settings = measures.Settings(
-            steps=backbone.default_steps if steps is None else spacing(steps),
+            steps=spaced,
             cfg=backbone.default_cfg if cfg is None else cfg,
             seed=seed,
             batch=batch,
@@ -241,7 +239,7 @@ def _show(outcome: dict[str, Any], title: str) -> None:
     if beside:
         heads = [Column(""), *(Column(n, number=True) for n in ("made", "±", "renders", "share"))]
         show_table(heads, beside, title)
-    cells = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
+    cells = [[key.replace("_", " "), _shown(value)] for key, value in plain.items()]
     show_table([Column(""), Column("", prose=True)], cells, "" if beside or rows else title)
 
 
