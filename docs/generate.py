@@ -305,7 +305,7 @@ def _guide(recipe: Recipe) -> str:
 
 
 def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
-    value = recipe.value(parameter.name)
+    value = dataclasses.replace(recipe, absolute=True).value(parameter.name)
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     shown = f"{shown:g}" if isinstance(shown, float) else shown
     return f"`{parameter.name}={shown}`"
