@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
@@ -27,6 +28,7 @@ from ppap_host.plugins import builtin
 from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
 from ppap_host.recipes.recipe import Parameter as RecipeParameter
 from ppap_host.recipes.recipe import Recipe, parts_of
+from ppap_host.sampling.names import DIFFUSERS, NO_SAMPLERS
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 
@@ -307,7 +309,7 @@ def _guide(recipe: Recipe) -> str:
 
 
 def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
-    value = recipe.value(parameter.name)
+    value = dataclasses.replace(recipe, absolute=True).value(parameter.name)
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     shown = f"{shown:g}" if isinstance(shown, float) else shown
     return f"`{parameter.name}={shown}`"
@@ -354,7 +356,9 @@ def recipe_tables() -> str:
     ]
     batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
     for _, recipe in entries:
-        needs = {"": "–", "noise": "a sampler with noise", "gaussian": "`ddpm`, or `ddim` with eta"}
+        needs = {
+            "": "–", "noise": "a sampler with noise", "gaussian": "`ddpm`, or `ddim` with eta",
+        }  # fmt: skip
         own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(
             f"| `{recipe.name}` | {_guide(recipe)} | {recipe.evaluations} | {needs[recipe.needs]} "
@@ -465,11 +469,34 @@ def target_table() -> str:
     return "\n".join(lines)
 
 
+def sampler_table() -> str:
+    """diffusers' schedulers that are samplers, and for which backbones."""
+    lines = ["| sampler | scheduler of diffusers | method | for |", "|---|---|---|---|"]
+    for name, one in DIFFUSERS.items():
+        kind = getattr(diffusers, one.kind)
+        given = ", ".join(f"`{key}={value}`" for key, value in one.settings.items())
+        takes = "trained_betas" in inspect.signature(kind.__init__).parameters
+        own = takes and name != "ipndm"
+        lines.append(
+            f"| `{name}` | `{one.kind}`{' with ' + given if given else ''} | {one.summary} | "
+            f"{'any backbone' if own else 'pipelines with its schedule'} |"
+        )
+    return "\n".join(lines)
+
+
+def refused_table() -> str:
+    """diffusers' schedulers that are no samplers, and why."""
+    rows = [f"| `{kind}` | {why} |" for kind, why in sorted(NO_SAMPLERS.items())]
+    return "\n".join(["| scheduler | it |", "|---|---|", *rows])
+
+
 TABLES = {
     "checks": check_tables,
     "commands": command_table,
     "modules": module_tables,
     "recipes": recipe_tables,
+    "samplers": sampler_table,
+    "refused": refused_table,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
     "spoiled": spoiled_table,
