@@ -157,7 +157,7 @@ def _values(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     plain = options[0] if options else kind
     if typing.get_origin(plain) is list:
         (plain,) = typing.get_args(plain)
-    words = _VALUES[plain]
+    words = _VALUES.get(plain, "a number")  # with a parser of its own
     if isinstance(info, OptionInfo) and info.metavar not in (None, "NUMBER", "TEXT"):
         words = "`" + str(info.metavar).replace("|", "\\|") + "`"
     if info.min is not None and info.max is not None:
@@ -351,7 +351,8 @@ def recipe_tables() -> str:
         "",
         "And these settings, which `--recipe NAME:SETTING=VALUE,...` changes:",
         "",
-        "| recipe | the guide | evaluations a step | needs | experts | settings | in another batch |",
+        "| recipe | the guide | evaluations a step | needs | experts | settings "
+        "| in another batch |",
         "|---|---|---:|---|---|---|---|",
     ]
     batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
