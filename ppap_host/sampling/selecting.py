@@ -57,6 +57,12 @@ class Particles:
     def __init__(self, draw: Draw, streams: Stream, size: int, name: str = "") -> None:
         self._draws = [draw, *(streams(f"{name}particle {j}") for j in range(1, size))]
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The streams of all particles, for who draws from them without :meth:`__call__`."""
+        each = [getattr(draw, "generators") for draw in self._draws]  # noqa: B009
+        return [stream for image in zip(*each, strict=True) for stream in image]
+
     def __call__(self) -> Tensor:
         """The next draw of every particle."""
         return torch.stack([draw() for draw in self._draws], dim=1).flatten(0, 1)
@@ -70,12 +76,16 @@ class Particles:
 def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
     """Whatever was kept of a batch, with other rows in its rows; what has no rows stays.
 
+    What cannot tell its rows from other things by their number has a method of this name.
+
     Args:
         index: which row comes to each.
         rows: of the batch before.
     """
     found: Any = thing
-    if isinstance(thing, Tensor):
+    if hasattr(thing, "picked"):
+        found = thing.picked(index)
+    elif isinstance(thing, Tensor):
         found = thing[index.to(thing.device)] if thing.ndim and len(thing) == rows else thing
     elif isinstance(thing, list | tuple) and not hasattr(thing, "_fields"):
         found = type(thing)(picked(each, index, rows) for each in thing)
