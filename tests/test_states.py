@@ -150,13 +150,16 @@ def test_a_one_channel_pipeline_is_guided_to_its_pictures() -> None:
     assert result.images[0].getcolors(64) and result.record["status"] == "complete"
 
 
-def test_what_experts_learn_from_are_images(tmp_path: Path) -> None:
-    from ppap_host.runs.harvesting import HarvestConfig, _Maker
+def test_what_experts_learn_from_are_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ppap_host.runs import harvesting
 
-    config = HarvestConfig(backbone="shapes", num=1)
-    world = GaussianBackbone(shape=(2,))
+    points = GaussianBackbone(shape=(2,))
+    monkeypatch.setattr(harvesting, "load_backbone", lambda *_, **__: points)
+    config = harvesting.HarvestConfig(backbone="shapes", num=1)
     with pytest.raises(OptionError, match="makes vectors"):
-        _Maker(config, world, torch.device("cpu"), torch.float32)
+        harvesting.harvest(config, tmp_path / "harvest")
 
 
 def test_a_wrapped_guide_looks_where_its_own_does() -> None:

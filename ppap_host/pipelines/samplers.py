@@ -35,8 +35,9 @@ from ppap_host.pipelines.schedules import (
 )
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.sampling.names import DIFFUSERS, Scheduled, in_python
+from ppap_host.sampling.selecting import Particles
 from ppap_host.sampling.solvers import Evaluate, Solver
-from ppap_host.sampling.streams import Draw
+from ppap_host.sampling.streams import Draw, ImageNoise
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class FromDiffusers(Solver):
     Raises:
         OptionError: the scheduler cannot sample this backbone; says why.
     """
+
+    draws_itself = True
 
     def __init__(self, name: str, scheduled: Scheduled, backbone: Backbone, **options: Any) -> None:
         self.name, self._options = name, options
@@ -222,13 +225,12 @@ class FromDiffusers(Solver):
         seeded = hasattr(scheduler, "noise_sampler_seed")
         if not draws and not seeded:
             return given
-        streams = getattr(draw, "generators", None)
-        if streams is None:
+        if not isinstance(draw, ImageNoise | Particles):
             raise ValueError(f"The sampler {self.name!r} draws by itself: give ImageNoise.")
         if draws:
-            given["generator"] = streams
+            given["generator"] = draw.generators
         if seeded and scheduler.noise_sampler_seed is None:  # a Brownian motion for each image
-            scheduler.noise_sampler_seed = [stream.initial_seed() for stream in streams]
+            scheduler.noise_sampler_seed = [stream.initial_seed() for stream in draw.generators]
         return given
 
     def _output(

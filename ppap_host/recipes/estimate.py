@@ -169,7 +169,8 @@ class Estimate:
         if self.offset is None:
             return self
         ratio = self.level.alpha / self.level.sigma
-        return replace(self, x0=self.x0 - self.offset, eps=self.eps + ratio * self.offset)
+        eps = self.eps + ratio * self.offset
+        return replace(self, x0=self.x0 - self.offset, eps=eps).moved_by(self.offset)
 
     def asking(self) -> Asking:
         """Whom to ask for more.

@@ -177,6 +177,7 @@ class Sphere(Place):
     own_radius: bool = True
     least: float = 1e-20
     once: ClassVar[bool] = True
+    own_size: ClassVar[bool] = True
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
@@ -223,7 +224,7 @@ class Renoised(Place):
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The estimate with its x_0 moved."""
-        moved = CleanPoint(clip=self.clip)(estimate, gradient, ancestral)
+        moved = CleanPoint(keep_eps=True, clip=self.clip)(estimate, gradient, ancestral)
         return replace(moved, ends=(*moved.ends, self._drawn))
 
     def _drawn(self, x: Tensor, estimate: Estimate) -> Tensor:

@@ -264,6 +264,15 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
             remedy="Add --churn, or leave them out.",
         )
     for stage in stages:
+        amounts = [level.sigma / level.alpha for level in stage.walk.levels[:-1] if level.alpha]
+        churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+        if churn.amount and not any(churn.low <= amount <= churn.high for amount in amounts):
+            raise OptionError(
+                f"--churn-range {config.churn_range} holds none of the {len(amounts)} steps, so "
+                "that --churn would do nothing.",
+                remedy=f"The steps go from sigma / alpha = {max(amounts):.3g} to "
+                f"{min(amounts):.3g}.",
+            )
         levels = [level.log_snr for level in stage.walk.levels[:-1]]
         for g in stage.guides:
             asked = levels[:: g.recipe.every]
@@ -289,10 +298,16 @@ def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
         if stage.solver.noise not in (need, "gaussian"):
             raise OptionError(
                 f"The recipe {name!r} works on the noise of a step, and the sampler "
-                f"{stage.sampler!r} " + ("has none" if not stage.solver.noise else "does not tell")
-                + ".",
+                f"{stage.sampler!r} draws none there, or does not tell which.",
                 remedy="Use --sampler ddim --eta 1, or --sampler ddpm.",
-            )  # fmt: skip
+            )
+    for g in stage.guides:
+        if g.recipe.start is not None and stage.solver.draws_itself:
+            raise OptionError(
+                f"The recipe {g.recipe.name!r} goes through all steps several times with the same "
+                f"noise, and the sampler {stage.sampler!r} draws its own.",
+                remedy="Use a sampler of the host, such as --sampler ddim.",
+            )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:

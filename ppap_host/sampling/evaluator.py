@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Prediction
-from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
@@ -21,7 +21,7 @@ from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
-from ppap_host.recipes.views import View
+from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
 from ppap_host.sampling.selecting import Selector, picked
 from ppap_host.sampling.streams import Draw, Stream
@@ -304,6 +304,40 @@ class Evaluator:
             prediction = self.denoise(x, level)
             return self._detached(self._understood(x, level, None, prediction)), prediction
 
+    def open(self, x: Tensor, level: NoiseLevel) -> Estimate:
+        """The estimate without guides, with the graph that leads back to ``x``."""
+        known = self._understood(x, level, None, self.denoise(x, level))
+        if self.backbone.clip is None:
+            return known
+        # Clipped, and the gradient passes as if it were not.
+        raw = (x - level.sigma * known.eps) / level.alpha
+        x0, eps = raw + (known.x0 - raw).detach(), known.eps
+        if self.backbone.clip_eps:
+            eps = (x - level.alpha * x0) / level.sigma
+        return replace(known, x0=x0, eps=eps)
+
+    def started(self, x: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
+        """The initial noise as recipes make it better, one guide after the other.
+
+        Args:
+            made: from noise to the clean state at the end of the walk, differentiable.
+        """
+        for i, g in enumerate(self.guidance):
+            if g.recipe.start is None or not g.scale:
+                continue
+            draws = self._shared_draws(x, f"smoothing {i}")
+
+            def pull(x: Tensor, g: Guidance = g, draws: Any = draws) -> Tensor:
+                with torch.enable_grad():
+                    x = x.detach().requires_grad_(True)
+                    clean = made(x)
+                    known = Estimate(CLEAN, clean, clean, clean)
+                    loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
+                    return torch.autograd.grad(-loss.sum(), x)[0]
+
+            x = g.recipe.start(x, g.scale, pull)
+        return x
+
     def foresee(self, x: Tensor, prediction: Prediction) -> None:
         """Notes what the backbone says of the state that comes next, so as not to ask again."""
         self._ahead = x, prediction
@@ -436,10 +470,10 @@ class Evaluator:
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The gradient at its absolute strength, and whether it was cut to the move's limit."""
-        scaled, largest = self.guidance[i].scale * gradient, move.limit * move.place.unit(estimate)
-        return limited(scaled, largest) * move.strength(estimate), root_mean_square(
-            scaled
-        ) > largest
+        gradient = self.guidance[i].scale * gradient
+        largest = move.limit * move.place.unit(estimate)
+        added = limited(gradient, largest) * move.strength(estimate)
+        return added, root_mean_square(gradient) > largest
 
     def _shared(
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor

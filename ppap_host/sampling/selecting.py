@@ -59,9 +59,9 @@ class Particles:
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """The streams of all particles, for who draws from them without :meth:`__call__`."""
-        each = [getattr(draw, "generators") for draw in self._draws]  # noqa: B009
-        return [stream for image in zip(*each, strict=True) for stream in image]
+        """Of every particle, for samplers that draw by themselves."""
+        each = [draw.generators for draw in self._draws]  # type: ignore[attr-defined]
+        return [generator for of_image in zip(*each, strict=True) for generator in of_image]
 
     def __call__(self) -> Tensor:
         """The next draw of every particle."""
@@ -94,12 +94,26 @@ def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
         found.update({key: picked(each, index, rows) for key, each in thing.items()})
     elif is_dataclass(thing) and not isinstance(thing, type):
         changes = {f.name: getattr(thing, f.name) for f in fields(thing) if f.init}
-        held = {k: v for k, v in changes.items() if isinstance(v, Tensor | list | tuple | Mapping)}
+        held = {k: v for k, v in changes.items() if isinstance(v, _KEPT) or _is_scheduler(v)}
         found = replace(thing, **picked(held, index, rows)) if held else thing
-    elif hasattr(thing, "__dict__") and not callable(thing):
+    elif _is_scheduler(thing):
+        # Its tables are vectors, which must not be taken for a row each; what it remembers is not.
         found = copy.copy(thing)
-        found.__dict__.update(picked(dict(vars(thing)), index, rows))
+        remembered = {k: v for k, v in vars(thing).items() if not _is_table(v)}
+        found.__dict__.update(picked(remembered, index, rows))
     return found  # type: ignore[no-any-return]
+
+
+_KEPT = (Tensor, list, tuple, Mapping)
+
+
+def _is_scheduler(thing: object) -> bool:
+    """Whether it is one of diffusers', by what it can do; the host knows none of them here."""
+    return hasattr(thing, "set_timesteps") and hasattr(thing, "step")
+
+
+def _is_table(thing: object) -> bool:
+    return not isinstance(thing, list | tuple) and getattr(thing, "ndim", 1) < 2
 
 
 class Selector:
