@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,10 +55,10 @@ OWN = "-"
 """Of an option for each guide: what the guide gets where the option is left out."""
 
 
-def _number_or_own(text: str) -> float:
-    """A number; NaN, which nobody can mean, for :data:`OWN`."""
+def _number_or_own(text: str) -> float | str:
+    """A number, or :data:`OWN`."""
     try:
-        return math.nan if text == OWN else float(text)
+        return text if text == OWN else float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no number.") from None
 
@@ -81,7 +80,7 @@ def run(
         ),
     ] = None,
     scale: Annotated[
-        list[float] | None,
+        list[Any] | None,
         option(
             "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
             help="Strength of each guide, 1 being the same share of a step for all. [default: the "
@@ -330,18 +329,14 @@ def run(
         finish(execute(settings, folder), as_json, open_it)
 
 
-def _is_own(value: Any) -> bool:
-    return value == OWN or (isinstance(value, float) and math.isnan(value))
-
-
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """One table a guide, its options matched in order.
 
     Args:
         guides: names, or ``FILE.py:NAME`` of one's own code.
         options: by the names of :class:`~ppap_host.runs.config.GuideConfig`, each for all guides
-            or for none. :data:`OWN` (NaN for a number) is as if the guide had not been given one,
-            which is how a reward has no target beside guides that have one.
+            or for none. :data:`OWN` is as if the guide had not been given one, which is how a
+            reward has no target beside guides that have one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -368,7 +363,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
     tables = []
     for i, (guide, own) in enumerate(zip(guides, code, strict=True)):
         table = {"name": guide} if own is None else {"name": own[1], "what": guide}
-        tables.append(table | {k: v[i] for k, v in options.items() if v and not _is_own(v[i])})
+        tables.append(table | {k: v[i] for k, v in options.items() if v and v[i] != OWN})
     return tables
 
 
@@ -380,12 +375,30 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
     # A slip of the pen is answered before torch is imported.
     check_run(settings, registry(), moved or {})
     check_new(out, "run.json", "a run")
+    told: list[str] = []
+
+    def begun(record: Mapping[str, Any]) -> None:
+        """What was understood and chosen, while there is time to stop."""
+        for said in dict.fromkeys(row["understood"] for row in record["targets"]):
+            remark(f"Target: {said}")
+        used = record["used"]
+        for one in used["guides"]:
+            if one["experts"]:
+                remark(f"{one['name']}: guided by the experts {one['experts']}")
+            scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
+            detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
+        where = f"{used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}"
+        detail(f"{settings.backbone}: {where}")
+        told.extend(record["warnings"])
+        for warning in told:
+            warn(warning)
+
     with progress_bar() as watch:
         try:
             watch("loading libraries", 0, 1)
             from ppap_host.runs.run import run as run_settings
 
-            result = run_settings(settings, out, watch, moved)
+            result = run_settings(settings, out, watch, moved, begun)
         except KeyboardInterrupt:
             if not (out / "run.json").exists():
                 # Interrupted while libraries were imported: leave a record all the same.
@@ -395,17 +408,9 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
             kept = counted(len(list(out.glob("[0-9]*.png"))), "finished image")
             remark(f"Interrupted: {kept} in {out}", "yellow")
             raise typer.Exit(INTERRUPTED) from None
-    for said in dict.fromkeys(row["understood"] for row in result.record["targets"]):
-        remark(f"Target: {said}")
-    used = result.record["used"]
-    for one in used["guides"]:
-        if one["experts"]:
-            remark(f"{one['name']}: guided by the experts {one['experts']}")
-        scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
-        detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
-    detail(f"{settings.backbone}: {used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}")
     for warning in result.record["warnings"]:
-        warn(warning)
+        if warning not in told:
+            warn(warning)
     return result
 
 

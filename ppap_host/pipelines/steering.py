@@ -15,20 +15,24 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import BoundArguments
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import GuidanceWarning, OptionError, SamplingError
+from ppap_host.files.settings import Fraction, Many, Seed, read, settings
 from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
 from ppap_host.pipelines.course import Course, Habits, habits
 from ppap_host.pipelines.decoding import Decoder, Layout
 from ppap_host.pipelines.graphs import Reached, Recorded, bridged
@@ -38,7 +42,26 @@ from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.sampling.balance import BALANCES, Balance
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.sampling.streams import ImageNoise, derived, word
+
+
+@settings
+class SteeringOptions:
+    """What is said of steering a pipeline besides its guidance.
+
+    Attributes:
+        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
+            touched.
+        balance: how several guides make room for each other.
+        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        start, stop: the part of the steps that a guider guides, in [0, 1].
+    """
+
+    seed: Seed = 0
+    balance: Literal["project", "sum"] = "project"
+    frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +72,13 @@ class Asked:
         name: what it is called in reports.
         recipe: None where it is chosen with the experts, for the size of the pictures.
         choose: the guide at work on a pipeline, with its experts if it has any, on a device.
+        targets: what was understood of its targets when it was last chosen.
     """
 
     name: str
     recipe: Recipe | None
     choose: Callable[[Backbone, torch.device], Guidance]
+    targets: list[Target] = field(default_factory=list)
 
     @classmethod
     def of(cls, guidance: Guidance) -> Asked:
@@ -127,10 +152,25 @@ class Report:
         """How often each guide's gradient was left out because it was not finite."""
         return dict(self.health.skipped)
 
-    def note(self, text: str) -> None:
-        """Adds a note, once."""
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, text: str) -> bool:
+        """Adds a note, once; whether it is new."""
+        if text in self.notes:
+            return False
+        self.notes.append(text)
+        return True
+
+    def warn(self, text: str) -> None:
+        """Adds a note and warns of it, once."""
+        if self.note(text):
+            warnings.warn(text, GuidanceWarning, stacklevel=3)
+
+    def tell(self, targets: Iterable[Target]) -> None:
+        """Notes what was understood of targets, and warns of what is not sure."""
+        for target in targets:
+            if target.understood:
+                self.note(f"Target: {target.understood}")
+            for doubt in target.doubts:
+                self.warn(doubt)
 
     def __str__(self) -> str:
         """In a few lines."""
@@ -150,10 +190,7 @@ class Steering:
     Args:
         pipe: the pipeline.
         asked: the guides.
-        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
-            touched.
-        balance: how several guides make room for each other, "project" or "sum".
-        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        seed, balance, frames: as in :class:`SteeringOptions`.
 
     Raises:
         PpapError: the pipeline cannot be guided, or not by these recipes.
@@ -168,6 +205,8 @@ class Steering:
         balance: str = "project",
         frames: int | Sequence[int] = 3,
     ) -> None:
+        given = {"seed": seed, "balance": balance, "frames": frames}
+        read(SteeringOptions, given, "the steering of a pipeline")
         self.pipe, self.asked, self.seed = pipe, list(asked), seed
         self.balance: Balance = BALANCES[balance]
         self.decoder = Decoder(pipe, frames)
@@ -301,12 +340,13 @@ class _Part:
         self._layout = steering.decoder.layout(sample, frame)
         self._after = -1
         self._habits: Habits | None = None
-        with _own_randomness(sample.device, steering.seed):
+        with _own_randomness(sample.device, steering.seed, "choice"):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
             guidance = [
                 _at_work(a.choose(self._backbone, sample.device), self._looked_at(), len(sample))
                 for a in steering.asked
             ]
+        steering.report.tell(t for a in steering.asked for t in a.targets)
         noise = ImageNoise(steering.seed, range(len(sample)), self._layout.plane)
         self._evaluator = Evaluator(
             self._backbone, self._denoise, guidance, ancestral=False,
@@ -355,8 +395,9 @@ class _Part:
                     output if predicted is output else output[:, :channels], sample, returned, uses
                 )
         self._output = self._rows(predicted)
+        self._check_finite(given, index)
         x = self._rows(sample) / self._scale
-        with _own_randomness(sample.device, self._steering.seed + index):
+        with _own_randomness(sample.device, self._steering.seed, index):
             self._evaluator.begin()
             guided = self._evaluator(x, level, step, first)
         raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
@@ -370,6 +411,28 @@ class _Part:
         if predicted is not output:
             change = torch.cat([change, change.new_zeros(output[:, channels:].shape)], dim=1)
         return (output.detach().to(change.dtype) + change).to(output.dtype), shift
+
+    def _check_finite(self, given: Mapping[str, Any], index: int) -> None:
+        """Tells of images that are lost already, whoever lost them.
+
+        Raises:
+            SamplingError: all of them are.
+        """
+        assert self._output is not None
+        lost = ~self._output.isfinite().flatten(1).all(dim=1)
+        if not bool(lost.any()):
+            return
+        rows = ", ".join(str(row) for row in torch.nonzero(lost).flatten().tolist()[:8])
+        text = (
+            f"What {type(self._steering.pipe).__name__} predicts is not finite at step {index} "
+            f"({str(given[self.guided].dtype).removeprefix('torch.')}): image {rows} of the batch "
+            "is lost."
+        )
+        if bool(lost.all()):
+            raise SamplingError(
+                text, remedy="Use float32, a smaller guidance_scale, or weights that are finite."
+            )
+        self._steering.report.warn(text)
 
     def _rows(self, state: Tensor) -> Tensor:
         """[b, c f, h, w] of a tensor of the pipeline, in float32 at least, without its graph."""
@@ -594,13 +657,15 @@ def _at_work(guidance: Guidance, frames: int, states: int) -> Guidance:
 
 
 @contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """What is drawn from torch's global generators comes from ``seed``, and leaves no trace."""
+def _own_randomness(device: torch.device, seed: int, place: int | str) -> Iterator[None]:
+    """What is drawn from torch's global generators comes from ``seed`` and the place in the call,
+    and leaves no trace."""
+    number = word(derived("steering", seed, place))
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(number)
         if own:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
         yield
 
 

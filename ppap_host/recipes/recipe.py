@@ -27,6 +27,7 @@ EVERYWHERE = NoiseRange(-math.inf, math.inf)
 ABSOLUTE = "absolute"
 """The setting by which a recipe is asked for with absolute strength, ``dps:absolute=yes``."""
 CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()
+MOST_STEPS, MOST_REPEATS = 1_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.moves  # noqa: B018  checks the first move's parts
-        if self.every < 1 or self.recurrence < 1:
-            raise ValueError("every and recurrence are at least 1")
+        if not (1 <= self.every <= MOST_STEPS and 1 <= self.recurrence <= MOST_REPEATS):
+            raise ValueError(
+                f"every is from 1 to {MOST_STEPS}, recurrence from 1 to {MOST_REPEATS}"
+            )
+        if not self.softplus > 0:
+            raise ValueError("softplus is above 0, and inf for none")
+        if not (0 < self.joint < math.inf and 0 <= self.marginal < math.inf):
+            raise ValueError("joint is above 0, marginal at least 0, and both are finite")
         alone = self.selection is None and self.start is None
         if self.view is None and not (alone and self.place is None and not self.also):
             raise ValueError("what a guide is asked, it has to be shown: give a view")
@@ -302,10 +309,12 @@ class Recipe:
                 read = _read(known[name], value, _at(recipe, path))
                 try:
                     recipe = _with(recipe, path, read)
-                except ValueError as error:
+                except (ValueError, OptionError) as error:
+                    plain = isinstance(error, ValueError)
                     raise OptionError(
-                        f"{name}={value} does not go with the recipe {self.name!r}: {error}.",
-                        remedy="Give another value.",
+                        f"{name}={value} does not go with the recipe {self.name!r}"
+                        f"{f': {error}' if plain else ''}.",
+                        remedy=getattr(error, "remedy", "") or "Give another value.",
                     ) from None
         return recipe
 
@@ -343,9 +352,14 @@ def _read(parameter: Parameter, value: Any, present: Any) -> Any:
     whole = isinstance(present, int)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number) or number < 0 or (whole and not number.is_integer()):
+    if (
+        isinstance(value, bool)
+        or math.isnan(number)
+        or number < 0
+        or (whole and not number.is_integer())
+    ):
         kind = "a whole number" if whole else "a number"
         raise OptionError(
             f"{parameter.name}={value} is out of range.", remedy=f"Give {kind} of at least 0."

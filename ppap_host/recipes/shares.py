@@ -79,7 +79,9 @@ class Ruler:
         now = level if step is None else step.now
         s, s_then = _relative(level), 0.0 if step is None else _relative(step.then)
         at_now = moved.x0 * (1 - min(s_then / _relative(now), 1.0))
-        if self.reads_eps:
+        if self.place.replaces:  # new noise takes nothing back
+            at_now = moved.x0
+        elif self.reads_eps:
             at_now = at_now + s_then * (moved.eps + moved.x0 / s)
         open_now = spread(now) * self.deviation
         if self.place.enters:

@@ -77,7 +77,7 @@ def batch_of(
         )
         for event in _watched(steps, stage, guided):
             for row, reason in event.failed.items():
-                failed.setdefault(indices[row], f"{reason} of {len(stage.walk)} ({stage.name})")
+                failed.setdefault(indices[row], reason)
             yield replace(event, stage=stage.name, images=tuple(indices))
         with torch.no_grad():
             smaller = stage.backbone.decode(event.x_next).float()

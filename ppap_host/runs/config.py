@@ -46,7 +46,8 @@ class GuideConfig:
 
     Attributes:
         name: what it is called in results. Where ``what`` is left out, also what steers.
-        target: what it should see: a label, a path, or another
+        target: what it should see: a label, a path, a table such as
+            ``{path = "room.png", as = "depth", unit = "mm"}``, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
         scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
@@ -101,6 +102,7 @@ class RunConfig:
         class_index: of class-conditional backbones, >= 0; None for none; one for all or one each.
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
         image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
+            Paths or tables, as of targets.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others. One that asks no guide ("cfg++") is the run's own, with or
@@ -130,8 +132,8 @@ class RunConfig:
     prompt: str | Annotated[tuple[str, ...], Many] = ""
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
-    image: str | None = None
-    mask: str | None = None
+    image: str | Mapping[str, Any] | None = None
+    mask: str | Mapping[str, Any] | None = None
     cfg: Finite | None = None
     recipe: str | None = None
     balance: str = "project"
@@ -243,9 +245,10 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        path = os.fspath(value)
+        return {"path": path} if ":" in path else path  # it is no head of a target
     if getattr(value, "in_memory", None) is False:  # a target with what is known of it
-        return value.text
+        return value.table if value.is_path or value.kind else value.value
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):

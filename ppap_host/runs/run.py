@@ -34,6 +34,9 @@ from ppap_host.sampling.loop import Event
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
 
+Begun = Callable[[Mapping[str, Any]], None]
+"""Told of the record when all is loaded and understood, before the first step."""
+
 SATURATED = 0.5
 """Share of an image's pixels at the bounds from which a run warns of it."""
 
@@ -364,6 +367,7 @@ def run(
     out: Path,
     watch: Watch | None = None,
     moved: Mapping[str, str] | None = None,
+    begun: Begun | None = None,
 ) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -374,6 +378,7 @@ def run(
         out: a new folder, or one without a record.
         watch: told of progress.
         moved: as for :func:`~ppap_host.runs.setup.set_up`.
+        begun: told of the record before the first step.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
@@ -401,6 +406,8 @@ def run(
         folder.close()
         raise
     try:
+        if begun is not None:
+            begun(going.record)
         return going.finish()
     except Exception:
         if not going.record["images"]:

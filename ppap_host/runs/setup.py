@@ -264,6 +264,15 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
             remedy="Add --churn, or leave them out.",
         )
     for stage in stages:
+        amounts = [level.sigma / level.alpha for level in stage.walk.levels[:-1] if level.alpha]
+        churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+        if churn.amount and not any(churn.low <= amount <= churn.high for amount in amounts):
+            raise OptionError(
+                f"--churn-range {config.churn_range} holds none of the {len(amounts)} steps, so "
+                "that --churn would do nothing.",
+                remedy=f"The steps go from sigma / alpha = {max(amounts):.3g} to "
+                f"{min(amounts):.3g}.",
+            )
         levels = [level.log_snr for level in stage.walk.levels[:-1]]
         for g in stage.guides:
             asked = levels[:: g.recipe.every]

@@ -470,10 +470,10 @@ class Evaluator:
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The gradient at its absolute strength, and whether it was cut to the move's limit."""
-        scaled, largest = self.guidance[i].scale * gradient, move.limit * move.place.unit(estimate)
-        return limited(scaled, largest) * move.strength(estimate), root_mean_square(
-            scaled
-        ) > largest
+        gradient = self.guidance[i].scale * gradient
+        largest = move.limit * move.place.unit(estimate)
+        added = limited(gradient, largest) * move.strength(estimate)
+        return added, root_mean_square(gradient) > largest
 
     def _shared(
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor

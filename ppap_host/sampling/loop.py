@@ -186,7 +186,7 @@ def stream(
             evaluator.follow(index)
             came = index.tolist()
             failed = {row: failed[k] for row, k in enumerate(came) if k in failed}
-        _find_failed(x, evaluator.unsound, i, failed)
+        _find_failed(x, evaluator, step, failed)
         shown = (x, estimate, evaluator.unguided, evaluator.said)
         told = failed
         if particles > 1:
@@ -242,13 +242,20 @@ def _zeroed(x: Tensor, failed: Mapping[int, str]) -> Tensor:
     return x.index_fill(0, torch.tensor(list(failed), device=x.device), 0.0) if failed else x
 
 
-def _find_failed(x: Tensor, unsound: Tensor | None, step: int, failed: dict[int, str]) -> None:
+def _find_failed(x: Tensor, evaluator: Evaluator, step: Step, failed: dict[int, str]) -> None:
     """Adds the rows that are not finite after this step."""
-    bad = ~x.isfinite().flatten(1).all(dim=1)
+    bad, unsound, backbone = (
+        ~x.isfinite().flatten(1).all(dim=1), evaluator.unsound, evaluator.backbone
+    )  # fmt: skip
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    cfg = getattr(evaluator.denoise, "scale", 1.0)
     for row in torch.nonzero(bad if unsound is None else bad | unsound).flatten().tolist():
-        predicted = unsound is not None and bool(unsound[row])
-        what = "the backbone's prediction" if predicted else "the state"
-        failed.setdefault(row, f"{what} is not finite at step {step}")
+        what = "prediction" if unsound is not None and bool(unsound[row]) else "state"
+        reason = (
+            f"the {what} of the backbone {backbone.name!r} is not finite at step {step.index} of "
+            f"{len(step.walk)} ({dtype}, cfg {cfg:g})"
+        )
+        failed.setdefault(row, reason)
 
 
 def sample(

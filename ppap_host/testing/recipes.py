@@ -30,8 +30,8 @@ from ppap_host.testing.comparing import differ, watched_randomness
 from ppap_host.testing.worlds import GaussianWorld, PullGuide
 
 _SIZE = 8, 8
-_SCALES = 0.05, 0.2, 1.0, 0.01, 5.0, 50.0
-"""What is tried until a recipe pulls; their units differ from recipe to recipe."""
+_SCALES = 1.0, 4.0, 0.05, 0.2, 0.01, 50.0
+"""What is tried until a recipe pulls; the units of absolute ones differ."""
 _TARGET = 0.6
 _STEPS = 12
 
@@ -62,7 +62,7 @@ class RecipeUnderTest:
     def run(
         self,
         recipe: Recipe | None,
-        scale: float = 0.05,
+        scale: float | None = None,
         *,
         blind: bool = False,
         broken: tuple[int, ...] = (),
@@ -74,7 +74,12 @@ class RecipeUnderTest:
         """Clean states of a run in the analytic world; None guides by nothing.
 
         DDIM draws noise where no solver is named and the recipe under test needs some, as in a run.
+
+        Args:
+            scale: None takes 1, or a small one for absolute strength.
         """
+        if scale is None:
+            scale = 0.05 if recipe is not None and recipe.absolute else 1.0
         world = GaussianWorld(_SIZE)
         world.clip = clip
         # The rows of a population's particles lie together.
@@ -234,16 +239,18 @@ def _error(x: Tensor) -> float:
     "bounded",
     why="A scale that is too large by far should spoil a picture, not end in NaN.",
     remedy="Give the recipe a limit (Recipe.limit, in units of the place), or clip what the place "
-    "makes.",
+    "makes: absolute strength can be asked for with every recipe.",
 )
 def bounded(subject: RecipeUnderTest) -> None:
-    """No strength drives images out of all bounds."""
-    for clip in (None, (-1.0, 1.0)):
-        for scale in (1e2, 1e6, 1e30):
-            x = subject.run(subject.recipe, scale, clip=clip)
-            size = float(x.abs().max())
-            sound = bool(x.isfinite().all()) and size < 100
-            require(sound, f"At strength {scale:g} the images reach {size:.3g}.")
+    """No strength, relative or absolute, drives images out of all bounds."""
+    for recipe in dict.fromkeys((subject.recipe, replace(subject.recipe, absolute=True))):
+        what = "absolute strength" if recipe.absolute else "strength"
+        for clip in (None, (-1.0, 1.0)):
+            for scale in (1e2, 1e6, 1e30):
+                x = subject.run(recipe, scale, clip=clip)
+                size = float(x.abs().max())
+                sound = bool(x.isfinite().all()) and size < 100
+                require(sound, f"At {what} {scale:g} the images reach {size:.3g}.")
 
 
 @RECIPE.claim(

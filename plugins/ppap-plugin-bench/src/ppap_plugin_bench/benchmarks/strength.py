@@ -1,8 +1,10 @@
 """Whether a guide that nobody tuned for is well served by the default strength, whatever steers.
 
 Four guides, every recipe that can ask them, few steps and many, two backbones: the guide's own loss
-is compared with that of the unguided images, and with the best of a grid of scales. It says nothing
-of how good the pictures are; judges do, in the other benchmarks.
+is compared with that of the unguided images, and with the best of a grid of scales. A recipe that
+leads to other pictures by itself, because it repeats steps, draws noise or selects, is compared
+with what it makes at next to no strength. It says nothing of how good the pictures are; judges do,
+in the other benchmarks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppap_host.backbones.backbone import Backbone, ClassifierFree, encode
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.hashes import package_versions
 from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.functions import as_guide, reward
@@ -28,19 +30,21 @@ from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.plugins.loading import load_backbone, load_recipe
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.sampling.evaluator import Guidance
-from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import DDIM
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.runs.batches import generate
+from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.setup import set_up
+from ppap_host.sampling.evaluator import Health
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import sample_scenes
 from ppap_plugin_bench.benchmarks.arms import Watch
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
+from ppap_plugin_bench.benchmarks.tasks import GROUNDS, STEERS
 
-GUIDES = ("symmetry", "counting", "colour", "reward")
-BACKBONES = ("shapes", "small")
-GRID = (0.25, 0.5, 2.0, 4.0, 8.0)
+GRID = (0.5, 2.0, 4.0)
 """Scales that are tried beside the default."""
+
+RUINED = 0.01
+"""Share of newly saturated pixels from which on a scale is none that anybody would choose."""
 
 SATURATED = 127 / 127.5
 """From where on a channel of a pixel counts as saturated: the last of its 8-bit steps."""
@@ -59,8 +63,8 @@ class Settings:
 
     num: int = 48
     steps: tuple[int, ...] = (8, 50)
-    guides: tuple[str, ...] = GUIDES
-    backbones: tuple[str, ...] = BACKBONES
+    guides: tuple[str, ...] = STEERS
+    backbones: tuple[str, ...] = GROUNDS
     recipes: tuple[str, ...] = ()
     grid: tuple[float, ...] = GRID
     seed: int = 0
@@ -83,10 +87,11 @@ class Row:
     Attributes:
         improved: share of images whose loss is below that of the unguided image.
         gain: median of how far it fell.
-        best: the largest such median of the grid, 1 included, and its scale; None without a grid.
+        best: the scale of the grid, 1 included, with the largest such median, and that median, of
+            the scales that saturate less than 1 % of the pixels; None without a grid.
         saturated: share of pixels that are saturated and were not.
         change: root mean square change of the picture, in units of [-1, 1]; the median.
-        beside: whether it shows noise to networks that never saw any.
+        beside: why it stands apart: "shown noise", to networks that never saw any, or "selects".
     """
 
     backbone: str
@@ -98,7 +103,7 @@ class Row:
     best: tuple[float, float] | None
     saturated: float
     change: float
-    beside: bool
+    beside: str
 
 
 def mirrored(x: Tensor) -> Tensor:
@@ -196,7 +201,8 @@ class Bench:
         self.recipes = _recipes(settings.recipes)
         runs = 1 + len(settings.grid)
         each = len(settings.backbones) * len(settings.steps)
-        self._total = each * (1 + runs * len(settings.guides) * len(self.recipes))
+        self._total = each * runs * len(settings.guides) * len(self.recipes)
+        self._plain: dict[str, Tensor] = {}
         self._done = 0
 
     def rows(self) -> Iterator[Row]:
@@ -204,56 +210,64 @@ class Bench:
         s = self.settings
         for steps in s.steps:
             for backbone in s.backbones:
-                plain = self._images(backbone, steps, None, None, 0.0)
                 for guide in s.guides:
-                    for recipe in self.recipes:
-                        yield self._row(backbone, guide, recipe, steps, plain)
+                    for text, recipe in self.recipes.items():
+                        plain = self._unguided(backbone, steps, text, recipe)
+                        yield self._row(backbone, guide, text, recipe, steps, plain)
 
-    def _row(self, backbone: str, guide: str, recipe: Recipe, steps: int, plain: Tensor) -> Row:
+    def _row(
+        self, backbone: str, guide: str, text: str, recipe: Recipe, steps: int, plain: Tensor
+    ) -> Row:
         size = plain.shape[-1]
         before = self._losses(guide, size, plain)
 
         def gain(found: Found) -> float:
             return median(b - a for a, b in zip(found.loss, before, strict=True))
 
-        found = self._found(backbone, guide, recipe, steps, 1.0, plain)
+        found = self._found(backbone, guide, text, recipe, steps, 1.0, plain)
         gains = {1.0: gain(found)}
         for scale in self.settings.grid:
-            gains[scale] = gain(self._found(backbone, guide, recipe, steps, scale, plain))
+            tried = self._found(backbone, guide, text, recipe, steps, scale, plain)
+            if _mean(tried.saturated) < RUINED:
+                gains[scale] = gain(tried)
         best = max(gains, key=lambda scale: gains[scale])
         better = [a < b for a, b in zip(found.loss, before, strict=True)]
         return Row(
-            backbone, guide, recipe.name, steps, sum(better) / len(better), gains[1.0],
+            backbone, guide, text, steps, sum(better) / len(better), gains[1.0],
             (best, gains[best]) if self.settings.grid else None,
-            sum(found.saturated) / len(found.saturated), median(found.change),
-            recipe.sees_noise,
+            _mean(found.saturated), median(found.change),
+            _beside(recipe),
         )  # fmt: skip
 
     def _found(
-        self, backbone: str, guide: str, recipe: Recipe, steps: int, scale: float, plain: Tensor
-    ) -> Found:
+        self, backbone: str, guide: str, text: str, recipe: Recipe, steps: int, scale: float,
+        plain: Tensor,
+    ) -> Found:  # fmt: skip
         def make() -> Cell:
-            x = self._made(backbone, steps, guide, recipe, scale)
+            x = self._made(backbone, steps, guide, text, scale)
             change = (x - plain).square().mean(dim=(1, 2, 3)).sqrt()
             full = [(y.abs() >= SATURATED).any(dim=1) for y in (x, plain)]
             new = (full[0] & ~full[1]).float().mean(dim=(1, 2))
             loss = self._losses(guide, x.shape[-1], x)
             return Cell({"loss": loss, "change": change.tolist(), "saturated": new.tolist()})
 
-        name = f"{backbone}-{steps}-{guide}-{recipe.name}-{scale:g}"
+        name = f"{backbone}-{steps}-{guide}-{text}-{scale:g}"
         cell = self.cells.get(name, self._settings(recipe=repr(recipe)), make)
         self._tell()
         return Found(**cell.values)
 
-    def _images(
-        self, backbone: str, steps: int, guide: str | None, recipe: Recipe | None, scale: float
-    ) -> Tensor:
-        def make() -> Cell:
-            return Cell({}, {"images": self._made(backbone, steps, guide, recipe, scale)})
+    def _unguided(self, backbone: str, steps: int, text: str, recipe: Recipe) -> Tensor:
+        """The images without guidance; of a recipe with a process of its own, by that process."""
+        still = text if _own_process(recipe) else None
+        name = f"{backbone}-{steps}-unguided{'' if still is None else f'-{text}'}"
+        if name not in self._plain:
 
-        cell = self.cells.get(f"{backbone}-{steps}-unguided", self._settings(), make)
-        self._tell()
-        return cell.tensors["images"]
+            def make() -> Cell:
+                return Cell({}, {"images": self._made(backbone, steps, "symmetry", still, 1e-9)})
+
+            settings = self._settings(recipe=repr(still and recipe))
+            self._plain[name] = self.cells.get(name, settings, make).tensors["images"]
+        return self._plain[name]
 
     def _settings(self, **others: Any) -> dict[str, Any]:
         s = self.settings
@@ -264,27 +278,20 @@ class Bench:
         self.watch("guiding", self._done, self._total)
 
     def _made(
-        self, backbone: str, steps: int, guide: str | None, recipe: Recipe | None, scale: float
+        self, backbone: str, steps: int, guide: str, recipe: str | None, scale: float
     ) -> Tensor:
-        """Images in [-1, 1]."""
-        world = self._backbone(backbone)
-        guidance = []
-        if guide is not None and recipe is not None:
-            steers = self._guide(guide, world.state_shape[-1])
-            target = steers.read_target("", world.image_size).value
-            guidance = [Guidance(steers, target, recipe, scale)]
-        condition = encode(world, [""], [None])
-        parts = []
-        for first in range(0, self.settings.num, self.settings.batch):
-            images = range(first, min(first + self.settings.batch, self.settings.num))
-            parts.append(
-                sample(
-                    world, ClassifierFree(world, condition, condition), world.walk(steps),
-                    DDIM(),
-                    ImageNoise(self.settings.seed, images, world.state_shape), guidance,
-                )
-            )  # fmt: skip
-        return world.decode(torch.cat(parts)).clamp(-1, 1)
+        """Images in [-1, 1]; without a recipe they are unguided."""
+        world, s = self._backbone(backbone), self.settings
+        guides: tuple[GuideConfig, ...] = ()
+        if recipe is not None:
+            what = self._guide(guide, world.image_size[-1])
+            guides = (GuideConfig(guide, what=what, recipe=recipe, scale=scale, experts="none"),)
+        config = RunConfig(guides, world, steps=steps, seed=s.seed, num=s.num, batch=s.batch)
+        setup, parts = set_up(config), []
+        for first in range(0, s.num, s.batch):
+            indices = range(first, min(first + s.batch, s.num))
+            parts.append(generate(setup, indices, Health()))
+        return torch.cat(parts).clamp(-1, 1)
 
     def _losses(self, guide: str, size: int, x: Tensor) -> list[float]:
         steers = self._guide(guide, size)
@@ -315,11 +322,32 @@ class Bench:
         return self._guides[key]
 
 
-def _recipes(names: Sequence[str]) -> list[Recipe]:
+def _own_process(recipe: Recipe) -> bool:
+    """Whether it makes other images than the plain sampler where no guide is felt."""
+    return bool(
+        recipe.recurrence > 1 or recipe.needs or recipe.replaces or recipe.selection is not None
+    )
+
+
+def _beside(recipe: Recipe) -> str:
+    if recipe.sees_noise:
+        return "shown noise"
+    return "selects" if recipe.selection is not None else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _recipes(names: Sequence[str]) -> dict[str, Recipe]:
     """Those asked for; without names all that need neither experts nor an operator."""
     found = registry()
-    every = [load_recipe(found, name) for name in names or found.names("recipe")]
-    return [r for r in every if names or not (r.needs_experts or r.absolute)]
+    every = {text: load_recipe(found, text) for text in names or found.names("recipe")}
+    return {
+        text: recipe
+        for text, recipe in every.items()
+        if names or not (recipe.needs_experts or recipe.absolute or not recipe.moves)
+    }
 
 
 def run(out: Path, settings: Settings, command: str, watch: Watch) -> dict[str, Any]:
@@ -369,7 +397,7 @@ def table(results: Mapping[str, Any]) -> str:
         return "–" if value is None else f"{value:.0%}"
 
     for row in sorted(results["recipes"], key=lambda r: r["beside"]):
-        name = f"`{row['recipe']}`" + (" (shown noise)" if row["beside"] else "")
+        name = f"`{row['recipe']}`" + (f" ({row['beside']})" if row["beside"] else "")
         lines.append(
             f"| {row['backbone']} | {row['steps']} | {name} | {share(row['improved'])} | "
             f"{share(row['worst'])} | {share(row['of_best'])} | {share(row['least_of_best'])} | "
