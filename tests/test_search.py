@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_the_exact_strength_of_a_gaussian_world_is_found() -> None:
             backbone.walk(25),
             DDIM(),
             ImageNoise(1, range(24), backbone.state_shape),
-            [Guidance(guide, target, NAIVE, float(values["scale"]))],
+            [Guidance(guide, target, replace(NAIVE, absolute=True), float(values["scale"]))],
         )
         return Judged(-abs(float(x.mean()) - wanted))
 

@@ -35,11 +35,14 @@ class Prediction:
         output: what the network itself says, for solvers that are given that and not the noise
             (:mod:`ppap_host.pipelines.samplers`); further channels hold a variance. None where
             nobody needs it.
+        unconditional: the noise of the unconditional branch, where classifier-free guidance has
+            asked both and one of them is looked at by itself.
     """
 
     eps: Float[Tensor, "b ..."]
     v: Float[Tensor, "b ..."] | None = None
     output: Float[Tensor, "b ..."] | None = None
+    unconditional: Float[Tensor, "b ..."] | None = None
 
 
 class Backbone(ABC):
@@ -228,6 +231,13 @@ class Backbone(ABC):
         """Whether the state is something else than what is made: the latent of an autoencoder."""
         return tuple(self.state_shape) != self.decoded_shape
 
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of its clean states, over all entries; relative strength measures
+        moves with it. By default 0.5 of images in [-1, 1] (sigma_data of Karras et al., 2022) and
+        1 of latents, which are scaled to it (Rombach et al., 2022, appendix G)."""
+        return 1.0 if self.latent else 0.5
+
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         """Moves the networks, and notes it in :attr:`device` and :attr:`dtype`; returns itself."""
@@ -251,8 +261,13 @@ def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | N
 
 
 def repeat_condition(condition: Condition, count: int) -> Condition:
-    """A condition of one row given to ``count`` images."""
-    return {key: rows.expand(count, *rows.shape[1:]) for key, rows in condition.items()}
+    """A condition given to ``count`` rows: to all of them, or each of its own to as many."""
+    return {
+        key: rows.expand(count, *rows.shape[1:])
+        if len(rows) == 1
+        else rows.repeat_interleave(count // len(rows), dim=0)
+        for key, rows in condition.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -263,19 +278,22 @@ class ClassifierFree:
     GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
 
     Attributes:
-        condition, unconditional: one row each (or empty), repeated for every image.
+        condition, unconditional: one row each (or empty), or one an image, repeated as
+            :func:`repeat_condition` does.
         scale: 0 ignores the condition, 1 is the plain conditional model.
+        both: whether both branches run at every scale, and the unconditional one is told, too.
     """
 
     backbone: Backbone
     condition: Condition
     unconditional: Condition
     scale: float = 1.0
+    both: bool = False
 
     def __call__(self, x: Float[Tensor, "b ..."], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
-        if self.scale == 1 or not self.condition:
+        if (self.scale == 1 and not self.both) or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
         branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
         both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
@@ -286,12 +304,14 @@ class ClassifierFree:
         output = prediction.output
         if output is not None:
             output = self._combined(output, x.shape[1] if guided is None else guided)
-        return Prediction(eps, v, output)
+        alone = self._combined(prediction.eps, guided, 0.0) if self.both else None
+        return Prediction(eps, v, output, alone)
 
-    def _combined(self, both: Tensor, channels: int | None) -> Tensor:
+    def _combined(self, both: Tensor, channels: int | None, scale: float | None = None) -> Tensor:
         """The guided one of two branches, in its first channels; the others are conditional."""
         conditional, unconditional = both.chunk(2)
-        guided = unconditional + self.scale * (conditional - unconditional)
+        scale = self.scale if scale is None else scale
+        guided = unconditional + scale * (conditional - unconditional)
         if channels is None or channels == guided.shape[1]:
             return guided
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)

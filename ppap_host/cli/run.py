@@ -83,7 +83,8 @@ def run(
         list[Any] | None,
         option(
             "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
-            help="Strength of each guide; default: the guide's own.",
+            help="Strength of each guide, 1 being the same share of a step for all. [default: the "
+            "guide's own]",
         ),
     ] = None,
     prompt: Annotated[
@@ -118,6 +119,13 @@ def run(
             help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
         ),
     ] = None,
+    absolute: Annotated[
+        bool,
+        option(
+            "--absolute", panel=GUIDES, metavar=None,
+            help="Take each --scale as the recipe's paper does: it multiplies the gradient.",
+        ),
+    ] = False,
     model: Annotated[
         list[str] | None,
         option(
@@ -304,6 +312,9 @@ def run(
     )  # fmt: skip
     if guides:
         values["guide"] = guides
+    if absolute:
+        key = "guides" if "guides" in values else "guide"
+        values[key] = [{**table, "absolute": True} for table in values.get(key, [])]
     if values.get("guide") or values.get("guides"):
         values.setdefault("unguided", True)
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
@@ -374,7 +385,8 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
         for one in used["guides"]:
             if one["experts"]:
                 remark(f"{one['name']}: guided by the experts {one['experts']}")
-            detail(f"{one['name']}: recipe {one['recipe']}, scale {one['scale']:g}")
+            scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
+            detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
         where = f"{used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}"
         detail(f"{settings.backbone}: {where}")
         told.extend(record["warnings"])

@@ -20,6 +20,7 @@ from ppap_host.guides.targets import Target
 from ppap_host.pipelines.steering import Asked
 from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import Registry, registry
+from ppap_host.recipes.settings import absolutely
 from ppap_host.runs.choice import NONE, choose, expert_set_path
 from ppap_host.runs.config import GuideConfig, RunConfig, called, refuse_code
 from ppap_host.runs.setup import calibrated, guide_of, target_of
@@ -64,7 +65,10 @@ def _one(given: Any, name: str, found: Registry) -> Asked:
             f"The guide {name!r} is to steer an upsampler, and there is none.",
             remedy="Leave out its stage; steer the pipeline that enlarges by itself.",
         )
-    recipe = None if given.recipe is None else load_recipe(found, given.recipe)
+    text = given.recipe
+    if text is not None:
+        text = absolutely(text) if given.absolute else text
+    recipe = None if text is None else load_recipe(found, text)
     if given.experts not in (None, NONE):
         expert_set_path(str(given.experts), found)
     guide, ours, _ = guide_of(given, found, [])

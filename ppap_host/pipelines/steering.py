@@ -616,6 +616,13 @@ def _check(recipe: Recipe) -> None:
     Raises:
         OptionError: it cannot.
     """
+    if recipe.selection is not None or recipe.needs or recipe.replaces:
+        raise OptionError(
+            f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
+            "several, and a pipeline takes its steps itself.",
+            remedy="Use it with ppap.sample on this pipeline as the backbone, or use the recipe "
+            "x0 here.",
+        )
     if recipe.recurrence > 1:
         raise OptionError(
             f"The recipe {recipe.name!r} takes every step {recipe.recurrence} times, and the loop "

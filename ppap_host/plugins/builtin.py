@@ -46,6 +46,14 @@ def ppap_recipes() -> list[Entry]:
             ("adam-dps", "ADAM_DPS", "DPS with Adam's moments over the steps"),
             ("adam-mpgd", "ADAM_MPGD", "MPGD with Adam's moments over the steps"),
             ("pigdm", "PIGDM", "PiGDM: pseudo-inverse of a linear measurement"),
+            ("dsg", "DSG", "DSG: turns the noise of a step towards the gradient, its length kept"),
+            ("daps", "DAPS", "DAPS: samples x_0 between the flow's end and the guide, renoises it"),
+            ("best-of-n", "BEST_OF_N", "best of N images by value; any black box will do"),
+            ("fk", "FK", "FK steering: particles resampled by value; any black box will do"),
+            ("svdd", "SVDD", "SVDD: best of several next states by value; any black box will do"),
+            ("unicode", "UNICODE", "UniCoDe: as fk, its particles also follow gradients, as x0"),
+            ("dno", "DNO", "noise optimised through the whole sampler; for runs of few steps"),
+            ("cfg++", "CFG_PP", "CFG++: classifier-free guidance that renoises without; no guide"),
         )
     ]
 

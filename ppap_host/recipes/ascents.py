@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -23,10 +24,22 @@ class Ascent(Protocol):
         after: whether it starts from what the recipe's moves before have made of x_0, not from the
             backbone's own prediction.
         steps: how often the gradient is taken.
+        rated: whether it has a learning rate, and goes that far whatever the gradient's size is.
+            With relative strength the rate follows from the share.
     """
 
     after: ClassVar[bool] = False
+    rated: ClassVar[bool] = False
     steps: int
+
+    @property
+    def asks(self) -> int:
+        """How often it asks the backbone once more."""
+        return 0
+
+    def at_rate(self, rate: float) -> Ascent:
+        """The same at another learning rate, in units of the state."""
+        return self
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The way from ``start``, [b, ...]."""
@@ -60,7 +73,7 @@ class Adam(Ascent):
 
     Attributes:
         steps: iterations at most, >= 0.
-        rate: Adam's learning rate, in units of the state, > 0.
+        rate: Adam's learning rate, in units of the state, > 0; for absolute strength.
         cutoff: the loss from which on an image counts as done.
     """
 
@@ -68,6 +81,11 @@ class Adam(Ascent):
     rate: Positive = 0.01
     cutoff: Finite = 0.0
     after: ClassVar[bool] = True
+    rated: ClassVar[bool] = True
+
+    def at_rate(self, rate: float) -> Adam:
+        """The same at another learning rate."""
+        return replace(self, rate=rate)
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The way from ``start`` to the last iterate."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -92,6 +92,23 @@ class Step:
         return ratio * x + added * noise
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """What a part may ask for beyond what is known: the backbone once more, and noise."""
+
+    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """The predicted clean state of ``x`` at ``level``, clipped as the backbone asks."""
+
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with relative noise s = sigma / alpha, or the nearest that is known."""
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """The next standard normal draw of a stream of its own, as ``like``."""
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is known at one step: the state, and the backbone's reading of it.
@@ -111,6 +128,14 @@ class Estimate:
         eps_kept: whether x_0 was moved and eps left as it was, so that they no longer make x_t.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.
+        scale: the user's scale of the guide whose move this is.
+        mean, deviation: of the Gaussian that the step draws the next state from, as the solver
+            says; None and 0 where it draws from none. At a last step that draws nothing the
+            deviation is that of the schedule.
+        ends: what changes the state after the step, in this order: from the state and the estimate.
+        offset: of a recipe that leads on with the unconditional branch (CFG++), what
+            classifier-free guidance has moved x_0 by.
+        ask: the backbone and noise, for parts that need more of them.
     """
 
     level: NoiseLevel
@@ -127,6 +152,35 @@ class Estimate:
     eps_kept: bool = False
     loss: Float[Tensor, " b"] | None = None
     memory: dict[Hashable, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    mean: Float[Tensor, "b ..."] | None = None
+    deviation: Float[Tensor, "b ..."] | float = 0.0
+    ends: tuple[Callable[[Tensor, Estimate], Tensor], ...] = ()
+    offset: Float[Tensor, "b ..."] | None = None
+    ask: Asking | None = field(default=None, repr=False)
+
+    def onward(self) -> Estimate:
+        """What a solver steps from: where there is an :attr:`offset`, the unconditional estimate.
+
+        The guided one is the same step, moved by ``then.alpha * offset`` in the end. That is CFG++
+        (Chung et al., 2025) with every solver whose step is linear in x_0: DDIM, Euler and
+        DPM-Solver++, whose corrections then are those of the unconditional branch.
+        """
+        if self.offset is None:
+            return self
+        ratio = self.level.alpha / self.level.sigma
+        eps = self.eps + ratio * self.offset
+        return replace(self, x0=self.x0 - self.offset, eps=eps).moved_by(self.offset)
+
+    def asking(self) -> Asking:
+        """Whom to ask for more.
+
+        Raises:
+            ValueError: nobody is there, outside of a run.
+        """
+        if self.ask is None:
+            raise ValueError("This part of a recipe asks the backbone again: use it in a run.")
+        return self.ask
 
     def moved_by(self, way: Tensor) -> Estimate:
         """The estimate, knowing which images a move has moved by ``way``."""

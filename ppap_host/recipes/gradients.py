@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,12 @@ _TINY = 1e-30
 
 @runtime_checkable
 class GradientPart(Protocol):
-    """A transformation of the guide's gradient, [b, ...] to [b, ...], image by image."""
+    """A transformation of the guide's gradient, [b, ...] to [b, ...], image by image.
+
+    It may have an attribute ``sized``: what it makes has a root mean square of about one, whatever
+    the gradient's is. Where such a part is the last, that says how strong the move is, not what its
+    place makes of it (:func:`ppap_host.recipes.shares.shared`).
+    """
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """The transformed gradient."""
@@ -49,6 +54,8 @@ def limited(gradient: Tensor, largest: float) -> Tensor:
 @dataclass(frozen=True)
 class Normalised:
     """Every image's gradient at root mean square 1 (zero stays zero)."""
+
+    sized: ClassVar[bool] = True
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient / rms(gradient)."""
@@ -137,6 +144,7 @@ class AdamMoments:
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     eps: Positive = 1e-8
+    sized: ClassVar[bool] = True
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """The moments' ratio; entries that are not finite leave the moments as they were."""

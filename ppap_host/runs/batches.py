@@ -62,7 +62,9 @@ def batch_of(
             unconditional = {**repeat_condition(unconditional, len(indices)), **enlarged}
         steps = stream(
             stage.backbone,
-            ClassifierFree(stage.backbone, condition, unconditional, stage.cfg),
+            ClassifierFree(
+                stage.backbone, condition, unconditional, stage.cfg, stage.process is not None
+            ),
             stage.walk,
             stage.solver,
             noise_of(setup, stage, indices, number),
@@ -71,6 +73,7 @@ def batch_of(
             health=health,
             balance=BALANCES[setup.config.balance],
             keep_gradients=keep_gradients,
+            process=stage.process,
         )
         for event in _watched(steps, stage, guided):
             for row, reason in event.failed.items():

@@ -50,7 +50,10 @@ class GuideConfig:
             ``{path = "room.png", as = "depth", unit = "mm"}``, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
-        scale: guidance strength; None takes the guide's own default for the recipe.
+        scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
+            share of what a step may move for every guide, recipe and backbone.
+        absolute: whether the scale is the recipe's paper's instead, which multiplies the gradient;
+            it has no default. The same as the setting ``absolute=yes`` of the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
             (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
@@ -72,6 +75,7 @@ class GuideConfig:
     stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
     what: Any = None
+    absolute: bool = False
 
     @property
     def steers(self) -> Any:
@@ -101,7 +105,8 @@ class RunConfig:
             Paths or tables, as of targets.
         cfg: classifier-free guidance scale; None takes the backbone's default.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
-            and "x0" for the others.
+            and "x0" for the others. One that asks no guide ("cfg++") is the run's own, with or
+            without guides that name theirs.
         balance: how several guides make room for each other: project or sum.
         steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10"; None takes
             the backbone's default.
@@ -115,7 +120,7 @@ class RunConfig:
         seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
             its seed makes as image 0.
         num: images to make.
-        batch: images to make at a time.
+        batch: images to make at a time, each particle of a population counting as one.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.

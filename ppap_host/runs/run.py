@@ -243,8 +243,10 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            for first in range(0, config.num, config.batch):
-                indices = list(range(first, min(first + config.batch, config.num)))
+            # A population's particles are rows of a batch: no more of them at a time than images.
+            size = max(1, config.batch // self.setup.particles)
+            for first in range(0, config.num, size):
+                indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
@@ -427,6 +429,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -540,7 +543,8 @@ def _measured(
 
 def _doubts(setup: Setup) -> list[str]:
     """What was not sure of the targets, each once."""
-    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found = [*setup.doubts]
+    found += [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
 
@@ -582,8 +586,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

@@ -42,6 +42,7 @@ def guidance(
     interval: str | None = None,
     stage: str | None = None,
     calibration: str | None = None,
+    absolute: bool = False,
 ) -> GuideConfig:
     """Describes one guide at work; loads nothing, and serves several runs and backbones.
 
@@ -52,7 +53,7 @@ def guidance(
         target: what it should see; a list has one target an image.
         name: what it is called in results; by default the guide's name, the function's or the
             class's. Equal ones become depth, depth-2.
-        scale, model, recipe, experts, interval, stage, calibration: as in
+        scale, model, recipe, experts, interval, stage, calibration, absolute: as in
             :class:`~ppap_host.runs.config.GuideConfig`.
 
     Raises:
@@ -78,6 +79,7 @@ def guidance(
         dict(
             name=name or label, target=target, scale=scale, model=model, recipe=recipe,
             experts=experts, interval=interval, stage=stage, calibration=calibration, what=steers,
+            absolute=absolute,
         ),
         f"the guidance {name or label!r}",
     )  # fmt: skip

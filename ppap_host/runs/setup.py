@@ -1,5 +1,7 @@
 """Everything that a run needs, loaded and checked before its first step."""
 
+# Long because what is set up is one thing, stage by stage and guide by guide.
+
 from __future__ import annotations
 
 import hashlib
@@ -22,7 +24,7 @@ from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
-from ppap_host.plugins.loading import load_backbone, load_guide, load_sampler
+from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
@@ -76,6 +78,7 @@ class Stage:
         steps: as they were decided, a number or a spacing.
         cfg: classifier-free guidance scale.
         condition, unconditional: of one image or of all of them, for both branches.
+        process: a recipe of the process itself, that asks no guide.
     """
 
     name: str
@@ -89,6 +92,12 @@ class Stage:
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
     guides: list[ActiveGuide] = field(default_factory=list)
+    process: Recipe | None = None
+
+    @property
+    def particles(self) -> int:
+        """How many are alive for each image."""
+        return max((g.recipe.particles for g in self.guides), default=1)
 
     def guidance(self, indices: Sequence[int]) -> list[Guidance]:
         """Its guides at work on these images."""
@@ -108,6 +117,7 @@ class Setup:
         plugins: distributions that it uses.
         inputs: the image to fill in and its mask.
         objects: what is in memory and cannot be loaded again from a record.
+        doubts: of what was asked for and changes nothing, a sentence each.
     """
 
     config: RunConfig
@@ -117,6 +127,12 @@ class Setup:
     plugins: set[str]
     inputs: dict[str, Reading] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def particles(self) -> int:
+        """Most that are alive for an image."""
+        return max(stage.particles for stage in self.stages)
 
     @property
     def steps(self) -> int:
@@ -193,8 +209,16 @@ def set_up(
         _set_up_guide(g, config, stages, device, dtype, moved, found, objects)
         for g in config.guides
     ]
+    for stage in stages:
+        _give_noise(stage, config, found)
     _refuse_what_does_nothing(config, stages)
-    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
+    doubts = []
+    if _process(config, found) is not None and not config.conditional:
+        doubts.append(
+            f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
+            "images are what the backbone makes by itself."
+        )
+    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects, doubts)
 
 
 def _backbone(
@@ -258,6 +282,32 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
                     "is in its interval of noise levels.",
                     remedy=f"The steps go from log-SNR {levels[0]:.1f} to {levels[-1]:.1f}.",
                 )
+
+
+def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
+    """Lets DDIM draw noise for recipes that need some, where the user has not said how much.
+
+    Raises:
+        OptionError: the sampler's steps have none, or none that a recipe can build on.
+    """
+    needs = {g.recipe.name: g.recipe.needs for g in stage.guides if g.recipe.needs}
+    if needs and stage.sampler == "ddim" and config.eta is None and not stage.eta:
+        stage.eta = 1.0
+        stage.solver = load_sampler(found, stage.sampler, stage.backbone, stage.eta)
+    for name, need in needs.items():
+        if stage.solver.noise not in (need, "gaussian"):
+            raise OptionError(
+                f"The recipe {name!r} works on the noise of a step, and the sampler "
+                f"{stage.sampler!r} draws none there, or does not tell which.",
+                remedy="Use --sampler ddim --eta 1, or --sampler ddpm.",
+            )
+    for g in stage.guides:
+        if g.recipe.start is not None and stage.solver.draws_itself:
+            raise OptionError(
+                f"The recipe {g.recipe.name!r} goes through all steps several times with the same "
+                f"noise, and the sampler {stage.sampler!r} draws its own.",
+                remedy="Use a sampler of the host, such as --sampler ddim.",
+            )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
@@ -401,11 +451,31 @@ def _stage(
     config: RunConfig,
     found: Registry,
 ) -> Stage:
+    process = _process(config, found) if name == "base" and config.conditional else None
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
+    if process is not None:
+        if cfg is not None and not 0 <= cfg <= 1:
+            raise OptionError(
+                f"--cfg {cfg:g} is no weight of the recipe {process.name!r}, which goes from the "
+                "unconditional estimate (0) to the conditional one (1).",
+                remedy="Give a number from 0 to 1, such as 0.6.",
+            )
+        scale = process.cfg if cfg is None and process.cfg is not None else scale
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
     solver = load_sampler(found, sampler, backbone, eta, churn)
-    return Stage(name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale)
+    return Stage(
+        name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale,
+        process=process,
+    )  # fmt: skip
+
+
+def _process(config: RunConfig, found: Registry) -> Recipe | None:
+    """The run's recipe where that asks no guide."""
+    if config.recipe is None:
+        return None
+    recipe = load_recipe(found, config.recipe)
+    return recipe if recipe.guideless else None
 
 
 def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
@@ -466,7 +536,7 @@ def _set_conditions(
     prompts, classes = config.of_images("prompt", rows), config.of_images("class_index", rows)
     stage.condition = {**encode(backbone, prompts, classes), **given}
     stage.unconditional = stage.condition
-    if stage.cfg != 1:
+    if stage.cfg != 1 or stage.process is not None:
         stage.unconditional = {**encode(backbone, [""], [None]), **given}
     return inputs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,10 +28,18 @@ class Solver(ABC):
     Attributes:
         name: what the user calls it.
         ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
+        noise: what of it recipes can build on: "noise" where a step draws some, "gaussian" where it
+            tells the mean and the deviation, too (:attr:`Estimate.mean`), "" where it draws none.
+        draws_itself: whether it takes its noise from the images' generators, not as it is given.
+        reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
+            x_0 alone, whatever a recipe has made of eps.
     """
 
     name: str
     ancestral: bool = False
+    noise: Literal["", "noise", "gaussian"] = ""
+    draws_itself: bool = False
+    reads_eps: bool = True
 
     def walk(self, backbone: Backbone, steps: int | str) -> Walk:
         """The levels that it visits in so many steps; by default those of the backbone.
@@ -79,6 +87,8 @@ class DDPM(Solver):
     variance: FixedVariance = "large"
     name = "ddpm"
     ancestral = True
+    noise = "gaussian"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -89,9 +99,11 @@ class DDPM(Solver):
         mean = posterior.of_x0 * estimate.x0 + posterior.of_xt * x
         if estimate.mean_shift is not None:
             mean = mean + log_variance.exp() * estimate.mean_shift
+        deviation = (0.5 * log_variance).exp()
+        estimate = replace(estimate, mean=mean, deviation=deviation)
         if i == len(walk) - 1:
             return mean, estimate, None
-        return mean + (0.5 * log_variance).exp() * noise, estimate, None
+        return mean + deviation * noise, estimate, None
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,21 @@ class DDIM(Solver):
     eta: float = 0.0
     name = "ddim"
 
+    @property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """A Gaussian's, unless eta is 0."""
+        return "gaussian" if self.eta else ""
+
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One implicit step; see :meth:`Solver.step`."""
         estimate, then = evaluate(x, walk.levels[i]), walk.levels[i + 1]
-        spread = self.eta * math.sqrt(walk.posterior(i).variance)
+        spread = self.eta * math.sqrt(walk.posterior(i).variance) if self.eta else 0.0
         inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))
         x = then.alpha * estimate.x0 + inward * estimate.eps
         if self.eta:
+            estimate = replace(estimate, mean=x, deviation=spread)
             x = x + spread * draw().to(x)
         return x, estimate, None
 
@@ -127,6 +145,7 @@ class DPMSolverPP2M(Solver):
     """
 
     name = "dpm++"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -217,6 +236,12 @@ class Heun(Solver):
     churn: Churn = Churn()
     level_at: LevelAt | None = field(default=None, repr=False)
     name = "heun"
+    reads_eps = False
+
+    @property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """Some, with churn."""
+        return "noise" if self.churn.amount else ""
 
     def __post_init__(self) -> None:
         if self.churn.amount and self.level_at is None:

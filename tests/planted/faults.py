@@ -36,6 +36,14 @@ def _method(preset: str, *solvers: str) -> tuple[str, ...]:
     )
 
 
+def _choice(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_choices.py::test_{name}",)
+
+
+def _share(name: str) -> tuple[str, ...]:
+    return (f"tests/test_relative_strength.py::test_{name}",)
+
+
 def _part(name: str) -> tuple[str, ...]:
     return (f"{_EQ}/test_parts.py::test_{name}",)
 
@@ -400,6 +408,70 @@ FAULTS: tuple[Fault, ...] = (
             f"{_EQ}/test_methods.py::test_how_a_schedule_scales_its_states_changes_nothing[ddim-x0-through]",
         ),
     ),
+    # Relative strength
+    Fault(
+        "what an eps that follows takes back is not made up for",
+        f"{_RECIPES}/shares.py",
+        "at_now = moved.x0 * (1 - min(s_then / _relative(now), 1.0))",
+        "at_now = moved.x0",
+        _share("a_constant_pull_moves_every_step_by_its_share"),
+    ),
+    Fault(
+        "additions are measured beside what is open before the step",
+        f"{_RECIPES}/shares.py",
+        "size, open_then = root_mean_square(added), spread(step.then) * self.deviation",
+        "size, open_then = root_mean_square(added), open_now",
+        _share("a_size_is_what_becomes_of_the_state_that_the_step_ends_in"),
+    ),
+    Fault(
+        "an outlier becomes the measure of all that follows",
+        f"{_RECIPES}/shares.py",
+        "grown = torch.maximum(before, torch.minimum(usable, 2 * before))",
+        "grown = torch.maximum(before, usable)",
+        _share("one_outlier_is_cut_and_at_most_doubles_the_memory"),
+    ),
+    Fault(
+        "an outlier's own move is not cut",
+        f"{_RECIPES}/shares.py",
+        "part = usable / torch.where(usable > most, usable, most)",
+        "part = usable / most",
+        _share("one_outlier_is_cut_and_at_most_doubles_the_memory"),
+    ),
+    Fault(
+        "the memory changes at every evaluation",
+        f"{_RECIPES}/shares.py",
+        "if step is None or step != kept.step:",
+        "if True:",
+        _share("the_memory_changes_once_a_step_where_a_solver_evaluates_twice"),
+    ),
+    Fault(
+        "experts share one memory",
+        f"{_RECIPES}/shares.py",
+        'most = _largest(estimate.memory, ("size", key), usable, step)',
+        'most = _largest(estimate.memory, "size", usable, step)',
+        _share("every_experts_range_has_a_memory_of_its_own"),
+    ),
+    Fault(
+        "a guide that is asked less often has no larger shares",
+        f"{_SAMPLING}/evaluator.py",
+        "levels = () if step is None else step.walk.levels[: -1 : recipe.every]",
+        "levels = () if step is None else step.walk.levels[:-1]",
+        _share("steps_are_those_in_which_the_guide_is_asked"),
+    ),
+    Fault(
+        "every repeat moves as far as the step",
+        f"{_SAMPLING}/evaluator.py",
+        "times = move.ascent.steps * (1 if step is None else self.recurrence(step))",
+        "times = move.ascent.steps",
+        _share("iterations_moves_and_repeats_share_one_steps_portion"),
+    ),
+    Fault(
+        "Adam's constant is beside the size of the loss",
+        f"{_SAMPLING}/evaluator.py",
+        'if getattr(part, "sized", False) and not absolute:',
+        "if False:",
+        _share("the_size_of_a_loss_means_nothing"),
+    ),
     # The evaluator
     Fault(
         "a mean over pixels is not made up for",
@@ -432,8 +504,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a guide that looks at predictions is told the noise",
         f"{_SAMPLING}/evaluator.py",
-        "told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None",
-        "told = estimate.level",
+        "return level if view.sees_noise or g.guide.knows_predictions else None",
+        "return level",
         _method("x0", "ddim"),
     ),
     Fault(
@@ -714,5 +786,78 @@ FAULTS: tuple[Fault, ...] = (
         "return float(np.interp(-level.log_snr, self._noise, np.arange(len(self._noise))))",
         "return float(np.interp(level.log_snr, self._noise, np.arange(len(self._noise))))",
         _loss("the_noise_aware_classifier_is_told_the_step_of_the_same_noise"),
+    ),
+    # Methods that draw, choose or renoise.
+    Fault(
+        "DSG's turned noise is not brought back to its length",
+        f"{_RECIPES}/places.py",
+        "mixed = mixed * (radius / (_lengths(mixed) + self.least))",
+        "pass",
+        _choice("dsg_turns_the_noise_of_a_step_and_keeps_its_length[ddim]"),
+    ),
+    Fault(
+        "DAPS renoises to the level that it came from",
+        f"{_RECIPES}/places.py",
+        "then.alpha * estimate.x0 + then.sigma * estimate.asking()",
+        "then.alpha * estimate.x0 + estimate.level.sigma * estimate.asking()",
+        _choice("daps_samples_between_the_flows_end_and_the_guide_and_renoises"),
+    ),
+    Fault(
+        "a Langevin update has the variance of its step, not twice that",
+        f"{_RECIPES}/chains.py",
+        "x = x + size * drift + math.sqrt(2 * size) * noise",
+        "x = x + size * drift + math.sqrt(size) * noise",
+        _choice("daps_samples_between_the_flows_end_and_the_guide_and_renoises"),
+    ),
+    Fault(
+        "SVDD looks at candidates at the level that they came from",
+        f"{_SAMPLING}/selecting.py",
+        "self._foreseen(asked, state, step.then)",
+        "self._foreseen(asked, state, step.now)",
+        _choice("svdd_keeps_the_next_state_whose_prediction_is_worth_most[ddpm]"),
+    ),
+    Fault(
+        "weights that no resampling has used up are lost",
+        f"{_RECIPES}/selections.py",
+        "total = log if self.published else log + before.weight",
+        "total = log",
+        _choice("potentials_multiply_to_that_of_the_image[True-max]"),
+    ),
+    Fault(
+        "the last potential forgets those before",
+        f"{_RECIPES}/selections.py",
+        "return state, self.factor * end - before.product",
+        "return state, self.factor * end",
+        _choice("potentials_multiply_to_that_of_the_image[False-max]"),
+    ),
+    Fault(
+        "the image of a population is its first particle",
+        f"{_SAMPLING}/selecting.py",
+        "return first + ranks.argmax(dim=1)",
+        "return first",
+        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n-2.0]"),
+    ),
+    Fault(
+        "what a solver remembers stays behind when particles are selected",
+        f"{_SAMPLING}/loop.py",
+        "x, estimate, memory = picked((x, estimate, memory), index, len(x))",
+        "x, estimate = picked((x, estimate), index, len(x))",
+        _choice("what_a_solver_remembers_goes_with_its_particle"),
+    ),
+    Fault(
+        "optimised noise does not keep its length",
+        f"{_RECIPES}/starts.py",
+        "moved = moved * (length / torch.linalg.vector_norm(moved, dim=axes, keepdim=True))",
+        "pass",
+        _choice("initial_noise_follows_the_gradient_of_its_image_and_keeps_its_length[ddim]"),
+    ),
+    Fault(
+        "CFG++ leads on with the guided noise",
+        f"{_RECIPES}/estimate.py",
+        "x0=self.x0 - self.offset, eps=self.eps + ratio * self.offset",
+        "x0=self.x0 - self.offset, eps=self.eps",
+        _choice(
+            "cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditional[0.6-ddim0]"
+        ),
     ),
 )

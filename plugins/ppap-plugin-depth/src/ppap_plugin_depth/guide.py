@@ -46,13 +46,8 @@ class DepthGuide(Guide):
     """
 
     name = "depth"
-    # All from elucd on: best of `ppap search --guide depth --recipe NAME --only scale --steps 20`
-    # with a --scale-range of three or four decades (docs/search.md).
-    default_scale: Mapping[str, float] = {
-        "": 1.0, "ppap": 2.0,
-        "elucd": 0.016, "elucd-edm": 9.5, "dps": 0.01, "freedom": 0.0052, "lgd-mc": 0.03,
-        "mpgd": 0.074, "ugd": 3.0, "tfg": 0.03, "adam-dps": 0.05, "adam-mpgd": 0.05,
-    }  # fmt: skip
+    # By the judged error of 16 images in 25 steps (docs/recipes.md, Scale).
+    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 3.0, "x0": 12.0}
     averages_pixels = True
     target_kinds = ("photo", *KINDS)
 

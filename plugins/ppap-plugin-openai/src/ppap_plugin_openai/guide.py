@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,6 @@ class ADMClassifierGuide(Guide):
 
     name = "adm-classifier"
     # The paper's for its conditional models at 64 and 256 pixels; see the documentation.
-    default_scale: Mapping[str, float] = {"": 1.0}
     _files: tuple[Path, ...] = ()
     _remarks: tuple[str, ...] = ()
 
