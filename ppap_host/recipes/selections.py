@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppap_host.files.settings import Batch, Count, Finite, Index, NotNegative, settings
+from ppap_host.files.settings import Batch, Count, Finite, NotNegative, settings
 
 Potential = Literal["max", "add", "diff", "rt", "is", "bon"]
 POTENTIALS: tuple[Potential, ...] = ("max", "add", "diff", "rt", "is", "bon")
@@ -143,8 +143,8 @@ class FeynmanKac(Selection):
     size: Count = 4  # type: ignore[misc]
     potential: Potential = "max"
     factor: NotNegative = 2.0
-    start: Index = 0
-    end: Index | None = None
+    start: int = 0
+    end: int | None = None
     period: Batch = 2
     floor: Finite | None = None
     adaptive: bool = True
