@@ -685,7 +685,7 @@ class ShapeInWords(SoundBackbone):
         self.state_shape = type(self).state_shape
 
 
-@caught_by("prediction")
+@caught_by("images")
 class FlatState(SoundBackbone):
     def __init__(self) -> None:
         super().__init__()
