@@ -143,7 +143,7 @@ class FeynmanKac(Selection):
     factor: float = 2.0
     start: int = 0
     end: int | None = None
-    period: int = 5
+    period: int = 2
     floor: float | None = None
     adaptive: bool = True
     adaptive_last: bool = True

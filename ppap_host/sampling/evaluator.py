@@ -514,7 +514,9 @@ class Evaluator:
             )
         times = move.ascent.steps * (1 if step is None else self.recurrence(step))
         weight /= sum(each.weight for each in recipe.moves)
-        return of_step(self.guidance[i].scale, self._asked[i]) * weight / times
+        # Where every state is drawn anew, moves do not add up over the steps.
+        asked = 1 if move.place.replaces else self._asked[i]
+        return of_step(self.guidance[i].scale, asked) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
         """Keeps the first thing that a guide says in a step, and whether any was cut or skipped."""
