@@ -216,17 +216,16 @@ def samples(count: int, shape: tuple[int, ...], makes: str, seed: int = 0) -> Te
     """
     generator = torch.Generator().manual_seed(seed)
     if makes in ("images", "video") and len(shape) >= 3:
-        channels, *frames, height, width = shape
-        number = math.prod(frames)
+        channels, (height, width) = shape[0], shape[-2:]
+        number = math.prod(shape[1:-2])
         planes = pictures(count * number * math.ceil(channels / 3), (height, width), seed)
         if channels == 1:
             planes = planes.mean(dim=1, keepdim=True)
         planes = planes.reshape(count, number, -1, height, width)[:, :, :channels]
         return planes.transpose(1, 2).reshape(count, *shape).contiguous()
     if makes == "audio":
-        *channels, length = shape
-        at = torch.linspace(0, 1, length)
-        drawn = torch.rand(4, 2, count, *channels, 1, generator=generator)
+        at = torch.linspace(0, 1, shape[-1])
+        drawn = torch.rand(4, 2, count, *shape[:-1], 1, generator=generator)
         tones = [torch.sin(2 * math.pi * (1 + 9 * f) * (at + p)) for f, p in drawn]
         return torch.stack(tones).mean(dim=0)
     return (0.5 * torch.randn(count, *shape, generator=generator)).clamp(-1, 1)
