@@ -33,6 +33,8 @@ def _plan(subject: GuideUnderTest, guide: Guide) -> PatchPlan:
         CannotCheck: it has nothing to tune, and says so or shows it.
     """
     network = guide.network()
+    if not subject.rgb_images():
+        raise CannotCheck("experts are tuned on RGB images, and it looks at something else")
     if not any(True for _ in network.parameters()):
         raise CannotCheck("its network has no parameters, so there is nothing to tune")
     try:
