@@ -76,12 +76,16 @@ class Particles:
 def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
     """Whatever was kept of a batch, with other rows in its rows; what has no rows stays.
 
+    What cannot tell its rows from other things by their number has a method of this name.
+
     Args:
         index: which row comes to each.
         rows: of the batch before.
     """
     found: Any = thing
-    if isinstance(thing, Tensor):
+    if hasattr(thing, "picked"):
+        found = thing.picked(index)
+    elif isinstance(thing, Tensor):
         found = thing[index.to(thing.device)] if thing.ndim and len(thing) == rows else thing
     elif isinstance(thing, list | tuple) and not hasattr(thing, "_fields"):
         found = type(thing)(picked(each, index, rows) for each in thing)
