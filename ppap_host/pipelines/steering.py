@@ -616,7 +616,7 @@ def _check(recipe: Recipe) -> None:
     Raises:
         OptionError: it cannot.
     """
-    if recipe.selection is not None or recipe.needs or recipe.replaces:
+    if recipe.selection or recipe.start or recipe.needs or recipe.replaces:
         raise OptionError(
             f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
             "several, and a pipeline takes its steps itself.",
