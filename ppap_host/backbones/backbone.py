@@ -49,6 +49,8 @@ class Backbone(ABC):
             stays as predicted, as in diffusers' DDIM.
         fixed_variance: which fixed variance the reverse process uses when none is learned.
         default_cfg: classifier-free guidance scale used when the user names none.
+        least_cfg: the scale up to which there is no classifier-free guidance, such as 1 in
+            diffusers, where 0 means the plain conditional model; None where 0 ignores the condition.
         cfg_channels: how many of the state's first channels classifier-free guidance changes, None
             for all; the others keep the conditional prediction.
         state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
@@ -69,6 +71,7 @@ class Backbone(ABC):
     clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
     default_cfg: float = 1.0
+    least_cfg: float | None = None
     cfg_channels: int | None = None
     state_dtype: torch.dtype = torch.float32
     class_count: int | None = None

@@ -73,6 +73,10 @@ class Course:
         number, first = self._calls[index]
         return Step(self.walk, number, self._variance), first
 
+    def ends(self, index: int) -> bool:
+        """Whether a call is the last one of its step."""
+        return self.last(index) or self._calls[index + 1][1]
+
     def last(self, index: int) -> bool:
         """Whether nothing follows the call."""
         return index == len(self._calls) - 1

@@ -23,6 +23,7 @@ from ppap_host.files.settings import (
     NotNegative,
     Positive,
     Seed,
+    Side,
     Steps,
     read,
     settings,
@@ -95,8 +96,16 @@ class RunConfig:
         prompt: text for text-conditional backbones, "" for none; one for all images or one each.
         class_index: of class-conditional backbones, >= 0; None for none; one for all or one each.
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
-        image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
-        cfg: classifier-free guidance scale; None takes the backbone's default.
+        negative_prompt: what classifier-free guidance leads away from; one for all or one each.
+        image, mask: a picture to be filled in where the mask is white; a picture alone is where a
+            pipeline of diffusers starts from, or what its control network is shown.
+        strength: how much of the way from noise to picture a pipeline goes that starts from a
+            picture, in [0, 1]; None takes the pipeline's default.
+        height, width: in pixels, of pipelines of diffusers; None takes the pipeline's default.
+        cfg: classifier-free guidance scale; None takes the backbone's default. Of a pipeline that
+            has a ``true_cfg_scale`` it is that.
+        guidance_scale: of such a pipeline, the strength that its distilled network is told.
+        pipeline: further arguments of a pipeline's call, by name.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others.
         balance: how several guides make room for each other: project or sum.
@@ -124,9 +133,15 @@ class RunConfig:
     prompt: str | Annotated[tuple[str, ...], Many] = ""
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
+    negative_prompt: str | Annotated[tuple[str, ...], Many] = ""
     image: str | None = None
     mask: str | None = None
+    strength: Fraction | None = None
+    height: Side | None = None
+    width: Side | None = None
     cfg: Finite | None = None
+    guidance_scale: Finite | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     balance: str = "project"
     steps: Steps | None = None
@@ -144,13 +159,18 @@ class RunConfig:
     unguided: bool = False
 
     def __post_init__(self) -> None:
-        if (self.image is None) != (self.mask is None):
+        if self.image is None and self.mask is not None:
             raise OptionError(
-                "--image and --mask belong together.",
+                "--mask says what of --image is to be made anew, and there is no --image.",
                 remedy="Give the picture with --image, and with --mask one of the same picture "
                 "that is white where it is to be made anew.",
             )
-        lengths = {"prompt": self.prompt, "class": self.class_index, "seed": self.seed}
+        lengths = {
+            "prompt": self.prompt,
+            "negative prompt": self.negative_prompt,
+            "class": self.class_index,
+            "seed": self.seed,
+        }
         lengths |= {f"target of {g.name!r}": g.target for g in self.guides}
         for what, value in lengths.items():
             if isinstance(value, tuple) and len(value) not in (1, self.num):

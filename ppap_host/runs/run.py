@@ -21,9 +21,10 @@ from ppap_host.files import images
 from ppap_host.files.errors import OutputError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_pixels
 from ppap_host.guides.targets import Given
-from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
+from ppap_host.runs.batches import NOT_FINITE, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
+from ppap_host.runs.own import Batch
 from ppap_host.runs.setup import Setup, model_files, set_up
 from ppap_host.runs.sheet import Kept, Shown, sheet_of
 from ppap_host.sampling.evaluator import Health
@@ -480,9 +481,7 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 def _measured(
     setup: Setup, indices: list[int], pictures: list[Image.Image]
-) -> tuple[
-    list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]
-]:
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
     """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses."""
     rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
     views: dict[str, list[Image.Image]] = {}

@@ -103,7 +103,10 @@ class ShapesBackbone(Backbone):
         """Noise and variance coefficient; ``x`` on the variance-preserving line."""
         time = torch.full((len(x),), level.time, device=x.device)
         velocity, v = self.networks.predict(
-            x.to(self.dtype, memory_format=torch.channels_last), time, condition["states"], condition["pooled"]
+            x.to(self.dtype, memory_format=torch.channels_last),
+            time,
+            condition["states"],
+            condition["pooled"],
         )
         eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
         # Between the two bounds of the variance; a network may say a little more or less.

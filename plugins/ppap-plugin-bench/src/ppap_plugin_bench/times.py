@@ -83,6 +83,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
     setup = set_up(config)
     active, base = setup.guides[0], setup.stages[0]
     condition = repeat_condition(base.backbone.encode_prompts([""]), batch)
+    assert base.solver is not None
     middle = len(base.walk) // 2
     level = base.walk.levels[middle]
     x = torch.randn(batch, *base.backbone.state_shape)
