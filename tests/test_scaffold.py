@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Call
 from installation import build
 from processes import Outcome, plain_environment
 from typer.testing import CliRunner
 
+from conftest import Call
 from ppap_host.cli import app
 from ppap_host.cli import plugin as plugin_commands
 from ppap_host.files import images

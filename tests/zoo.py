@@ -17,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as Flow
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
 from pipelines import clip, filled, modular, tiny, tokenizer, unet, vae
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 ROOM = Image.new("RGB", (16, 16), (200, 120, 40))
@@ -210,13 +211,16 @@ def _kandinsky(name: str) -> Parts:
             image_mean=[0.5] * 3, image_std=[0.5] * 3,
         ),
     }  # fmt: skip
-    # An empty prompt has no token here, and no mean over them.
     return parts, {"prompt": "a dog", "negative_prompt": "snow", "prior_num_inference_steps": 2}
 
 
 def _long_tokenizer() -> Any:
     found = tokenizer()
     found.model_max_length = 77
+    # An empty prompt has no token here, and a mean over none is none.
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 9)]
+    )
     return found
 
 

@@ -78,6 +78,18 @@ def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     return [Image.fromarray(row.contiguous().numpy()) for row in rows]
 
 
+def film_strip(frames: Sequence[Image.Image], most: int = 12) -> Image.Image:
+    """Frames of a video on one picture, four in a row: all, or so many that are evenly spread."""
+    count = min(len(frames), most)
+    chosen = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
+    width, height = chosen[0].size
+    columns = min(count, 4)
+    strip = Image.new("RGB", (columns * width, -(-count // columns) * height))
+    for i, frame in enumerate(chosen):
+        strip.paste(frame, (i % columns * width, i // columns * height))
+    return strip
+
+
 SHEET_SIDE = 12_000
 """Most pixels of a sheet's side: what programs still open, in half a gigabyte of memory."""
 

@@ -119,6 +119,8 @@ class Arguments:
         self.cfg = self._guidance()
         self._sizes(pictures)
         self._refuse()
+        if "negative_prompt_embeds" in self._fixed and "negative_prompt" in self._takes:
+            self._fixed.setdefault("negative_prompt", None)  # some have a text for a default
 
     def of(self, indices: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
         """The arguments of the call that makes these images, each from a generator of its seed."""

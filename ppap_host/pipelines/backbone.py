@@ -49,6 +49,7 @@ class PipelineBackbone(Backbone):
 
     name = "diffusers"
     least_cfg = 1.0
+    default_batch = 1
 
     def __init__(
         self,

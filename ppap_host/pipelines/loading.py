@@ -83,9 +83,9 @@ def load(
         )
     name = str(index.get("_class_name"))
     kind = _class_named(name, checkpoint)
-    left_out = dict.fromkeys(_left_out(name, index, bool(ip_adapter)))
+    left_out: dict[str, Any] = dict.fromkeys(_left_out(name, index, bool(ip_adapter)))
     if "requires_safety_checker" in index:
-        left_out["requires_safety_checker"] = False  # type: ignore[assignment]
+        left_out["requires_safety_checker"] = False
     parts = _parts(checkpoint, folder, index, left_out)
     _need_transformers(checkpoint, index, left_out)
     remarks: list[str] = []

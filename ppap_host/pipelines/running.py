@@ -82,7 +82,7 @@ class PipelineSteps(OwnSteps):
     def _probe(self) -> Opened:
         """What the call is about to make, from its beginning up to its first step."""
         steering = Steering(self.pipe, [])
-        images = range(min(self._config.batch, self._config.num))
+        images = range(min(self._config.batch or 1, self._config.num))
 
         def step(scheduler: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
             raise _Opened(steering.begin().opened(scheduler, args, kwargs))

@@ -121,7 +121,7 @@ class RunConfig:
         seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
             its seed makes as image 0.
         num: images to make.
-        batch: images to make at a time.
+        batch: images to make at a time; None takes the backbone's default.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.
@@ -153,7 +153,7 @@ class RunConfig:
     churn_noise: Positive = 1.0
     seed: Seed | Annotated[tuple[Seed, ...], Many] = 0
     num: Images = 4
-    batch: Batch = 8
+    batch: Batch | None = None
     device: str = "auto"
     dtype: str = "float32"
     unguided: bool = False

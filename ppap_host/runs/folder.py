@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,19 @@ class RunFolder:
         """Writes pictures that carry the record with their own entries."""
         for entry, picture in zip(entries, pictures, strict=True):
             write_png(self.path / entry["file"], picture, carried(record, [entry]))
+
+    def write_videos(
+        self, entries: Sequence[Mapping[str, Any]], films: Sequence[Sequence[Image.Image]]
+    ) -> None:
+        """Writes those that are videos as animated WebP, without loss."""
+        for entry, film in zip(entries, films, strict=True):
+            if "video" in entry:
+                buffer, duration = io.BytesIO(), round(1000 / entry["fps"])
+                film[0].save(
+                    buffer, "WEBP", save_all=True, append_images=list(film[1:]), lossless=True,
+                    duration=duration, loop=0,
+                )  # fmt: skip
+                write_file(self.path / entry["video"], buffer.getvalue())
 
     def write_sheet(self, record: Mapping[str, Any], sheet: Image.Image) -> None:
         """Writes ``sheet.png``."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from ppap_host.files import images
@@ -69,6 +69,7 @@ class Result:
     record: dict[str, Any]
     folder: Path | None = None
     _pictures: list[Image.Image] = field(default_factory=list, repr=False)
+    _films: list[list[Image.Image]] = field(default_factory=list, repr=False)
     _tensors: list[Tensor] = field(default_factory=list, repr=False)
     _shown: Shown = field(default_factory=Shown, repr=False)
 
@@ -77,13 +78,26 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The finished pictures in the order of their index, 8-bit RGB."""
+        """The finished pictures in the order of their index, 8-bit RGB; of videos, their frames on
+        a sheet each."""
         if self.folder is None:
             return list(self._pictures)
         found = []
         for entry in self.record["images"]:
             with Image.open(self.folder / entry["file"]) as picture:
                 found.append(picture.convert("RGB"))
+        return found
+
+    @property
+    def videos(self) -> list[list[Image.Image]]:
+        """The frames of the finished videos, 8-bit RGB; none where pictures are made."""
+        found = []
+        for k, entry in enumerate(self.record["images"]):
+            if "video" in entry and self.folder is None:
+                found.append(list(self._films[k]))
+            elif "video" in entry and self.folder is not None:
+                with Image.open(self.folder / entry["video"]) as film:
+                    found.append([f.convert("RGB") for f in ImageSequence.Iterator(film)])
         return found
 
     @property
@@ -126,6 +140,7 @@ class Result:
         folder = RunFolder(Path(out))
         _keep_targets(self.record, self._shown, folder)
         folder.write_images(self.record, self.record["images"], self._pictures)
+        folder.write_videos(self.record["images"], self._films)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
         folder.close()
@@ -228,8 +243,9 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            for first in range(0, config.num, config.batch):
-                indices = list(range(first, min(first + config.batch, config.num)))
+            size = config.batch or 1
+            for first in range(0, config.num, size):
+                indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
@@ -287,28 +303,36 @@ class Run:
         rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
         record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
-        pictures = images.from_tensor(x) if rows else []
+        films, fps = batch.frames(rows), batch.fps
+        pictures = _shown(films, fps)
         with self.clock.part("measure"):
-            measures, views, losses = _measured(setup, indices, pictures)
-            entries = []
+            measures, views, losses = _measured(setup, indices, films, batch.looked_at)
+            entries: list[dict[str, Any]] = []
             for k, picture, row in zip(indices, pictures, measures, strict=True):
                 entries.append({
                     "index": k, "file": f"{k:05d}.png", "pixels_sha256": sha256_pixels(picture),
                     "measures": row,
                 })  # fmt: skip
-            plainly = images.from_tensor(plain.x[rows]) if plain is not None and rows else []
+            plainly = []
             if plain is not None:
-                unguided, _, before = _measured(setup, indices, plainly)
+                plain_films = plain.frames(rows)
+                plainly = _shown(plain_films, fps)
+                unguided, _, before = _measured(setup, indices, plain_films, batch.looked_at)
                 for name, values in losses.items():
                     pairs = zip(values, before[name], strict=True)
                     self._losses.setdefault(name, []).extend(pairs)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
+            for entry, film in zip(entries, films, strict=True) if fps else ():
+                video = f"{entry['index']:05d}.webp"
+                entry |= {"video": video, "frames": len(film), "fps": fps}
         with self.clock.part("write"):
             self._shown.add(indices, pictures, views, plainly)
             if self._folder is not None:
                 self._folder.write_images(record, entries, pictures)
+                self._folder.write_videos(entries, films)
             else:
+                self._result._films += films
                 self._result._pictures += pictures
                 self._result._tensors += list(x.clamp(-1, 1).cpu())
             record["images"] += entries
@@ -480,27 +504,43 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 
 def _measured(
-    setup: Setup, indices: list[int], pictures: list[Image.Image]
+    setup: Setup, indices: list[int], films: list[list[Image.Image]], looked_at: Sequence[int]
 ) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
-    """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses."""
-    rows: list[dict[str, dict[str, float]]] = [{} for _ in pictures]
+    """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses.
+
+    Of a video the means over the frames that guides look at, and what is seen in the first of them.
+    """
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in films]
     views: dict[str, list[Image.Image]] = {}
     losses: dict[str, list[float]] = {}
-    if not pictures:
+    if not films:
         return rows, views, losses
-    x = torch.cat([images.to_tensor(p) for p in pictures]).to(setup.device)
+    count = len(looked_at)
+    x = torch.cat([images.to_tensor(film[i]) for film in films for i in looked_at])
+    x = x.to(setup.device)
+
+    def means(values: Sequence[float]) -> list[float]:
+        return [sum(values[k : k + count]) / count for k in range(0, len(values), count)]
+
     for g in setup.guides:
         with torch.no_grad():
             output = g.guide.see(x)
             target = g.target(indices)
-            measured = g.guide.measure(output, target)
-            losses[g.name] = g.guide.loss(output, target).tolist()
+            if len(target) > 1:
+                target = target.repeat_interleave(count, dim=0)
+            measured = {n: means(v) for n, v in g.guide.measure(output, target).items()}
+            losses[g.name] = means(g.guide.loss(output, target).tolist())
         for k, row in enumerate(rows):
             row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
         seen = g.guide.picture(output)
         if seen:
-            views[g.name] = seen
+            views[g.name] = seen[::count]
     return rows, views, losses
+
+
+def _shown(films: Sequence[list[Image.Image]], fps: float | None) -> list[Image.Image]:
+    """A picture of each: itself, or the frames of a video on one sheet."""
+    return [images.film_strip(film) if fps else film[0] for film in films]
 
 
 def _doubts(setup: Setup) -> list[str]:

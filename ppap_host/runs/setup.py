@@ -178,6 +178,7 @@ def set_up(
     objects: list[str] = []
     backbone, device = _backbone(config, found, objects)
     dtype = pick_dtype(config.dtype, device)
+    config = replace(config, batch=config.batch or backbone.default_batch)
     inputs: dict[str, Reading] = {}
     itself = _itself(backbone, config, moved, (device, dtype), inputs)
     if itself is None and not config.conditional and config.cfg not in (None, 1.0):

@@ -266,8 +266,9 @@ class Trials:
         """The images, RGB in about [-1, 1], float32 [n, 3, h, w]."""
         stage, run = self.setup.stages[0], self.config.run
         made = []
-        for first in range(0, run.num, run.batch):
-            rows = range(first, min(first + run.batch, run.num))
+        size = self.setup.config.batch or 1
+        for first in range(0, run.num, size):
+            rows = range(first, min(first + size, run.num))
             stage.guides = [replace(self._active, recipe=recipe, scale=scale)] if scale else []
 
             def step(event: Event, rows: range = rows) -> None:
