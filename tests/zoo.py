@@ -622,7 +622,7 @@ def _ltx(name: str) -> Parts:
     decoder = diffusers.AutoencoderKLLTXVideo(
         latent_channels=4, block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
         layers_per_block=(1, 1), decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, False), decoder_spatio_temporal_scaling=(True, True),
+        spatio_temporal_scaling=(True, False), decoder_spatio_temporal_scaling=(True, False),
         decoder_inject_noise=(False,) * 3, upsample_residual=(False, False),
         upsample_factor=(1, 1), timestep_conditioning=False, patch_size=1, patch_size_t=1,
         down_block_types=("LTXVideoDownBlock3D",) * 2, encoder_causal=True, decoder_causal=False,
@@ -812,7 +812,7 @@ def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
     pipe = modular(name, parts, without)
     takes = {each.name for each in pipe.blocks.inputs}
     call = {k: v for k, v in {**COMMON, "num_frames": 5, **values, **more}.items() if k in takes}
-    for key in ("image", "mask_image", "control_image", "strength"):
+    for key in ("image", "mask_image", "control_image", "strength", "control_mode"):
         if key not in more:
             call.pop(key, None)
     outputs = {each.name for each in pipe.blocks.outputs}

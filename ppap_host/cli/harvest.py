@@ -118,8 +118,8 @@ def harvest(
         config = HarvestConfig(
             backbone=backbone, checkpoint=checkpoint,
             backbone_options=backbone_options(backbone_option, vae=vae, upsampler=upsampler),
-            num=num, prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler, eta=eta,
-            seed=seed,
+            num=num, prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler,
+            eta=eta, seed=seed,
             shard=shard, batch=_usual_batch(shard) if batch is None else batch,
             device=own_device(device, processes), dtype=dtype,
         )  # fmt: skip

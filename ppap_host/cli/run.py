@@ -1,5 +1,6 @@
 """``ppap run``: generate images under guidance."""
 
+# Long because every option of the command is declared here, once.
 from __future__ import annotations
 
 import math

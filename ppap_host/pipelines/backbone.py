@@ -104,17 +104,17 @@ class PipelineBackbone(Backbone):
                     nn.Module.to(module, dtype=self.dtype)
         return PipelineSteps(self.pipe, config, pictures, self._names)
 
-    @property
+    @cached_property
     def state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(channels, height, width) of a state at the size the network was trained for."""
         return self.family.state_shape
 
-    @property
+    @cached_property
     def default_cfg(self) -> float:  # type: ignore[override]
         """The pipeline's own default."""
         return self.family.default_cfg
 
-    @property
+    @cached_property
     def clip(self) -> tuple[float, float] | None:  # type: ignore[override]
         """What a pixel model's x_0 is clipped to, as its scheduler does."""
         return None if self.family.latent else bounds(self.pipe.scheduler)

@@ -32,6 +32,9 @@ _REMEDY = (
     "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "
     "stable-diffusion-v1-5/stable-diffusion-v1-5."
 )
+_LOADS: Any = DiffusionPipeline.from_pretrained
+# Newer ones call it dtype, and warn of the older name.
+_DTYPE = "dtype" if "dtype" in inspect.unwrap(_LOADS).__code__.co_consts else "torch_dtype"
 OFFLOADS = ("none", "model", "sequential")
 """What of a pipeline waits in memory while it does not compute."""
 
@@ -96,7 +99,7 @@ def load(
         with no_larger_than(checkpoint, size // 2):
             pipe = from_pretrained(
                 kind, folder, use_safetensors=True, variant=variant,
-                torch_dtype=_formats(read), **left_out,
+                **{_DTYPE: _formats(read)}, **left_out,
             )  # fmt: skip
     except CheckpointError:
         raise

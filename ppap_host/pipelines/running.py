@@ -15,7 +15,12 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers import (
+    DiffusionPipeline,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    SchedulerMixin,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -246,11 +251,19 @@ def _copied(pipe: Any, made: dict[int, Any]) -> Any:
 
 def quiet(pipe: Any) -> Any:
     """The pipeline without its own progress bars."""
-    pipe.set_progress_bar_config(disable=True)
-    for part in vars(pipe).values():
+    for part in (pipe, *vars(pipe).values()):
         if isinstance(part, DiffusionPipeline):
             part.set_progress_bar_config(disable=True)
+        elif isinstance(part, ModularPipelineBlocks):
+            _silence(part)
     return pipe
+
+
+def _silence(blocks: Any) -> None:
+    if hasattr(blocks, "set_progress_bar_config"):
+        blocks.set_progress_bar_config(disable=True)
+    for block in blocks.sub_blocks.values():
+        _silence(block)
 
 
 def device_of(pipe: Any) -> torch.device:

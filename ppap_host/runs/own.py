@@ -7,12 +7,15 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files import images
-from ppap_host.runs.config import RunConfig
+from ppap_host.files.errors import OptionError
+from ppap_host.guides.targets import Given, Reading, check_same_shape, known_by
+from ppap_host.runs.config import RunConfig, called
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event
 
@@ -86,3 +89,67 @@ class TakesOwnSteps(Protocol):
         Raises:
             PpapError: the model cannot be called so; names what it does not take.
         """
+
+
+def itself(
+    backbone: Backbone,
+    config: RunConfig,
+    moved: Mapping[str, str] | None,
+    place: tuple[torch.device, torch.dtype],
+    inputs: dict[str, Reading],
+) -> OwnSteps | None:
+    """The backbone made ready to take its own steps, None where it takes the host's.
+
+    Args:
+        moved: of a run that is repeated, its files: path as given -> path now.
+        place: where one that was named is put, and its number format.
+        inputs: gets the pictures that it starts from.
+
+    Raises:
+        PpapError: an option that is given is not for such a backbone, or cannot be had; says why.
+    """
+    if not isinstance(backbone, TakesOwnSteps) or config.sampler not in (None, PIPELINE):
+        _refuse_of_pipelines(backbone, config)
+        return None
+    if isinstance(config.backbone, str):
+        backbone.to(*place)
+    pictures: dict[str, Image.Image] = {}
+    if config.image is not None:
+        photo = Given.of(config.image, ("photo",), moved).photo()
+        inputs["image"], pictures["image"] = photo, photo.image
+        if config.mask is not None:
+            size = (photo.image.height, photo.image.width)
+            mask = Given.of(config.mask, ("mask",), moved).mask(size)
+            check_same_shape(photo, mask)
+            holes = 255 * (1 - known_by(mask)[0, 0])
+            inputs["mask"] = mask
+            pictures["mask"] = Image.fromarray(holes.to(torch.uint8).numpy())
+    return backbone.own_steps(config, pictures)
+
+
+def _refuse_of_pipelines(backbone: Backbone, config: RunConfig) -> None:
+    """Raises OptionError for what only the own steps of a pipeline can be told."""
+    own = isinstance(backbone, TakesOwnSteps)
+    remedy = "Leave out --sampler." if own else "Leave it out, or choose the backbone 'diffusers'."
+    for name in ("strength", "height", "width", "guidance_scale", "pipeline"):
+        if getattr(config, name) not in (None, {}):
+            raise OptionError(
+                f"--{name.replace('_', '-')} belongs to pipelines of diffusers that take their own "
+                f"steps, not to {called(backbone)!r} with the host's samplers.",
+                remedy=remedy,
+            )
+    if config.sampler == PIPELINE:
+        raise OptionError(
+            f"The backbone {called(backbone)!r} has no sampler of its own.",
+            remedy="Leave out --sampler.",
+        )
+    if config.image is not None and config.mask is None:
+        raise OptionError(
+            "--image alone is where a pipeline of diffusers starts from, by its own steps.",
+            remedy=f"Add --mask, white where the picture is to be made anew. Or: {remedy}",
+        )
+    if config.negative_prompt and not config.conditional:
+        raise OptionError(
+            "--negative-prompt says what --prompt is set off against, and there is no prompt.",
+            remedy="Add --prompt, or leave it out.",
+        )

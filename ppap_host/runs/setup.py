@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, encode
@@ -21,14 +20,7 @@ from ppap_host.files.errors import DeviceError, OptionError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
-from ppap_host.guides.targets import (
-    Given,
-    Reading,
-    Target,
-    check_same_shape,
-    known_by,
-    read_known,
-)
+from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
@@ -36,7 +28,7 @@ from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
-from ppap_host.runs.own import PIPELINE, OwnSteps, TakesOwnSteps
+from ppap_host.runs.own import PIPELINE, itself
 from ppap_host.sampling.evaluator import Guidance, told_apart
 from ppap_host.sampling.solvers import Churn, Solver, make_solver
 
@@ -180,8 +172,8 @@ def set_up(
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, batch=config.batch or backbone.default_batch)
     inputs: dict[str, Reading] = {}
-    itself = _itself(backbone, config, moved, (device, dtype), inputs)
-    if itself is None and not config.conditional and config.cfg not in (None, 1.0):
+    own = itself(backbone, config, moved, (device, dtype), inputs)
+    if own is None and not config.conditional and config.cfg not in (None, 1.0):
         raise OptionError(
             f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
             remedy="Add --prompt or --class, or leave out --cfg.",
@@ -192,14 +184,14 @@ def set_up(
             "--upsampler-steps belongs to an upsampler, and there is none.",
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
-    if itself is not None:
-        walk = itself.walk(itself.steps)
-        stages = [Stage("base", itself, itself.steps, walk, None, PIPELINE, 0.0, itself.cfg)]
+    if own is not None:
+        walk = own.walk(own.steps)
+        stages = [Stage("base", own, own.steps, walk, None, PIPELINE, 0.0, own.cfg)]
     else:
         stages = [_stage("base", backbone, config.steps, config.cfg, config)]
     if upsampler is not None:
         stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
-    for stage in stages if itself is None else []:
+    for stage in stages if own is None else []:
         if isinstance(config.backbone, str):
             stage.backbone.to(device, dtype)
             stage.backbone.device, stage.backbone.dtype = device, dtype
@@ -234,65 +226,6 @@ def _backbone(
             remedy="Move it before, or leave out the device: what is given stays as it is.",
         )
     return backbone, backbone.device
-
-
-def _itself(
-    backbone: Backbone,
-    config: RunConfig,
-    moved: Mapping[str, str] | None,
-    place: tuple[torch.device, torch.dtype],
-    inputs: dict[str, Reading],
-) -> OwnSteps | None:
-    """The backbone made ready to take its own steps, None where it takes the host's.
-
-    Args:
-        inputs: gets the pictures that it starts from.
-    """
-    if not isinstance(backbone, TakesOwnSteps) or config.sampler not in (None, PIPELINE):
-        _refuse_of_pipelines(backbone, config)
-        return None
-    if isinstance(config.backbone, str):
-        backbone.to(*place)
-    pictures: dict[str, Image.Image] = {}
-    if config.image is not None:
-        photo = Given.of(config.image, ("photo",), moved).photo()
-        inputs["image"], pictures["image"] = photo, photo.image
-        if config.mask is not None:
-            size = (photo.image.height, photo.image.width)
-            mask = Given.of(config.mask, ("mask",), moved).mask(size)
-            check_same_shape(photo, mask)
-            holes = 255 * (1 - known_by(mask)[0, 0])
-            inputs["mask"] = mask
-            pictures["mask"] = Image.fromarray(holes.to(torch.uint8).numpy())
-    return backbone.own_steps(config, pictures)
-
-
-def _refuse_of_pipelines(backbone: Backbone, config: RunConfig) -> None:
-    """Raises OptionError for what only the own steps of a pipeline can be told."""
-    own = isinstance(backbone, TakesOwnSteps)
-    remedy = "Leave out --sampler." if own else "Leave it out, or choose the backbone 'diffusers'."
-    for name in ("strength", "height", "width", "guidance_scale", "pipeline"):
-        if getattr(config, name) not in (None, {}):
-            raise OptionError(
-                f"--{name.replace('_', '-')} belongs to pipelines of diffusers that take their own "
-                f"steps, not to {called(backbone)!r} with the host's samplers.",
-                remedy=remedy,
-            )
-    if config.sampler == PIPELINE:
-        raise OptionError(
-            f"The backbone {called(backbone)!r} has no sampler of its own.",
-            remedy="Leave out --sampler.",
-        )
-    if config.image is not None and config.mask is None:
-        raise OptionError(
-            "--image alone is where a pipeline of diffusers starts from, by its own steps.",
-            remedy=f"Add --mask, white where the picture is to be made anew. Or: {remedy}",
-        )
-    if config.negative_prompt and not config.conditional:
-        raise OptionError(
-            "--negative-prompt says what --prompt is set off against, and there is no prompt.",
-            remedy="Add --prompt, or leave it out.",
-        )
 
 
 def as_backbone(thing: Any, found: Registry) -> Backbone:
