@@ -55,7 +55,7 @@ from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import ELUCD, NAIVE
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import make_solver
+from ppap_host.sampling.solvers import ddpm
 from ppap_host.sampling.streams import ImageNoise
 
 COLOURS = ("red", "cyan", "green", "purple", "blue", "yellow")
@@ -264,9 +264,9 @@ def test_the_arm_at_x_t_is_the_recipe_naive() -> None:
             backbone,
             lambda x, level: backbone.predict(x, level, {}),
             backbone.walk(6),
-            make_solver("ddpm", 0.0, backbone),
+            ddpm(backbone),
             ImageNoise(0, range(3), backbone.state_shape),
-            [Guidance(guide, target, replace(recipe, limit=math.inf), scale)],
+            [Guidance(guide, target, replace(recipe, limit=math.inf, absolute=True), scale)],
         )
 
     root = math.sqrt(3 * 8 * 8)

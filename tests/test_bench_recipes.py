@@ -223,7 +223,7 @@ def test_evaluations_of_the_backbone_are_counted_for_an_image(
 
 def test_a_counted_denoiser_answers_as_the_one_it_counts() -> None:
     backbone = GaussianBackbone()
-    denoise = Counted(lambda x, level: backbone.predict(x, level, {}))
+    denoise = Counted(lambda x, level: backbone.predict(x, level, {}), 2)
     level, x = backbone.levels()[500], torch.randn(2, 3, 4, 4)
     assert torch.equal(denoise(x, level).eps, backbone.predict(x, level, {}).eps)
     denoise(x.requires_grad_(True), level)

@@ -81,6 +81,7 @@ def trajectory(
     start: Tensor, noise: Tensor, watch: Any = None,
 ) -> list[Tensor]:  # fmt: skip
     """All states of a run by the loop's own steps."""
+    recipe = replace(recipe, absolute=True)
     evaluator = Evaluator(
         backbone, backbone.predict, [Guidance(guide, NOTHING, recipe, scale)],
         ancestral=solver.ancestral, health=Health(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -220,7 +219,7 @@ def test_options_pair_with_guides_in_order() -> None:
         {"name": "a", "target": "x", "scale": 1.0, "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0, "model": "n"},
     ]
-    some = {"target": ["-", "y"], "scale": [math.nan, 2.0], "model": ["m", "-"]}
+    some = {"target": ["-", "y"], "scale": ["-", 2.0], "model": ["m", "-"]}
     assert pair_guides(["a", "b"], some) == [
         {"name": "a", "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0},

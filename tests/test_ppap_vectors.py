@@ -131,7 +131,7 @@ def setting(config: dict[str, Any], io: dict[str, Tensor], dtype: torch.dtype) -
     )
     guide = WithExperts(LinearGuide(nn.Linear(inner, out, bias=False, dtype=dtype)), experts)
     gradients: list[Tensor] = []
-    recipe: Recipe = replace(NAIVE, gradient=(Kept(gradients), NormMatched(walk)))
+    recipe: Recipe = replace(NAIVE, gradient=(Kept(gradients), NormMatched(walk)), absolute=True)
     guidance = Guidance(guide, io["target"].to(dtype), recipe, config["guidance_scale"])
     return Setting(backbone, denoise, walk, guide, guidance, gradients, iter(io["noise"].to(dtype)))
 

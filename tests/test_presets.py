@@ -21,6 +21,8 @@ from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Gradient
 from ppap_host.recipes.energies import MonteCarlo, Point
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import Smoothed
 from ppap_host.recipes.places import CleanPoint, Entering
 from ppap_host.recipes.presets import (
     ADAM_DPS,
@@ -40,7 +42,7 @@ from ppap_host.sampling.solvers import DDIM, DDPM, Heun, Solver
 from ppap_host.sampling.streams import ImageNoise
 
 PRESETS: list[Recipe] = [entry.load() for entry in builtin.ppap_recipes()]
-FOR_ANY_GUIDE = [recipe for recipe in PRESETS if recipe.name != "pigdm"]
+FOR_ANY_GUIDE = [r for r in PRESETS if r.name != "pigdm" and not r.guideless]
 BY_NAME = {"ids": lambda recipe: recipe.name}
 
 
@@ -72,17 +74,19 @@ def test_image_k_of_a_preset_does_not_depend_on_the_batch_it_is_in(recipe: Recip
         torch.testing.assert_close(alone[0], together[k], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
 @pytest.mark.parametrize("recipe", FOR_ANY_GUIDE, **BY_NAME)
 @pytest.mark.parametrize("scale", [1e2, 1e6, 1e30])
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.0)], ids=["latent", "pixels"])
 def test_no_strength_drives_a_preset_out_of_all_bounds(
-    recipe: Recipe, scale: float, clip: tuple[float, float] | None
+    recipe: Recipe, scale: float, clip: tuple[float, float] | None, absolute: bool
 ) -> None:
+    recipe = replace(recipe, absolute=absolute)
     world, health = GaussianBackbone(shape=(3, 8, 8)), Health()
     world.clip = clip
     x = run(recipe, scale, DDPM(), steps=12, health=health, world=world)
     assert x.isfinite().all() and x.abs().max() < 100
-    if scale >= 1e6:
+    if recipe.absolute and scale >= 1e6 and recipe.moves:
         assert health.limited["quadratic"] > health.limitable["quadratic"] / 2
 
 
@@ -131,6 +135,15 @@ def test_settings_of_a_recipe_are_read_as_they_are_written(values: dict[str, flo
         ("tfg:sigma-fades=perhaps", "yes nor no"),
         ("x0:recurrence=0", "recurrence"),
         ("elucd:softplus=nan", "out of range"),
+        ("tfg:samples=0", "samples=0"),
+        ("lgd-mc:samples=1000000", "less than or equal to 100"),
+        ("x0:smoothing=inf", "less than or equal to 1"),
+        ("adam-dps:beta1=1", "less than 1"),
+        ("freedom:recurrence=1e18", "from 1 to 100"),
+        ("elucd:gamma=inf", "finite"),
+        ("elucd:joint=0", "joint is above 0"),
+        ("x0:softplus=0", "softplus is above 0"),
+        ("ugd:rate=1e400", "finite"),
         ("tgf", "tfg"),
     ],
 )
@@ -208,3 +221,11 @@ def test_moments_are_kept_for_each_guide_and_forgotten_with_the_batch() -> None:
 def test_pigdm_is_refused_for_a_guide_that_measures_nothing() -> None:
     with pytest.raises(OptionError, match="no linear measurement"):
         Guidance(QuadraticGuide(), torch.zeros(1), PIGDM, 1.0)
+
+
+def test_no_smoothing_leaves_the_gradient_as_it_is() -> None:
+    recipe = load_recipe(registry(), "x0:smoothing=0")
+    (smoothed,) = [part for part in recipe.gradient if isinstance(part, Smoothed)]
+    gradient = torch.randn(2, 3, 8, 8)
+    level = GaussianBackbone(shape=(3, 8, 8)).walk(4).levels[0]
+    assert torch.equal(smoothed(gradient, Estimate(level, gradient, gradient, gradient)), gradient)

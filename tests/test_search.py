@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ from PIL import Image
 from ppap_plugin_bench.search import (
     Dimension,
     Judged,
+    Measured,
     Outcome,
     SearchConfig,
     Trial,
     Value,
+    Weights,
     dimensions,
+    frontier,
     propose,
     ranked,
     run_trials,
     search,
 )
+from ppap_plugin_bench.search.score import chosen
 from ppap_plugin_bench.search.space import plain, shown
 from ppap_plugin_bench.search.validation import of_targets, peak_signal_to_noise
 from processes import Outcome as Called
@@ -57,12 +62,12 @@ MIXED = (
 
 
 def bowl(values: Mapping[str, Value]) -> Judged:
-    """Least at scale 3, with as many samples as can be, decreasing and fading."""
+    """Best at scale 3, with as many samples as can be, decreasing and fading."""
     score = math.log(float(values["scale"]) / 3) ** 2
     if "samples" in values:
         score += 0.2 * (8 - float(values["samples"])) + (values["course"] != "decrease")
         score += 0.5 * (values["fades"] is not True)
-    return Judged(score)
+    return Judged(-score)
 
 
 # What is varied
@@ -118,11 +123,11 @@ def test_an_infinite_start_is_tried_and_counts_as_the_nearest_bound() -> None:
     (softplus,) = dimensions(X0, 1.0, ("softplus",))
     assert softplus.start == math.inf
     assert softplus.within(softplus.start) == softplus.high
-    first = propose([softplus], [], 0, higher_is_better=True)
+    first = propose([softplus], [], 0)
     trial = Trial(0, first, Judged(0.5))
     text = json.dumps(trial.to_dict(), allow_nan=False)
     assert Trial.from_dict(json.loads(text), [softplus]) == trial
-    assert math.isfinite(float(propose([softplus], [trial], 0, higher_is_better=True)["softplus"]))
+    assert math.isfinite(float(propose([softplus], [trial], 0)["softplus"]))
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
@@ -150,11 +155,11 @@ def test_values_are_written_as_they_are_read() -> None:
 
 
 def test_the_first_trial_is_the_start() -> None:
-    assert propose(MIXED, [], 5, higher_is_better=True) == {d.name: d.start for d in MIXED}
+    assert propose(MIXED, [], 5) == {d.name: d.start for d in MIXED}
 
 
 def test_the_next_ones_are_spread_over_the_range() -> None:
-    trials = run_trials(STRENGTH, bowl, 4, 0, higher_is_better=False)
+    trials = run_trials(STRENGTH, bowl, 4, 0)
     shares = sorted(STRENGTH[0].share(t.values["scale"]) for t in trials)
     gaps = [b - a for a, b in zip(shares, [*shares[1:], shares[0] + 1], strict=True)]
     assert max(gaps) < 0.3
@@ -162,14 +167,14 @@ def test_the_next_ones_are_spread_over_the_range() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_least_of_a_bowl_is_found(seed: int) -> None:
-    trials = run_trials(STRENGTH, bowl, 25, seed, higher_is_better=False)
-    best = ranked(trials, higher_is_better=False)[0]
+    trials = run_trials(STRENGTH, bowl, 25, seed)
+    best = ranked(trials)[0]
     assert best.values["scale"] == pytest.approx(3.0, rel=0.15)
 
 
 def test_numbers_words_and_answers_are_searched_together() -> None:
-    trials = run_trials(MIXED, bowl, 60, 0, higher_is_better=False)
-    best = ranked(trials, higher_is_better=False)[0].values
+    trials = run_trials(MIXED, bowl, 60, 0)
+    best = ranked(trials)[0].values
     assert (best["course"], best["fades"]) == ("decrease", True)
     assert isinstance(best["samples"], int) and best["samples"] >= 6
     assert all(isinstance(t.values["fades"], bool) for t in trials)
@@ -189,13 +194,13 @@ def test_the_exact_strength_of_a_gaussian_world_is_found() -> None:
             backbone.walk(25),
             DDIM(),
             ImageNoise(1, range(24), backbone.state_shape),
-            [Guidance(guide, target, NAIVE, float(values["scale"]))],
+            [Guidance(guide, target, replace(NAIVE, absolute=True), float(values["scale"]))],
         )
-        return Judged(abs(float(x.mean()) - wanted))
+        return Judged(-abs(float(x.mean()) - wanted))
 
     (space,) = (dimensions(NAIVE, 8.0),)
-    trials = run_trials(space, attempt, 30, 0, higher_is_better=False)
-    best = ranked(trials, higher_is_better=False)[0]
+    trials = run_trials(space, attempt, 30, 0)
+    best = ranked(trials)[0]
     # Sampling 24 images of 48 pixels leaves the mean open by about 0.01, the strength by 3%.
     assert best.values["scale"] == pytest.approx(1.0, rel=0.12)
 
@@ -213,17 +218,17 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(stop: int) -> None:
         kept[:] = [trial.to_dict() for trial in trials]
 
     with pytest.raises(KeyboardInterrupt):
-        run_trials(MIXED, attempt, 16, 3, higher_is_better=False, after=after)
+        run_trials(MIXED, attempt, 16, 3, after=after)
     assert len(kept) == stop
     done = [Trial.from_dict(json.loads(json.dumps(entry)), MIXED) for entry in kept]
-    resumed = run_trials(MIXED, bowl, 16, 3, higher_is_better=False, done=done)
-    whole = run_trials(MIXED, bowl, 16, 3, higher_is_better=False)
+    resumed = run_trials(MIXED, bowl, 16, 3, done=done)
+    whole = run_trials(MIXED, bowl, 16, 3)
     assert [(t.values, t.judged) for t in resumed] == [(t.values, t.judged) for t in whole]
 
 
 def test_seeds_differ_and_decide() -> None:
     def tried(seed: int) -> list[Mapping[str, Value]]:
-        return [t.values for t in run_trials(STRENGTH, bowl, 9, seed, higher_is_better=False)]
+        return [t.values for t in run_trials(STRENGTH, bowl, 9, seed)]
 
     assert tried(1) == tried(1) != tried(2)
 
@@ -234,11 +239,11 @@ def test_trials_that_fail_are_kept_and_avoided() -> None:
             raise ValueError("too\nmuch")
         return Judged(math.nan if float(values["scale"]) < 0.05 else float(values["scale"]))
 
-    trials = run_trials(STRENGTH, attempt, 40, 0, higher_is_better=True)
+    trials = run_trials(STRENGTH, attempt, 40, 0)
     assert len(trials) == 40
     problems = {t.problem for t in trials if t.judged is None}
     assert problems == {"ValueError: too much", "the score is not finite"}
-    assert ranked(trials, higher_is_better=True)[0].values["scale"] == pytest.approx(3, rel=0.2)
+    assert ranked(trials)[0].values["scale"] == pytest.approx(3, rel=0.2)
     later = [t.judged is None for t in trials[8:]]
     assert sum(later) < len(later) / 2
 
@@ -247,7 +252,7 @@ def test_a_search_of_failures_goes_on() -> None:
     def attempt(values: Mapping[str, Value]) -> Judged:
         raise RuntimeError
 
-    trials = run_trials(MIXED, attempt, 14, 0, higher_is_better=True)
+    trials = run_trials(MIXED, attempt, 14, 0)
     assert [t.judged for t in trials] == [None] * 14
 
 
@@ -259,22 +264,66 @@ def test_the_same_values_are_not_tried_twice() -> None:
         return Judged(float(values["course"] == "decrease"))
 
     space = (Dimension("course", "increase", choices=("increase", "decrease")),)
-    trials = run_trials(space, attempt, 9, 0, higher_is_better=True)
+    trials = run_trials(space, attempt, 9, 0)
     assert len(trials) == 9 and sorted(asked) == ["decrease", "increase"]
 
 
-def test_ties_are_decided_by_the_tie_then_by_the_lower_strength() -> None:
-    def trial(number: int, scale: float, score: float, tie: float) -> Trial:
-        return Trial(number, {"scale": scale}, Judged(score, tie=tie))
-
-    failed = Trial(0, {"scale": 0.1}, None, "broken")
+def test_ties_are_decided_by_the_lower_strength() -> None:
+    scores = {0: (0.1, None), 1: (4.0, 0.5), 2: (9.0, 1.0), 3: (8.0, 1.0), 4: (2.0, 1.0)}
     trials = [
-        failed, trial(1, 4.0, 0.5, 1.0), trial(2, 9.0, 1.0, 3.0), trial(3, 8.0, 1.0, 2.0),
-        trial(4, 2.0, 1.0, 2.0),
+        Trial(number, {"scale": scale}, None if score is None else Judged(score))
+        for number, (scale, score) in scores.items()
+    ]
+    assert [t.number for t in ranked(trials)] == [4, 3, 2, 1, 0]
+
+
+# What it is worth
+
+
+@pytest.mark.parametrize(
+    ("name", "higher", "measure", "unguided", "gain"),
+    [
+        ("accuracy", True, 0.9, 0.2, 0.875),
+        ("depth_error", False, 0.03, 0.12, 0.75),
+        ("psnr", True, 34.0, 14.0, 0.9),  # a tenth of the error
+        ("mood", True, 6.0, 4.0, 0.5),  # of a measure whose best is not known, the relative gain
+        ("mood", False, -6.0, -4.0, 0.5),
+    ],
+)
+def test_a_score_is_the_gain_less_distance_and_cost(
+    name: str, higher: bool, measure: float, unguided: float, gain: float
+) -> None:
+    before = Measured(unguided, 4.0, 1e9)
+    assert before.score(before, name, higher, Weights()) == 0
+    plain = Measured(measure, 4.0, 1e9).score(before, name, higher, Weights(0.3, 0.1))
+    assert plain == pytest.approx(gain)
+    dear = Measured(measure, 6.0, 8e9).score(before, name, higher, Weights(0.3, 0.1))
+    assert dear == pytest.approx(gain - 0.3 * 0.5 - 0.1 * 3)
+    alone = Measured(measure, None, 0.5e9).score(before, name, higher, Weights(0.3, 0.1))
+    assert alone == pytest.approx(gain + 0.1)
+
+
+def test_weights_are_read_or_refused() -> None:
+    assert Weights.read("cost=0.2") == Weights(cost=0.2)
+    for wrong in ("cost", "cost=-1", "cost=nan", "price=1", "cost=1;distance=2"):
+        with pytest.raises(OptionError, match="no weights"):
+            Weights.read(wrong)
+
+
+def test_a_frontier_holds_what_nothing_beats_and_each_quality_is_one_of_it() -> None:
+    def trial(number: int, measure: float, distance: float | None, cost: float) -> Trial:
+        return Trial(number, {"steps": number}, Judged(0.0, Measured(measure, distance, cost)))
+
+    unguided = Measured(0.0, 4.0, 8.0)
+    trials = [
+        trial(0, 0.95, 4.0, 16.0), trial(1, 0.7, 4.0, 1.0), trial(2, 0.9, 4.0, 4.0),
+        trial(3, 0.6, 4.0, 1.0), trial(4, 0.6, 3.0, 1.0), trial(5, 0.9, 4.0, 4.0),
+        Trial(6, {"steps": 6}, None, "failed"), trial(7, 0.95, 9.0, 16.0),
     ]  # fmt: skip
-    order = [t.number for t in ranked(trials, higher_is_better=True)]
-    assert order == [4, 3, 2, 1, 0]
-    assert [t.number for t in ranked(trials, higher_is_better=False)] == [1, 4, 3, 2, 0]
+    points = frontier(trials, higher_is_better=True)
+    assert [t.number for t in points] == [1, 4, 2, 5, 0]
+    best = chosen(points, unguided, "accuracy", True, Weights())
+    assert {name: t.number for name, t in best.items()} == {"draft": 1, "normal": 2, "best": 0}
 
 
 # Who judges
@@ -331,22 +380,52 @@ def test_a_search_leaves_a_record_a_table_a_plot_and_a_command(tmp_path: Path) -
     outcome = search(asked(), tmp_path / "a", found=world(), tell=told.append)
     assert ["itself" in text for text in told] == [True]
     names = {p.name for p in (tmp_path / "a").iterdir() if not p.name.startswith(".")}
-    assert names == {"search.json", "trials.csv", "best.txt", "search.png"}
+    assert names == {"search.json", "trials.csv", "best.txt", "search.png", "frontier.json"}
     record = json.loads((tmp_path / "a" / "search.json").read_text())
     assert record["best"] == outcome.trials[0].number
     assert record["settings"]["objective"] == "error"
     assert record["settings"]["higher_is_better"] is False
-    assert record["unguided"]["score"] > record["trials"][record["best"]]["judged"]["score"]
+    best = record["trials"][record["best"]]["judged"]["measured"]
+    assert record["unguided"]["measured"]["measure"] > best["measure"]
     assert outcome.better_than_unguided
     text = (tmp_path / "a" / "trials.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["trial"] for row in rows] == [str(k) for k in range(6)]
     assert rows[0]["judged by"] == "the guide 'colour' itself"
-    assert set(rows[0]) >= {"scale", "smoothing", "power", "error", "standard error", "limited"}
+    assert set(rows[0]) >= {
+        "scale",
+        "smoothing",
+        "power",
+        "error",
+        "standard error",
+        "limited",
+        "score",
+    }
     words = shlex.split((tmp_path / "a" / "best.txt").read_text())
     assert words[:6] == ["ppap", "run", "--guide", "colour", "--target", "0.2"]
     with Image.open(tmp_path / "a" / "search.png") as plot:
         assert plot.width > 600
+
+
+def test_what_guidance_costs_is_varied_and_counted(tmp_path: Path) -> None:
+    names = ("scale", "steps", "every", "interval")
+    outcome = search(asked(only=names, budget=8), tmp_path, found=world())
+    costs = {}
+    for trial in outcome.trials:
+        assert trial.judged is not None
+        costs[tuple(trial.values[n] for n in names[1:])] = trial.judged.measured.cost
+    start = costs[4, 1, ""]
+    assert outcome.unguided.measured.cost < start
+    assert len(set(costs.values())) > 1
+    kept = json.loads((tmp_path / "frontier.json").read_text())
+    assert set(kept["qualities"]) == {"draft", "normal", "best"}
+    assert all(set(point["values"]) >= set(names) for point in kept["points"])
+    words = shlex.split(outcome.record["command"])
+    best = outcome.trials[0].values
+    assert words[words.index("--steps") + 1] == str(best["steps"])
+    assert ("--interval" in words) == bool(best["interval"])
+    with pytest.raises(OptionError, match="spacing"):
+        dimensions(X0, 1.0, ("steps",), steps="ddim25")
 
 
 def test_budgets_count_what_is_there(tmp_path: Path) -> None:
@@ -507,15 +586,6 @@ def test_the_command_answers_slips(ppap_here: Call) -> None:
         outcome = ppap_here(*usual, *arguments)
         assert outcome.code == 2 and words in outcome.err, outcome.err
     assert not Path("w").exists()
-
-
-def test_what_is_missing_is_named_with_its_remedy(
-    ppap_here: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ppap_plugin_bench.cli.search.find_spec", lambda name: None)
-    outcome = ppap_here("search", "--guide", "depth", "--work", "w")
-    assert outcome.code == 2
-    assert "optuna" in outcome.err and "pip install 'ppap-host[search]'" in outcome.err
 
 
 def test_experts_are_found_or_asked_for() -> None:

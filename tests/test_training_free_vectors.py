@@ -253,7 +253,7 @@ def test_vector_training_free_guidance(case: vectors.Case, dtype: torch.dtype) -
         # A repetition is a step of its own here, so that its state can be seen; that the loop
         # repeats as is done here is tested in test_universal_guidance_vectors.py.
         repeats, renoise, mc = published.recipe.recurrence, bank.of("renoise"), bank.of("mc")
-        recipe = kept.watching(replace(published.recipe, recurrence=1))
+        recipe = kept.watching(replace(published.recipe, recurrence=1, absolute=True))
         guidance = Guidance(guide_of(s, io, shape[0]), NOTHING, recipe, published.scale)
         solver = DDIM(s["eta"])
         evaluator = Evaluator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,7 +104,7 @@ def repetitions(
     Each repetition is a step of its own here, so that its state can be seen; the recorded noise
     leads back in between.
     """
-    guidance = [Guidance(guide, NOTHING, recipe, 1.0)]
+    guidance = [Guidance(guide, NOTHING, replace(recipe, absolute=True), 1.0)]
     draws = iter(io["noise_bank"])
     x, found, predicted = io["x_T"], [], []
     for i in range(len(walk)):
@@ -129,7 +130,7 @@ def test_a_step_is_repeated_as_the_vectors_repeat_it() -> None:
     backbone = Analytic(io, (3, 2, 2), alphas_cumprod=table)
     walk = backbone.walk(5)
     draws = torch.randn(16, 1, 3, 2, 2)
-    recurrent = Recipe("again", Predicted(), CleanPoint(), recurrence=3)
+    recurrent = Recipe("again", Predicted(), CleanPoint(), recurrence=3, absolute=True)
     guide = Likelihood(lambda u, level: -u.flatten(1).square().sum(dim=1))
     renoise = iter(draws)
     evaluator = Evaluator(
@@ -144,7 +145,7 @@ def test_a_step_is_repeated_as_the_vectors_repeat_it() -> None:
             DDIM(), x, step,
             Evaluator(
                 backbone, backbone.predict,
-                [Guidance(guide, NOTHING, Recipe("once", Predicted(), CleanPoint()), 0.1)],
+                [Guidance(guide, NOTHING, replace(recurrent, recurrence=1), 0.1)],
                 ancestral=False, health=Health(),
             ),
             lambda: draws[0],

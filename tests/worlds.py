@@ -22,7 +22,7 @@ class GaussianBackbone(Backbone):
     clip = None
 
     def __init__(
-        self, mean: float = 0.3, spread: float = 0.5, shape: tuple[int, int, int] = (3, 4, 4)
+        self, mean: float = 0.3, spread: float = 0.5, shape: tuple[int, ...] = (3, 4, 4)
     ) -> None:
         self.mean, self.spread, self.state_shape = mean, spread, shape
         self.schedule = DiscreteSchedule.from_betas(cosine_betas(1000)[:980])

@@ -20,30 +20,42 @@ Condition = Mapping[str, Tensor]
 
 FixedVariance = Literal["large", "small"]
 
+MEDIA: Mapping[int, str] = {1: "vectors", 2: "audio", 3: "images", 4: "video"}
+"""What samples of so many sides are, if their backbone says nothing else."""
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What a diffusion network says of x_t.
 
     Attributes:
-        eps: predicted noise, [b, c, h, w].
+        eps: predicted noise, shaped as the state.
         v: the learned variance's interpolation coefficient in [-1, 1] (Nichol and Dhariwal, 2021,
-            eq. 15, mapped from [0, 1]), [b, c, h, w]; None if the variance is fixed.
+            eq. 15, mapped from [0, 1]), shaped as the state; None if the variance is fixed.
+        output: what the network itself says, for solvers that are given that and not the noise
+            (:mod:`ppap_host.pipelines.samplers`); further channels hold a variance. None where
+            nobody needs it.
+        unconditional: the noise of the unconditional branch, where classifier-free guidance has
+            asked both and one of them is looked at by itself.
     """
 
-    eps: Float[Tensor, "b c h w"]
-    v: Float[Tensor, "b c h w"] | None = None
+    eps: Float[Tensor, "b ..."]
+    v: Float[Tensor, "b ..."] | None = None
+    output: Float[Tensor, "b ..."] | None = None
+    unconditional: Float[Tensor, "b ..."] | None = None
 
 
 class Backbone(ABC):
     """A trained diffusion model with its noise schedule and its conditioning.
 
-    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise.
-    A backbone is made on the CPU in float32 and moved by :meth:`to`.
+    The state x_t is what the sampler works on: RGB in [-1, 1] for pixel models, latents otherwise,
+    and as well the frames of a video, the samples of a sound, or a plain vector. A backbone is made
+    on the CPU in float32 and moved by :meth:`to`.
 
     Attributes:
         name: what the user calls it.
-        state_shape: (channels, height, width) of the state.
+        state_shape: of a state: (channels, height, width) of images, (channels, frames, height,
+            width) of videos, (channels, samples) of sound, (entries,) of vectors.
         clip: bounds of a clean state that the sampler clips to; None for latents.
         clip_eps: whether the noise follows a clean state that was clipped, as in ADM's code, or
             stays as predicted, as in diffusers' DDIM.
@@ -67,7 +79,7 @@ class Backbone(ABC):
     """
 
     name: str
-    state_shape: tuple[int, int, int]
+    state_shape: tuple[int, ...]
     clip: tuple[float, float] | None = (-1.0, 1.0)
     clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
@@ -107,20 +119,20 @@ class Backbone(ABC):
 
     @abstractmethod
     def predict(
-        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+        self, x: Float[Tensor, "b ..."], level: NoiseLevel, condition: Condition
     ) -> Prediction:
         """One evaluation of the network at one noise level, differentiable in ``x``."""
 
     def sampling(
         self, steps: int | str | None = None, sampler: str | None = None, eta: float | None = None
-    ) -> tuple[int | str, str, float]:
+    ) -> tuple[int | str, str, float | None]:
         """Steps, sampler and eta; where one is None, the backbone's own.
 
-        Another sampler than its own has an eta of 0.
+        For another sampler than its own, an eta that is None stays so.
         """
         sampler = sampler or self.default_sampler
-        if eta is None:
-            eta = self.default_eta if sampler == self.default_sampler else 0.0
+        if eta is None and sampler == self.default_sampler:
+            eta = self.default_eta
         return self.default_steps if steps is None else steps, sampler, eta
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
@@ -183,19 +195,53 @@ class Backbone(ABC):
             remedy="Give an upsampler with --upsampler.",
         )
 
-    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """RGB in [-1, 1] from a clean state, differentiable; the identity for pixel models."""
+    def decode(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """What is made, from a clean state, differentiable; the identity for pixel models.
+
+        Its shape is :attr:`decoded_shape`: RGB in [-1, 1] for images.
+        """
         return x0
 
     @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """The shape of what :meth:`decode` gives, without the batch.
+
+        That of the state where :meth:`decode` is the identity, RGB of :attr:`image_size` otherwise.
+        A backbone whose decoder makes something else overrides it.
+        """
+        if type(self).decode is Backbone.decode:
+            return tuple(self.state_shape)
+        return (3, *self.image_size)
+
+    @property
+    def makes(self) -> str:
+        """What :meth:`decode` gives, in a word that guides may look at (:attr:`Guide.looks_at`).
+
+        By the rank of :attr:`decoded_shape` images, video, audio, vectors, or else arrays; a
+        backbone that makes something of its own says so with a word of its own.
+        """
+        return MEDIA.get(len(self.decoded_shape), "arrays")
+
+    @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images it makes."""
-        return self.state_shape[1:]
+        """(height, width) in pixels of the images or frames it makes.
+
+        Of anything else the last two sides: (channels, samples) of sound, (1, entries) of vectors.
+        """
+        height, width = (1, *self.state_shape)[-2:]
+        return height, width
 
     @property
     def latent(self) -> bool:
-        """Whether the state is something else than the image: the latent of an autoencoder."""
-        return self.state_shape != (3, *self.image_size)
+        """Whether the state is something else than what is made: the latent of an autoencoder."""
+        return tuple(self.state_shape) != self.decoded_shape
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of its clean states, over all entries; relative strength measures
+        moves with it. By default 0.5 of images in [-1, 1] (sigma_data of Karras et al., 2022) and
+        1 of latents, which are scaled to it (Rombach et al., 2022, appendix G)."""
+        return 1.0 if self.latent else 0.5
 
     @abstractmethod
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
@@ -220,8 +266,13 @@ def encode(backbone: Backbone, prompts: Sequence[str], classes: Sequence[int | N
 
 
 def repeat_condition(condition: Condition, count: int) -> Condition:
-    """A condition of one row given to ``count`` images."""
-    return {key: rows.expand(count, *rows.shape[1:]) for key, rows in condition.items()}
+    """A condition given to ``count`` rows: to all of them, or each of its own to as many."""
+    return {
+        key: rows.expand(count, *rows.shape[1:])
+        if len(rows) == 1
+        else rows.repeat_interleave(count // len(rows), dim=0)
+        for key, rows in condition.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -232,27 +283,40 @@ class ClassifierFree:
     GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
 
     Attributes:
-        condition, unconditional: one row each (or empty), repeated for every image.
+        condition, unconditional: one row each (or empty), or one an image, repeated as
+            :func:`repeat_condition` does.
         scale: 0 ignores the condition, 1 is the plain conditional model.
+        both: whether both branches run at every scale, and the unconditional one is told, too.
     """
 
     backbone: Backbone
     condition: Condition
     unconditional: Condition
     scale: float = 1.0
+    both: bool = False
 
-    def __call__(self, x: Float[Tensor, "b c h w"], level: NoiseLevel) -> Prediction:
+    def __call__(self, x: Float[Tensor, "b ..."], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
-        if self.scale == 1 or not self.condition:
+        if (self.scale == 1 and not self.both) or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
         branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]
         both = {key: torch.cat([branch[key] for branch in branches]) for key in self.condition}
         prediction = self.backbone.predict(torch.cat([x, x]), level, both)
-        conditional, unconditional = prediction.eps.chunk(2)
-        eps = unconditional + self.scale * (conditional - unconditional)
         guided = self.backbone.cfg_channels
-        if guided is not None:
-            eps = torch.cat([eps[:, :guided], conditional[:, guided:]], dim=1)
+        eps = self._combined(prediction.eps, guided)
         v = None if prediction.v is None else prediction.v[:n]
-        return Prediction(eps, v)
+        output = prediction.output
+        if output is not None:
+            output = self._combined(output, x.shape[1] if guided is None else guided)
+        alone = self._combined(prediction.eps, guided, 0.0) if self.both else None
+        return Prediction(eps, v, output, alone)
+
+    def _combined(self, both: Tensor, channels: int | None, scale: float | None = None) -> Tensor:
+        """The guided one of two branches, in its first channels; the others are conditional."""
+        conditional, unconditional = both.chunk(2)
+        scale = self.scale if scale is None else scale
+        guided = unconditional + scale * (conditional - unconditional)
+        if channels is None or channels == guided.shape[1]:
+            return guided
+        return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)

@@ -73,13 +73,6 @@ def among(names: Mapping[str, str] | Iterable[str]) -> Completion:
     return complete
 
 
-def samplers(incomplete: str) -> list[tuple[str, str]]:
-    """Completes names of samplers."""
-    from ppap_host.sampling.names import SAMPLER_SUMMARIES
-
-    return _beginning(SAMPLER_SUMMARIES.items(), incomplete)
-
-
 def balances(incomplete: str) -> list[tuple[str, str]]:
     """Completes ways to balance several guides."""
     from ppap_host.sampling.names import BALANCE_SUMMARIES

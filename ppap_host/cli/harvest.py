@@ -27,7 +27,7 @@ from ppap_host.cli.options import (
 from ppap_host.cli.output import counted, open_file, print_json, remark, tell_path
 from ppap_host.cli.progress import progress_bar
 from ppap_host.cli.surroundings import INTERRUPTED
-from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.files.errors import OptionError
 from ppap_host.runs.processes import alone_or_first
 
 BATCH = 20
@@ -65,7 +65,7 @@ def harvest(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -99,15 +99,14 @@ def harvest(
 
     torchrun --nproc_per_node 2 -m ppap_host harvest --out harvest
     """
+    from ppap_host.plugins.listing import check_sampler
     from ppap_host.plugins.registry import registry
-    from ppap_host.sampling.names import SAMPLER_SUMMARIES
 
     # What can be told without torch is told at once.
     texts = _read_prompts(prompts)
     registry().entry("backbone", backbone)
     check_weights(checkpoint)
-    if sampler is not None and sampler not in SAMPLER_SUMMARIES:
-        raise unknown_name("sampler", sampler, SAMPLER_SUMMARIES)
+    check_sampler(registry(), sampler)
     with progress_bar(disable=not alone_or_first()) as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.experts.harvest import HarvestConfig

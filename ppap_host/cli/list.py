@@ -71,7 +71,7 @@ def _things(found: Registry) -> dict[str, list[dict[str, Any]]]:
     """All that can be named, by what it is called."""
     from ppap_host.plugins.entry_points import OWN_COMMANDS, owner, plugin_commands
     from ppap_host.plugins.plugin import HOOKS
-    from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+    from ppap_host.sampling.names import BALANCE_SUMMARIES
 
     claims: dict[str, dict[str, Any]] = {kind: found.names(kind) for kind in HOOKS}
     claims["published file"] = found.published_files()
@@ -86,11 +86,10 @@ def _things(found: Registry) -> dict[str, list[dict[str, Any]]]:
         ]
         for kind, names in claims.items()
     }
-    for kind, summaries in (("sampler", SAMPLER_SUMMARIES), ("balance", BALANCE_SUMMARIES)):
-        things[kind] = [
-            {"name": name, "summary": summary, "from": [found.plugins[0].label]}
-            for name, summary in summaries.items()
-        ]
+    things["balance"] = [
+        {"name": name, "summary": summary, "from": [found.plugins[0].label]}
+        for name, summary in BALANCE_SUMMARIES.items()
+    ]
     things["command"] = [
         {
             "name": name,

@@ -18,7 +18,7 @@ SAMPLING = "Sampling"
 MACHINE = "Machine"
 RESULTS = "Results"
 
-SAMPLERS = "ddim, ddpm, dpm++ or heun."
+SAMPLERS = "ddim, dpm++, euler, unipc ... (`ppap list samplers`)."
 SEVERAL_DEVICES = "auto, cpu, cuda, cuda:1 or mps."
 
 

@@ -3,7 +3,6 @@
 # Long because every option of the command is declared here, once.
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,10 +56,10 @@ OWN = "-"
 """Of an option for each guide: what the guide gets where the option is left out."""
 
 
-def _number_or_own(text: str) -> float:
-    """A number; NaN, which nobody can mean, for :data:`OWN`."""
+def _number_or_own(text: str) -> float | str:
+    """A number, or :data:`OWN`."""
     try:
-        return math.nan if text == OWN else float(text)
+        return text if text == OWN else float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no number.") from None
 
@@ -82,10 +81,11 @@ def run(
         ),
     ] = None,
     scale: Annotated[
-        list[float] | None,
+        list[Any] | None,
         option(
             "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
-            help="Strength of each guide; default: the guide's own.",
+            help="Strength of each guide, 1 being the same share of a step for all. [default: the "
+            "guide's own]",
         ),
     ] = None,
     prompt: Annotated[
@@ -127,6 +127,13 @@ def run(
             help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
         ),
     ] = None,
+    absolute: Annotated[
+        bool,
+        option(
+            "--absolute", panel=GUIDES, metavar=None,
+            help="Take each --scale as the recipe's paper does: it multiplies the gradient.",
+        ),
+    ] = False,
     model: Annotated[
         list[str] | None,
         option(
@@ -257,7 +264,7 @@ def run(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -370,6 +377,9 @@ def run(
     )  # fmt: skip
     if guides:
         values["guide"] = guides
+    if absolute:
+        key = "guides" if "guides" in values else "guide"
+        values[key] = [{**table, "absolute": True} for table in values.get(key, [])]
     if values.get("guide") or values.get("guides"):
         values.setdefault("unguided", True)
     settings = RunConfig.from_dict(values, str(config) if config else "the command line")
@@ -384,18 +394,14 @@ def run(
         finish(execute(settings, folder), as_json, open_it)
 
 
-def _is_own(value: Any) -> bool:
-    return value == OWN or (isinstance(value, float) and math.isnan(value))
-
-
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """One table a guide, its options matched in order.
 
     Args:
         guides: names, or ``FILE.py:NAME`` of one's own code.
-        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`; "target" may only be
-            left out where all guides are one's own code. :data:`OWN` (NaN for a number) is as if
-            the guide had not been given one.
+        options: by the names of :class:`~ppap_host.runs.config.GuideConfig`, each for all guides
+            or for none. :data:`OWN` is as if the guide had not been given one, which is how a
+            reward has no target beside guides that have one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -404,8 +410,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
 
     code = [code_of(guide) for guide in guides]
     for name, given in options.items():
-        optional = name != "target" or all(code)
-        if len(given) != len(guides) and not (optional and not given):
+        if given and len(given) != len(guides):
             pairs = [
                 f"--guide {guides[i] if i < len(guides) else '???'} "
                 f"--{name} {given[i] if i < len(given) else '???'}"
@@ -413,13 +418,17 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
             ]
             raise OptionError(
                 f"{len(guides)} --guide but {len(given)} --{name}: {' | '.join(pairs)}.",
-                remedy=f"Give one --{name} for each --guide, in the same order"
-                + (f"; {OWN} for a guide's own, or none at all." if optional else "."),
+                remedy=f"Give one --{name} for each --guide, in the same order; {OWN} for "
+                + (
+                    "a reward, which has none."
+                    if name == "target"
+                    else "a guide's own, or none at all."
+                ),
             )
     tables = []
     for i, (guide, own) in enumerate(zip(guides, code, strict=True)):
         table = {"name": guide} if own is None else {"name": own[1], "what": guide}
-        tables.append(table | {k: v[i] for k, v in options.items() if v and not _is_own(v[i])})
+        tables.append(table | {k: v[i] for k, v in options.items() if v and v[i] != OWN})
     return tables
 
 
@@ -431,12 +440,30 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
     # A slip of the pen is answered before torch is imported.
     check_run(settings, registry(), moved or {})
     check_new(out, "run.json", "a run")
+    told: list[str] = []
+
+    def begun(record: Mapping[str, Any]) -> None:
+        """What was understood and chosen, while there is time to stop."""
+        for said in dict.fromkeys(row["understood"] for row in record["targets"]):
+            remark(f"Target: {said}")
+        used = record["used"]
+        for one in used["guides"]:
+            if one["experts"]:
+                remark(f"{one['name']}: guided by the experts {one['experts']}")
+            scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
+            detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
+        where = f"{used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}"
+        detail(f"{settings.backbone}: {where}")
+        told.extend(record["warnings"])
+        for warning in told:
+            warn(warning)
+
     with progress_bar() as watch:
         try:
             watch("loading libraries", 0, 1)
             from ppap_host.runs.run import run as run_settings
 
-            result = run_settings(settings, out, watch, moved)
+            result = run_settings(settings, out, watch, moved, begun)
         except KeyboardInterrupt:
             if not (out / "run.json").exists():
                 # Interrupted while libraries were imported: leave a record all the same.
@@ -446,16 +473,9 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
             kept = counted(len(list(out.glob("[0-9]*.png"))), "finished image")
             remark(f"Interrupted: {kept} in {out}", "yellow")
             raise typer.Exit(INTERRUPTED) from None
-    for said in dict.fromkeys(row["understood"] for row in result.record["targets"]):
-        remark(f"Target: {said}")
-    used = result.record["used"]
-    for one in used["guides"]:
-        if one["experts"]:
-            remark(f"{one['name']}: guided by the experts {one['experts']}")
-        detail(f"{one['name']}: recipe {one['recipe']}, scale {one['scale']:g}")
-    detail(f"{settings.backbone}: {used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}")
     for warning in result.record["warnings"]:
-        warn(warning)
+        if warning not in told:
+            warn(warning)
     return result
 
 

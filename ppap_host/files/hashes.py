@@ -19,6 +19,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256 of these bytes, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_pixels(image: Image.Image) -> str:
     """SHA-256 of an 8-bit RGB picture's size and pixels, hexadecimal."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())

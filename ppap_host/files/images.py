@@ -57,12 +57,17 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
 
 
-def to_unit(pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+def in_rgb(x: Tensor) -> Tensor:
+    """Pictures or videos [b, 3, ...]: those of one channel as grey, any others as they are."""
+    return x.expand(-1, 3, *x.shape[2:]) if x.shape[1] == 1 else x
+
+
+def to_unit(pixels: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
     """RGB in [-1, 1], float32, from 8 bits."""
     return pixels.float() / 127.5 - 1
 
 
-def to_pixels(x: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
+def to_pixels(x: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
     """8-bit RGB from [-1, 1]: clipped and rounded as a PNG would hold it; NaN becomes grey."""
     return ((x.detach().float().nan_to_num(0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -76,18 +81,6 @@ def from_tensor(x: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Pictures from RGB in [-1, 1]: clipped, rounded to 8 bits."""
     rows = to_pixels(x).cpu().permute(0, 2, 3, 1)
     return [Image.fromarray(row.contiguous().numpy()) for row in rows]
-
-
-def film_strip(frames: Sequence[Image.Image], most: int = 12) -> Image.Image:
-    """Frames of a video on one picture, four in a row: all, or so many that are evenly spread."""
-    count = min(len(frames), most)
-    chosen = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
-    width, height = chosen[0].size
-    columns = min(count, 4)
-    strip = Image.new("RGB", (columns * width, -(-count // columns) * height))
-    for i, frame in enumerate(chosen):
-        strip.paste(frame, (i % columns * width, i // columns * height))
-    return strip
 
 
 SHEET_SIDE = 12_000

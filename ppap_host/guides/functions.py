@@ -12,11 +12,13 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ppap_host.files.errors import OptionError, TargetError
-from ppap_host.guides.guide import Guide, Wrapped
-from ppap_host.guides.targets import Given, Target, Value
+from ppap_host.guides.guide import Guide
+from ppap_host.guides.rewards import RewardOf
+from ppap_host.guides.targets import Given, Target
 
 Loss = Callable[..., Tensor]
-"""From RGB in [-1, 1], [b, 3, h, w], and perhaps a target, to a loss or a reward of each image."""
+"""From RGB in [-1, 1], [b, 3, h, w], or what else a backbone makes, and perhaps a target, to a loss
+or a reward of each image."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Function(nn.Module):
 class FunctionGuide(Guide):
     """A function or a module as a guide: f(x), or f(x, target) where there is a target.
 
+    It looks at whatever the backbone makes, at images of one channel as grey.
+
     Args:
         function: differentiable; RGB in [-1, 1], float [b, 3, h, w], to a loss [b]. A target is
             RGB, too, [1, 3, h, w] or one row an image.
@@ -61,6 +65,7 @@ class FunctionGuide(Guide):
     """
 
     target_kinds = ("photo",)
+    looks_at = None
 
     def __init__(
         self, function: Loss | nn.Module, name: str, rewards: bool = False, targeted: bool = False
@@ -132,24 +137,6 @@ class FunctionGuide(Guide):
         return {"value" if self.rewards else "loss": values}
 
 
-class RewardOf(Wrapped):
-    """A guide whose loss is a value to be made large."""
-
-    rewards = True
-
-    def understand(self, given: Given, size: tuple[int, int]) -> Target:
-        """No target."""
-        return Target("", torch.zeros(1, 0))
-
-    def read_target(self, value: Value | Given, size: tuple[int, int]) -> Target:
-        """No target."""
-        return self.understand(Given.of(""), size)
-
-    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
-        """Minus what the guide says."""
-        return -self.guide.loss(output, target)
-
-
 def as_guide(what: Any, name: str, targeted: bool = False) -> Guide:
     """The guide that an object in memory is.
 
@@ -170,7 +157,7 @@ def as_guide(what: Any, name: str, targeted: bool = False) -> Guide:
     if isinstance(thing, type) and issubclass(thing, Guide):
         thing = thing()
     if isinstance(thing, Guide):
-        return RewardOf(thing) if rewards else thing
+        return RewardOf(thing) if rewards and not thing.rewards else thing
     if isinstance(thing, nn.Module) or callable(thing):
         return FunctionGuide(thing, name, rewards, targeted)
     raise OptionError(

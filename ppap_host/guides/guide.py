@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import OptionError, TargetError
 from ppap_host.guides.familiarity import FILE, Familiarity, load_familiarity
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.guides.targets import Given, Target, Value
@@ -65,7 +65,8 @@ class Guide(ABC):
     """A guidance model as the sampler sees it.
 
     The host owns device and precision: it moves :meth:`network` and calls the rest with tensors on
-    the same device. Images are RGB in [-1, 1].
+    the same device. Images are RGB in [-1, 1]; what else a backbone makes, such as video, is shown
+    to guides that look at it (:attr:`looks_at`), and stands for images in what follows.
 
     Attributes:
         name: what the user calls it.
@@ -78,6 +79,12 @@ class Guide(ABC):
             names no number.
         knows_predictions: whether :meth:`see` is told the level at which a clean image was
             predicted, and not only that of a noised one.
+        looks_at: what it is shown, in the words of
+            :attr:`~ppap_host.backbones.backbone.Backbone.makes`: images, video, audio, vectors, or
+            a backbone's own; None for guides that look at anything.
+        channels: of the images or videos that it is shown, 3 for RGB; None for any number.
+        rewards: whether it has no target, and its value, minus its loss, is the better the larger
+            it is: an aesthetic score, a preference model, a detector.
         origin: how it was loaded by name, as settings of a guide, so that a record can say it.
         target_kinds: what the head of a target may name, the first being the usual one
             (:data:`ppap_host.guides.targets.KINDS` and the guide's own); empty for guides whose
@@ -89,6 +96,9 @@ class Guide(ABC):
     averages_pixels: bool = False
     tuning_steps: int = 250
     knows_predictions: bool = False
+    looks_at: str | None = "images"
+    channels: int | None = 3
+    rewards: bool = False
     origin: Mapping[str, Any] | None = None
     target_kinds: Sequence[str] = ()
 
@@ -106,13 +116,25 @@ class Guide(ABC):
             size: (height, width) in pixels of the images to be made.
 
         Raises:
-            TargetError: it cannot be read or means nothing to this guide; says what would.
+            TargetError: it cannot be read or means nothing to this guide; says what would. A guide
+                that rewards has none but the empty text.
         """
+        if self.rewards:
+            return self._no_target(value)
         given = Given.of(value, self.target_kinds)
         found = self.understand(given, size)
         if not isinstance(found, Target):  # a fault of the guide, which the host tells of
             return found
         return replace(found, understood=found.understood or given.text, given=given)
+
+    def _no_target(self, value: Value | Given) -> Target:
+        given = Given.of(value)
+        if given.value is not None and not (isinstance(given.value, str) and not given.value):
+            raise TargetError(
+                f"The guide {self.name!r} is a reward, and a reward has no target.",
+                remedy="Leave out its target.",
+            )
+        return Target("", torch.zeros(1, 0), understood="no target: a reward", given=given)
 
     @abstractmethod
     def understand(self, given: Given, size: tuple[int, int]) -> Target:
@@ -132,7 +154,7 @@ class Guide(ABC):
         """
 
     @abstractmethod
-    def prepare(self, x: Float[Tensor, "b 3 h w"]) -> Tensor:
+    def prepare(self, x: Float[Tensor, "b ..."]) -> Tensor:
         """From RGB in [-1, 1] to what the network expects (size, normalisation), differentiable."""
 
     @abstractmethod
@@ -192,13 +214,16 @@ class Guide(ABC):
 
     @abstractmethod
     def picture(self, output: Tensor) -> list[Image]:
-        """What the guide sees, for people: one picture an image."""
+        """What the guide sees, for people: one picture an image, or none if it sees a number."""
 
     @abstractmethod
     def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        """How well each image meets the target, in the field's usual measures, by name."""
+        """How well each image meets the target, in the field's usual measures, by name.
 
-    def see(self, x: Float[Tensor, "b 3 h w"], level: NoiseLevel | None = None) -> Tensor:
+        Of a reward, its value, larger being better.
+        """
+
+    def see(self, x: Float[Tensor, "b ..."], level: NoiseLevel | None = None) -> Tensor:
         """The network's output for images ``x``, computed in the network's own precision.
 
         Args:
@@ -208,11 +233,15 @@ class Guide(ABC):
         """
         return self.through(self.network(), x)
 
-    def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b 3 h w"]) -> Tensor:
+    def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b ..."]) -> Tensor:
         """The output of a form of the network, such as a patched one, for images ``x``."""
         prepared = self.prepare(x)
         own = next((p.dtype for p in self.network().parameters()), prepared.dtype)
         return network(prepared.to(own)).to(x.dtype)
+
+    def expert_at(self, level: NoiseLevel | None) -> int | None:
+        """Which of its networks sees images at a level (:meth:`see`); None if it has but one."""
+        return None
 
     def usual_scale(self, recipe: str) -> float:
         """The strength for a recipe where the user names none (:attr:`default_scale`)."""
@@ -257,7 +286,7 @@ class Guide(ABC):
         found = [path for folder in folders if (path := folder / FILE).is_file()]
         return load_familiarity(found[0]) if found else None
 
-    def doubts(self, x: Float[Tensor, "1 3 h w"], name: str) -> tuple[str, ...]:
+    def doubts(self, x: Float[Tensor, "1 ..."], name: str) -> tuple[str, ...]:
         """What is odd about a picture that a target is read from, for :attr:`Target.doubts`.
 
         By default, that the network was trained on nothing like it, where that is known.
@@ -309,7 +338,8 @@ class Wrapped(Guide):
         self.name, self.default_scale = guide.name, guide.default_scale
         self.averages_pixels, self.tuning_steps = guide.averages_pixels, guide.tuning_steps
         self.knows_predictions, self.origin = guide.knows_predictions, guide.origin
-        self.target_kinds = guide.target_kinds
+        self.target_kinds, self.rewards = guide.target_kinds, guide.rewards
+        self.looks_at, self.channels = guide.looks_at, guide.channels
 
     network = _passed_on(Guide.network)
     read_target = _passed_on(Guide.read_target)
@@ -325,6 +355,7 @@ class Wrapped(Guide):
     from_labels = _passed_on(Guide.from_labels)
     logits = _passed_on(Guide.logits)
     operator = _passed_on(Guide.operator)
+    expert_at = _passed_on(Guide.expert_at)
     usual_scale = _passed_on(Guide.usual_scale)
     usual_recipe = _passed_on(Guide.usual_recipe)
     patch_plan = _passed_on(Guide.patch_plan)

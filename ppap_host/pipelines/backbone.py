@@ -141,7 +141,7 @@ class PipelineBackbone(Backbone):
         return {key: rows.to(self.family.net.device) for key, rows in condition.items()}
 
     def predict(
-        self, x: Float[Tensor, "b c h w"], level: NoiseLevel, condition: Condition
+        self, x: Float[Tensor, "b ..."], level: NoiseLevel, condition: Condition
     ) -> Prediction:
         """Noise, and the variance coefficient where the scheduler says that it was learned."""
         if self.family.reads_text and not condition:
@@ -151,13 +151,18 @@ class PipelineBackbone(Backbone):
         out = self.family.network(shown, as_rows(level, x), condition).to(x.dtype)
         channels = x.shape[1]
         eps = schedule.eps(x, out[:, :channels], level)
-        return Prediction(eps, out[:, channels:] if self._learned else None)
+        return Prediction(eps, out[:, channels:] if self._learned else None, out)
 
-    def decode(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    def decode(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """RGB in about [-1, 1] by the pipeline's autoencoder; the identity for pixels."""
         if self.family.autoencoder is None:
             return x0
         return self.family.autoencoder.decode(x0)
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Of the pixels, or of the autoencoder's RGB."""
+        return tuple(self.state_shape) if self.family.autoencoder is None else (3, *self.image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:

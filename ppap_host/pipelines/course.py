@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from ppap_host.backbones.backbone import FixedVariance
 from ppap_host.backbones.noise import NoiseLevel, Walk
 from ppap_host.pipelines.schedules import Schedule
-from ppap_host.recipes.estimate import Step
+from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.gradients import each
 
 
 class Course:
@@ -76,6 +77,41 @@ class Course:
     def ends(self, index: int) -> bool:
         """Whether a call is the last one of its step."""
         return self.last(index) or self._calls[index + 1][1]
+
+    def calls(self, number: int) -> list[int]:
+        """The calls of a step, in order."""
+        return [i for i, (step, _) in enumerate(self._calls) if step == number]
+
+    def told(
+        self, index: int, guided: Estimate, raw: Tensor, habits: Callable[[], Habits]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What becomes of x_0, and what is added to the state after the step; as the state.
+
+        Both are zero for images that no guide moves. What is to be added after a step of a
+        scheduler that remembers becomes a change of x_0 that moves a step of DDIM as far.
+
+        Args:
+            index: of the call.
+            raw: x_0 as the network's output alone has it.
+            habits: of the scheduler, where they are needed.
+        """
+        moved = torch.zeros(len(raw), dtype=torch.bool) if guided.moved is None else guided.moved
+        mine = each(moved.to(raw.device), raw)
+        change = torch.where(mine, guided.x0 - raw, 0.0)
+        shift = guided.next_shift
+        if guided.eps_kept and not habits().draws:
+            # One prediction cannot say that x_0 moves and the noise does not: what the step makes
+            # of the difference is added to the state that it leads to.
+            step, _ = self.step(index)
+            level = guided.level
+            kept = guided.eps - (guided.x - level.alpha * guided.x0) / level.sigma
+            extra = torch.where(mine, step.then.sigma * kept, 0.0)
+            shift = extra if shift is None else shift + extra
+        if shift is None or not bool(shift.any()):
+            return change, None
+        if habits().remembers:
+            return change + shift / self.reach(index), None
+        return change, shift
 
     def last(self, index: int) -> bool:
         """Whether nothing follows the call."""

@@ -37,8 +37,10 @@ from ppap_host.pipelines.steering import (
     Seen,
     Steering,
     Taken,
+    check_recipe,
     scheduler_of,
 )
+from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.config import RunConfig
 from ppap_host.runs.own import Batch, OwnSteps
 from ppap_host.sampling.evaluator import Guidance, Health
@@ -128,6 +130,14 @@ class PipelineSteps(OwnSteps):
             return [s + k if len(seeds) == 1 else s for s, k in zip(own, indices, strict=True)]
         return [seeds + k for k in indices]
 
+    def check(self, recipe: Recipe) -> None:
+        """Whether a pipeline's own steps can be guided by a recipe.
+
+        Raises:
+            OptionError: they cannot.
+        """
+        check_recipe(recipe)
+
     def batch(
         self,
         indices: Sequence[int],
@@ -170,20 +180,19 @@ class PipelineSteps(OwnSteps):
 
         made = yield from step_by_step(run, seeds[0])
         films = as_films(made)
-        x = torch.stack([film[0] for film in films])
         rows = {indices[row]: f"{reason} of {self.steps}" for row, reason in failed.items()}
         for k, film in zip(indices, films, strict=True):
-            if not all(bool(frame.isfinite().all()) for frame in film):
+            if not bool(film.isfinite().all()):
                 rows.setdefault(k, "the decoded image is not finite")
-        pictures = [[_picture(frame) for frame in film] for film in films]
-        return Batch(
-            indices, 2 * x - 1, rows, pictures, self._fps(),
-            looked_at[0] if looked_at and self.video else (0,),
-        )  # fmt: skip
-
-    def _fps(self) -> float | None:
+        # Rounded to 8 bits as diffusers does it, so that what is written is what it would write.
+        pixels = (torch.stack(films).nan_to_num(0.0).clamp(0, 1) * 255).round()
+        x = 2 * (pixels / 255) - 1
         if not self.video:
-            return None
+            return Batch(indices, x[:, 0], rows)
+        looked = [min(frame, x.shape[1] - 1) for frame in looked_at[0]] if looked_at else [0]
+        return Batch(indices, x.transpose(1, 2), rows, self._fps(), looked)
+
+    def _fps(self) -> float:
         for name in ("frame_rate", "fps"):
             rate = self._arguments.value(name)
             if isinstance(rate, int | float):
@@ -280,8 +289,8 @@ def dtype_of(pipe: Any) -> torch.dtype:
     return torch.float32
 
 
-def as_films(made: Any) -> list[list[Tensor]]:
-    """Each image's frames, RGB in [0, 1], float32 [3, h, w], from what a pipeline returns."""
+def as_films(made: Any) -> list[Tensor]:
+    """Each image's frames, RGB in [0, 1], float32 [f, 3, h, w], from what a pipeline returns."""
     for name in ("frames", "images"):
         made = getattr(made, name, made)
     if isinstance(made, list | tuple):
@@ -289,16 +298,8 @@ def as_films(made: Any) -> list[list[Tensor]]:
     if isinstance(made, np.ndarray):  # [..., h, w, c]
         made = torch.from_numpy(np.moveaxis(made, -1, -3))
     x = made.detach().float().cpu()
-    if x.ndim == 3:
-        x = x[None]
     films = x[:, None] if x.ndim == 4 else x
-    return [list(film[:, :3]) for film in films]
-
-
-def _picture(frame: Tensor) -> Image.Image:
-    """8 bits of RGB in [0, 1], rounded as diffusers does it."""
-    pixels = frame.nan_to_num(0.0).clamp(0, 1).permute(1, 2, 0).numpy()
-    return Image.fromarray((pixels * 255).round().astype("uint8"))
+    return list(films[:, :, :3])
 
 
 class _seeded:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import FixedVariance
 from ppap_host.backbones.noise import CLEAN, DiscreteSchedule, NoiseLevel, Walk, respace
 from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.sampling.names import NOT_GUIDED
 
 ALPHA_FLOOR: Final = 2.0**-12
 """Least alpha of a level. Pure noise, where schedules with zero terminal SNR and flows begin, says
@@ -222,10 +224,11 @@ class Karras(Schedule):
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
-        """By the scheduler's own sigmas."""
-        sigmas = [float(s) for s in scheduler.sigmas]
+        """By the scheduler's own sigmas and timesteps."""
+        sigmas, times = ([float(v) for v in of] for of in (scheduler.sigmas, scheduler.timesteps))
         last = CLEAN if not sigmas[-1] else self._level(sigmas[-1])
-        return (*(self._level(s) for s in sigmas[:-1]), last)
+        levels = (self._level(s) for s in sigmas[:-1])
+        return (*(replace(x, time=t) for x, t in zip(levels, times, strict=False)), last)
 
     def levels(self) -> tuple[NoiseLevel, ...]:
         """A grid that is even in log(sigma)."""
@@ -235,8 +238,11 @@ class Karras(Schedule):
         return tuple(self._level(math.exp(u)) for u in grid)
 
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """At unit variance."""
-        return x / math.hypot(level.sigma, self.scheduler.config.sigma_data)
+        """At unit variance, to the last bit as the scheduler itself does it."""
+        sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
+        data = float(self.scheduler.config.sigma_data)
+        scaled: Tensor = x * (1 / ((sigma**2 + data**2) ** 0.5))
+        return scaled
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """(x - x_0) / sigma, written so that nothing is divided by a small sigma."""
@@ -253,10 +259,22 @@ class Karras(Schedule):
 class Consistency(Karras):
     """x = x_0 + sigma eps for consistency models (Song et al., 2023, eq. 5 and appendix C).
 
-    The network's output F gives x_0 = c_skip x + c_out F, with the boundary at sigma_min.
+    The network's output F gives x_0 = c_skip x + c_out F, with the boundary at sigma_min. It is
+    told 250 log(sigma).
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("sample",)
+
+    def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """At unit variance, to the last bit as the scheduler itself does it."""
+        sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
+        data = float(self.scheduler.config.sigma_data)
+        scaled: Tensor = x / ((sigma**2 + data**2) ** 0.5)
+        return scaled
+
+    @staticmethod
+    def _level(sigma: float) -> NoiseLevel:
+        return NoiseLevel(1.0, sigma, 250 * math.log(sigma))
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """(x - x_0) / sigma."""
@@ -325,27 +343,6 @@ class Wuerstchen(VariancePreserving):
         return _of_abar(float(abar), time)
 
 
-_TOKENS = "steps tokens, and a gradient cannot move those"
-_CALLED_OTHERWISE = "takes its steps by step_pred, or by arguments of its own"
-_FLOW_MAP = "is for networks that predict the way to another level, not a clean state"
-_INVERSE = "walks from a picture to noise"
-_OTHERWISE = {
-    "AmusedScheduler": _TOKENS,
-    "BlockRefinementScheduler": _TOKENS,
-    "DiscreteDDIMScheduler": _TOKENS,
-    "EntropyBoundScheduler": _TOKENS,
-    "VQDiffusionScheduler": _TOKENS,
-    "RFD4ProteinaScheduler": "steps the structure of a protein, not a picture",
-    "KarrasVeScheduler": _CALLED_OTHERWISE,
-    "ScoreSdeVeScheduler": _CALLED_OTHERWISE,
-    "ScoreSdeVpScheduler": _CALLED_OTHERWISE,
-    "FlowMapEulerDiscreteScheduler": _FLOW_MAP,
-    "PiflowScheduler": _FLOW_MAP,
-    "DDIMInverseScheduler": _INVERSE,
-    "DPMSolverMultistepInverseScheduler": _INVERSE,
-}
-"""Schedulers that have no prediction of a clean picture to guide, and why."""
-
 _FLOWS = (
     "HeliosScheduler", "HeliosDMDScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler"
 )  # fmt: skip
@@ -362,9 +359,9 @@ def schedule_of(scheduler: Any, shift: float | None = None) -> Schedule:
     name = type(scheduler).__name__
     flows = getattr(config, "use_flow_sigmas", False)
     prediction = getattr(config, "prediction_type", "")
-    if name in _OTHERWISE:
+    if name in NOT_GUIDED:
         raise CheckpointError(
-            f"The scheduler {name} {_OTHERWISE[name]}.",
+            f"The scheduler {name} {NOT_GUIDED[name]}.",
             remedy="Use a pipeline with a scheduler such as DDIM, Euler, UniPC or "
             "FlowMatchEulerDiscrete.",
         )

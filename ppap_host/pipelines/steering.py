@@ -15,31 +15,54 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import BoundArguments
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import GuidanceWarning, OptionError, SamplingError
+from ppap_host.files.settings import Fraction, Many, Seed, read, settings
 from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
 from ppap_host.pipelines.course import Course, Habits, habits
 from ppap_host.pipelines.decoding import Decoder, Layout
 from ppap_host.pipelines.graphs import Reached, Recorded, bridged
 from ppap_host.pipelines.hooks import original
 from ppap_host.pipelines.schedules import Karras, Schedule, fixed_variance_of, schedule_of
-from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.sampling.balance import BALANCES, Balance
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.sampling.streams import ImageNoise, derived, word
+
+
+@settings
+class SteeringOptions:
+    """What is said of steering a pipeline besides its guidance.
+
+    Attributes:
+        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
+            touched.
+        balance: how several guides make room for each other.
+        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        start, stop: the part of the steps that a guider guides, in [0, 1].
+    """
+
+    seed: Seed = 0
+    balance: Literal["project", "sum"] = "project"
+    frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,11 +73,13 @@ class Asked:
         name: what it is called in reports.
         recipe: None where it is chosen with the experts, for the size of the pictures.
         choose: the guide at work on a pipeline, with its experts if it has any, on a device.
+        targets: what was understood of its targets when it was last chosen.
     """
 
     name: str
     recipe: Recipe | None
     choose: Callable[[Backbone, torch.device], Guidance]
+    targets: list[Target] = field(default_factory=list)
 
     @classmethod
     def of(cls, guidance: Guidance) -> Asked:
@@ -128,10 +153,25 @@ class Report:
         """How often each guide's gradient was left out because it was not finite."""
         return dict(self.health.skipped)
 
-    def note(self, text: str) -> None:
-        """Adds a note, once."""
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, text: str) -> bool:
+        """Adds a note, once; whether it is new."""
+        if text in self.notes:
+            return False
+        self.notes.append(text)
+        return True
+
+    def warn(self, text: str) -> None:
+        """Adds a note and warns of it, once."""
+        if self.note(text):
+            warnings.warn(text, GuidanceWarning, stacklevel=3)
+
+    def tell(self, targets: Iterable[Target]) -> None:
+        """Notes what was understood of targets, and warns of what is not sure."""
+        for target in targets:
+            if target.understood:
+                self.note(f"Target: {target.understood}")
+            for doubt in target.doubts:
+                self.warn(doubt)
 
     def __str__(self) -> str:
         """In a few lines."""
@@ -151,10 +191,7 @@ class Steering:
     Args:
         pipe: the pipeline.
         asked: the guides.
-        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
-            touched.
-        balance: how several guides make room for each other, "project" or "sum".
-        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        seed, balance, frames: as in :class:`SteeringOptions`.
 
     Attributes:
         watch: told of every step that was taken, guided or not; None for nobody.
@@ -175,6 +212,8 @@ class Steering:
         balance: str = "project",
         frames: int | Sequence[int] = 3,
     ) -> None:
+        given = {"seed": seed, "balance": balance, "frames": frames}
+        read(SteeringOptions, given, "the steering of a pipeline")
         self.pipe, self.asked, self.seed = pipe, list(asked), seed
         self.balance: Balance = BALANCES[balance]
         self.decoder = Decoder(pipe, frames)
@@ -184,7 +223,7 @@ class Steering:
         self.keep_gradients = False
         for each in asked:
             if each.recipe is not None:
-                _check(each.recipe)
+                check_recipe(each.recipe)
         schedule_of(scheduler_of(pipe))
 
     @property
@@ -327,7 +366,7 @@ class _Part:
         self._layout = steering.decoder.layout(sample, frame)
         self._after = -1
         self._habits: Habits | None = None
-        with _own_randomness(sample.device, steering.seed):
+        with _own_randomness(sample.device, steering.seed, "choice"):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
             guidance = [
                 _at_work(
@@ -335,6 +374,7 @@ class _Part:
                 )
                 for a in steering.asked
             ]
+        steering.report.tell(t for a in steering.asked for t in a.targets)
         seeds, images = steering.images or (steering.seed, range(len(sample)))
         noise = ImageNoise(seeds, images, self._layout.plane)
         self._evaluator = Evaluator(
@@ -387,8 +427,9 @@ class _Part:
                     output if predicted is output else output[:, :channels], sample, returned, uses
                 )
         self._output = self._rows(predicted)
+        self._check_finite(given, index)
         x = self._rows(sample) / self._scale
-        with _own_randomness(sample.device, self._steering.seed + index):
+        with _own_randomness(sample.device, self._steering.seed, index):
             self._evaluator.begin()
             guided = self._evaluator(x, level, step, acts)
         if watched and first:
@@ -396,8 +437,8 @@ class _Part:
             self._taken = index, guided, self._evaluator.unguided, dict(self._evaluator.said)
         if not active:
             return output, None
-        unmoved = self._unmoved(x, level, step, active)
-        moves, shift = self._change(guided, unmoved, active, index, given)
+        raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
+        moves, shift = self._course.told(index, guided, raw, lambda: self._habits_of(given))
         self._trace(given, index, level, moves)
         if shift is not None:
             shift = self._layout.put_back(shift) * self._schedule.own_scale(step.then)
@@ -428,6 +469,28 @@ class _Part:
         after = self._rows(state) / self._schedule.own_scale(step.then)
         self._taken = None
         watch(self._backbone, Taken(after, estimate, unguided, said))
+
+    def _check_finite(self, given: Mapping[str, Any], index: int) -> None:
+        """Tells of images that are lost already, whoever lost them.
+
+        Raises:
+            SamplingError: all of them are.
+        """
+        assert self._output is not None
+        lost = ~self._output.isfinite().flatten(1).all(dim=1)
+        if not bool(lost.any()):
+            return
+        rows = ", ".join(str(row) for row in torch.nonzero(lost).flatten().tolist()[:8])
+        text = (
+            f"What {type(self._steering.pipe).__name__} predicts is not finite at step {index} "
+            f"({str(given[self.guided].dtype).removeprefix('torch.')}): image {rows} of the batch "
+            "is lost."
+        )
+        if bool(lost.all()):
+            raise SamplingError(
+                text, remedy="Use float32, a smaller guidance_scale, or weights that are finite."
+            )
+        self._steering.report.warn(text)
 
     def _rows(self, state: Tensor) -> Tensor:
         """[b, c f, h, w] of a tensor of the pipeline, in float32 at least, without its graph."""
@@ -461,52 +524,6 @@ class _Part:
         assert self._reached is not None
         back = self._layout.put_back(of_output).to(self._reached.output.dtype)
         return self._rows(self._reached.gradient(back)) * self._scale
-
-    def _unmoved(
-        self, x: Tensor, level: NoiseLevel, step: Step, active: Sequence[Move]
-    ) -> Estimate:
-        """What the places of the moves make of the prediction where no gradient is."""
-        unguided = self._evaluator.unguided
-        assert unguided is not None
-        with torch.no_grad():
-            eps = self._denoise(x, level).eps
-        clip = self._backbone.clip
-        estimate = Estimate(level, x, unguided, eps, clip=clip, step=step)
-        for move in active:
-            estimate = move.place(estimate, torch.zeros_like(x), False)
-        return estimate
-
-    def _change(
-        self,
-        guided: Estimate,
-        unmoved: Estimate,
-        active: Sequence[Move],
-        index: int,
-        given: Mapping[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """What becomes of x_0, and what is added to the state after the step; [b, c f, h, w].
-
-        Both are zero for images that no guide moves.
-        """
-        level, x = guided.level, guided.x
-        step, _ = self._course.step(index)
-        raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
-        differs = (guided.x0 != unmoved.x0) | (guided.eps != unmoved.eps)
-        moved = differs.flatten(1).any(dim=1).view(-1, 1, 1, 1)
-        change = torch.where(moved, guided.x0 - raw, 0.0)
-        shift = guided.next_shift
-        if any(getattr(move.place, "keep_eps", False) for move in active):
-            # One prediction cannot say that x_0 moves and the noise does not: what the step makes
-            # of the difference is added to the state that it leads to.
-            kept = guided.eps - (x - level.alpha * guided.x0) / level.sigma
-            if not self._habits_of(given).draws:
-                extra = torch.where(moved, step.then.sigma * kept, 0.0)
-                shift = extra if shift is None else shift + extra
-        if shift is None or not bool(shift.any()):
-            return change, None
-        if self._habits_of(given).remembers:
-            return change + shift / self._course.reach(index), None
-        return change, shift
 
     def _habits_of(self, given: Mapping[str, Any]) -> Habits:
         if self._habits is None:
@@ -683,17 +700,24 @@ def bounds(scheduler: Any) -> tuple[float, float] | None:
     return (-largest, largest)
 
 
-def _check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Whether a recipe can be had in a pipeline that takes its steps itself.
 
     Raises:
         OptionError: it cannot.
     """
+    if recipe.selection is not None or recipe.needs or recipe.replaces or recipe.start is not None:
+        raise OptionError(
+            f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
+            "several, and a pipeline takes its steps itself.",
+            remedy="Use the recipe x0, or the host's steps where they know the pipeline: "
+            "ppap.sample(pipe, ..., sampler='ddim'), on the command line --sampler ddim.",
+        )
     if recipe.recurrence > 1:
         raise OptionError(
             f"The recipe {recipe.name!r} takes every step {recipe.recurrence} times, and the loop "
             "of a pipeline takes it once.",
-            remedy=f"Use {recipe.name}:recurrence=1.",
+            remedy=f"Use {recipe.name}:recurrence=1, or the host's steps: --sampler ddim.",
         )
     if any(move.place.enters for move in recipe.moves):
         raise OptionError(
@@ -709,7 +733,7 @@ def _at_work(guidance: Guidance, frames: int, states: int) -> Guidance:
     Raises:
         OptionError: the recipe cannot be had in a pipeline, or there are other targets than states.
     """
-    _check(guidance.recipe)
+    check_recipe(guidance.recipe)
     rows = guidance.target
     if len(rows) not in (1, states):
         raise OptionError(
@@ -723,13 +747,15 @@ def _at_work(guidance: Guidance, frames: int, states: int) -> Guidance:
 
 
 @contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """What is drawn from torch's global generators comes from ``seed``, and leaves no trace."""
+def _own_randomness(device: torch.device, seed: int, place: int | str) -> Iterator[None]:
+    """What is drawn from torch's global generators comes from ``seed`` and the place in the call,
+    and leaves no trace."""
+    number = word(derived("steering", seed, place))
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(number)
         if own:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppap_host.plugins.hookspecs import INTERFACE, Entry, hookimpl
+from ppap_host.sampling.names import DIFFUSERS, SAMPLER_SUMMARIES, in_python
 
 ppap_interface = INTERFACE
 
@@ -45,5 +46,29 @@ def ppap_recipes() -> list[Entry]:
             ("adam-dps", "ADAM_DPS", "DPS with Adam's moments over the steps"),
             ("adam-mpgd", "ADAM_MPGD", "MPGD with Adam's moments over the steps"),
             ("pigdm", "PIGDM", "PiGDM: pseudo-inverse of a linear measurement"),
+            ("dsg", "DSG", "DSG: turns the noise of a step towards the gradient, its length kept"),
+            ("daps", "DAPS", "DAPS: samples x_0 between the flow's end and the guide, renoises it"),
+            ("best-of-n", "BEST_OF_N", "best of N images by value; any black box will do"),
+            ("fk", "FK", "FK steering: particles resampled by value; any black box will do"),
+            ("svdd", "SVDD", "SVDD: best of several next states by value; any black box will do"),
+            ("unicode", "UNICODE", "UniCoDe: as fk, its particles also follow gradients, as x0"),
+            ("dno", "DNO", "noise optimised through the whole sampler; for runs of few steps"),
+            ("cfg++", "CFG_PP", "CFG++: classifier-free guidance that renoises without; no guide"),
         )
+    ]
+
+
+@hookimpl
+def ppap_samplers() -> list[Entry]:
+    """The host's own solvers, and diffusers' schedulers."""
+    own = {"dpm++": "dpm_plus_plus"}
+    return [
+        *(
+            Entry(name, f"ppap_host.sampling.solvers:{own.get(name, name)}", summary)
+            for name, summary in SAMPLER_SUMMARIES.items()
+        ),
+        *(
+            Entry(name, f"ppap_host.pipelines.samplers:{in_python(name)}", one.summary)
+            for name, one in DIFFUSERS.items()
+        ),
     ]

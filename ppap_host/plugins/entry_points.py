@@ -28,7 +28,7 @@ OWN_COMMANDS = (
 KNOWN_COMMANDS = dict.fromkeys(("bench", "calibrate", "plot", "search"), "ppap-plugin-bench")
 """Commands of the project's own plugins, so that a missing one can be answered with a command."""
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """What users can type: commands, guides, backbones, recipes, expert sets."""
 
 

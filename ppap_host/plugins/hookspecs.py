@@ -74,6 +74,13 @@ def ppap_recipes() -> list[Entry]:  # type: ignore[empty-body]
 
 
 @hookspec
+def ppap_samplers() -> list[Entry]:  # type: ignore[empty-body]
+    """Samplers. Each factory is called with ``backbone=``, and where it takes them with ``eta=``
+    and ``churn=`` (the options of these names, or None), and returns a
+    :class:`ppap_host.sampling.solvers.Solver`."""
+
+
+@hookspec
 def ppap_expert_sets() -> list[Entry]:  # type: ignore[empty-body]
     """Expert sets shipped with a plugin. Each factory is called without arguments and returns the
     path of the set's safetensors file."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ppap_host.files.errors import OptionError
 from ppap_host.plugins.plugin import Kind
-from ppap_host.plugins.registry import registry
-from ppap_host.sampling.names import SAMPLER_SUMMARIES
+from ppap_host.plugins.registry import Registry, registry
+from ppap_host.sampling.names import why_no_sampler
 
 
 def _list(kind: Kind) -> dict[str, str]:
@@ -33,4 +34,23 @@ def list_experts() -> dict[str, str]:
 
 def list_samplers() -> dict[str, str]:
     """The samplers: name -> what it is."""
-    return dict(SAMPLER_SUMMARIES)
+    return _list("sampler")
+
+
+def check_sampler(found: Registry, name: str | None) -> None:
+    """Whether a sampler is installed, None being the backbone's own; imports none of it.
+
+    Raises:
+        OptionError: it is a scheduler of diffusers that guides cannot use; says why.
+        PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
+    """
+    if name is None:
+        return
+    refused = why_no_sampler(name)
+    if refused is not None and name not in found.names("sampler"):
+        kind, why = refused
+        raise OptionError(
+            f"diffusers' {kind} is no sampler: it {why}.",
+            remedy="`ppap list samplers` says which there are.",
+        )
+    found.entry("sampler", name)

@@ -26,10 +26,12 @@ from ppap_host.files.weights import default_folder, stored
 from ppap_host.guides.guide import Guide, Wrapped
 from ppap_host.guides.targets import Target
 from ppap_host.plugins.containment import Watch, in_a_line
+from ppap_host.plugins.listing import check_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
+from ppap_host.sampling.solvers import Churn, Solver
 
 
 def load_backbone(
@@ -230,6 +232,44 @@ def _say(thing: Guide | Backbone) -> None:
     """Warns of what had to be chosen or guessed when a model was read."""
     for remark in thing.remarks():
         warnings.warn(remark, CheckpointWarning, stacklevel=3)
+
+
+def load_sampler(
+    found: Registry,
+    name: str,
+    backbone: Backbone,
+    eta: float | None = None,
+    churn: Churn | None = None,
+) -> Solver:
+    """The sampler of this name for a backbone.
+
+    Args:
+        eta, churn: for samplers that take one, None for their own; zero is none for the others.
+
+    Raises:
+        OptionError: the sampler takes no such option, or not this value; says which ones do.
+        PpapError: as :meth:`ppap_host.plugins.registry.Registry.make`.
+    """
+    check_sampler(found, name)
+    options = {"eta": eta, "churn": churn if churn is not None and churn.amount else None}
+    taken = _options(found.load("sampler", name))
+    for option, value in list(options.items()):
+        if taken is not None and option not in taken:
+            if value:
+                raise OptionError(
+                    f"--{option} is nothing that the sampler {name!r} takes.",
+                    remedy=f"Leave out --{option}, or use --sampler "
+                    f"{'ddim' if option == 'eta' else 'heun'}.",
+                )
+            del options[option]
+    # mypy takes an abstract class for no type.
+    made = found.make("sampler", name, Solver, backbone=backbone, **options)  # type: ignore[type-abstract]
+    if not isinstance(getattr(made, "name", None), str):
+        raise PluginError(
+            f"The sampler {name!r} of {found.owner('sampler', name).label} has no name.",
+            remedy=_ASK_THE_KIT,
+        )
+    return made
 
 
 def load_recipe(found: Registry, text: str) -> Recipe:

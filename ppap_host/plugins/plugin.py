@@ -15,11 +15,12 @@ from ppap_host.plugins.hookspecs import INTERFACE, OLDEST_INTERFACE, Entry
 SLOW_IMPORT = 0.5
 """Seconds of import after which a plugin is reported as slow."""
 
-Kind = Literal["guide", "backbone", "recipe", "expert set"]
+Kind = Literal["guide", "backbone", "recipe", "sampler", "expert set"]
 HOOKS: dict[Kind, str] = {
     "guide": "ppap_guides",
     "backbone": "ppap_backbones",
     "recipe": "ppap_recipes",
+    "sampler": "ppap_samplers",
     "expert set": "ppap_expert_sets",
 }
 WEIGHTS_HOOK = "ppap_weights"

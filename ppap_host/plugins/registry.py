@@ -294,7 +294,7 @@ class Registry:
                 )
         raise self._unknown(kind, name)
 
-    def make(self, kind: Kind, name: str, wanted: type[T], **options: str | None) -> T:
+    def make(self, kind: Kind, name: str, wanted: type[T], **options: Any) -> T:
         """What the factory of this kind and name returns for ``options``.
 
         Raises:
@@ -310,7 +310,7 @@ class Registry:
         except (PpapError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            named = next((value for value in options.values() if value is not None), None)
+            named = next((v for v in options.values() if isinstance(v, str)), None)
             if named is not None:
                 raise PluginError(
                     f"The {kind} {name!r} of {plugin.label} cannot be made of {named!r}: "

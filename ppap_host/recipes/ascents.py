@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ppap_host.files.settings import Count, Finite, Positive, Repeats, settings
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From a point [b, c, h, w]: the scaled gradient there, and the loss of each image, [b]."""
+"""From a point [b, ...]: the scaled gradient there, and the loss of each image, [b]."""
 
 
 @runtime_checkable
@@ -23,23 +24,35 @@ class Ascent(Protocol):
         after: whether it starts from what the recipe's moves before have made of x_0, not from the
             backbone's own prediction.
         steps: how often the gradient is taken.
+        rated: whether it has a learning rate, and goes that far whatever the gradient's size is.
+            With relative strength the rate follows from the share.
     """
 
     after: ClassVar[bool] = False
+    rated: ClassVar[bool] = False
     steps: int
 
+    @property
+    def asks(self) -> int:
+        """How often it asks the backbone once more."""
+        return 0
+
+    def at_rate(self, rate: float) -> Ascent:
+        """The same at another learning rate, in units of the state."""
+        return self
+
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
-        """The way from ``start``, [b, c, h, w]."""
+        """The way from ``start``, [b, ...]."""
 
 
-@dataclass(frozen=True)
+@settings
 class Gradient(Ascent):
     """Plain gradient ascent; one step is the gradient itself.
 
     More steps are the iterations of TFG (Ye et al., 2024, algorithm 1, line 8).
     """
 
-    steps: int = 1
+    steps: Count = 1
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The sum of the gradients, each taken where the ones before have led."""
@@ -50,7 +63,7 @@ class Gradient(Ascent):
         return way
 
 
-@dataclass(frozen=True)
+@settings
 class Adam(Ascent):
     """Adam from a fresh state at every evaluation, within the backbone's bounds.
 
@@ -60,14 +73,19 @@ class Adam(Ascent):
 
     Attributes:
         steps: iterations at most, >= 0.
-        rate: Adam's learning rate, in units of the state, > 0.
+        rate: Adam's learning rate, in units of the state, > 0; for absolute strength.
         cutoff: the loss from which on an image counts as done.
     """
 
-    steps: int = 5
-    rate: float = 0.01
-    cutoff: float = 0.0
+    steps: Repeats = 5
+    rate: Positive = 0.01
+    cutoff: Finite = 0.0
     after: ClassVar[bool] = True
+    rated: ClassVar[bool] = True
+
+    def at_rate(self, rate: float) -> Adam:
+        """The same at another learning rate."""
+        return replace(self, rate=rate)
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The way from ``start`` to the last iterate."""

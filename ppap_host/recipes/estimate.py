@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,8 +55,8 @@ class Step:
         return replace(self, walk=Walk(levels))
 
     def log_variance(
-        self, v: Float[Tensor, "b c h w"] | None, like: Tensor
-    ) -> Float[Tensor, "b c2 h2 w2"]:
+        self, v: Float[Tensor, "b ..."] | None, like: Tensor
+    ) -> Float[Tensor, "b ..."]:
         """The log variance of the ancestral step (Ho et al., 2020; Nichol and Dhariwal, 2021).
 
         The learned one interpolates in log between posterior variance and beta (Nichol and
@@ -69,7 +68,7 @@ class Step:
             like: of the state's type and device.
 
         Returns:
-            As ``v``, or [b, 1, 1, 1] where the variance is fixed.
+            As ``v``, or [b, 1, ...] where the variance is fixed.
         """
         posterior = self.walk.posterior(self.index)
         if v is not None:
@@ -79,13 +78,13 @@ class Step:
         fixed = posterior.log_upper
         if self.fixed_variance == "small" or last:
             fixed = posterior.log_lower
-        return torch.full_like(like[:, :1, :1, :1], fixed)
+        return like.new_full((len(like), *[1] * (like.ndim - 1)), fixed)
 
     def back(self, x: Tensor, noise: Tensor) -> Tensor:
         """From a state after the step to one before it, by new noise (Lugmayr et al., 2022, eq. 8).
 
         Args:
-            x: at :attr:`then`, [b, c, h, w].
+            x: at :attr:`then`, [b, ...].
             noise: standard normal, as ``x``.
         """
         ratio = self.now.alpha / self.then.alpha
@@ -93,12 +92,29 @@ class Step:
         return ratio * x + added * noise
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """What a part may ask for beyond what is known: the backbone once more, and noise."""
+
+    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """The predicted clean state of ``x`` at ``level``, clipped as the backbone asks."""
+
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with relative noise s = sigma / alpha, or the nearest that is known."""
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """The next standard normal draw of a stream of its own, as ``like``."""
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is known at one step: the state, and the backbone's reading of it.
 
     Attributes:
-        x: the state x_t entering the step, [b, c, h, w].
+        x: the state x_t entering the step, [b, ...].
         x0: predicted clean state, clipped as the backbone asks.
         eps: the noise that belongs to ``x0``.
         v: the learned variance's coefficient in [-1, 1], or None.
@@ -107,21 +123,69 @@ class Estimate:
         clip: bounds of a clean state (:attr:`ppap_host.backbones.backbone.Backbone.clip`); None
             for latents.
         step: where on the walk this is; None outside of a walk.
+        output: what the network itself said, for solvers that are given that.
+        moved: which images a guide has moved, [b]; None before any was asked.
+        eps_kept: whether x_0 was moved and eps left as it was, so that they no longer make x_t.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.
+        scale: the user's scale of the guide whose move this is.
+        mean, deviation: of the Gaussian that the step draws the next state from, as the solver
+            says; None and 0 where it draws from none. At a last step that draws nothing the
+            deviation is that of the schedule.
+        ends: what changes the state after the step, in this order: from the state and the estimate.
+        offset: of a recipe that leads on with the unconditional branch (CFG++), what
+            classifier-free guidance has moved x_0 by.
+        ask: the backbone and noise, for parts that need more of them.
     """
 
     level: NoiseLevel
-    x: Float[Tensor, "b c h w"]
-    x0: Float[Tensor, "b c h w"]
-    eps: Float[Tensor, "b c h w"]
-    v: Float[Tensor, "b c h w"] | None = None
-    mean_shift: Float[Tensor, "b c h w"] | None = None
+    x: Float[Tensor, "b ..."]
+    x0: Float[Tensor, "b ..."]
+    eps: Float[Tensor, "b ..."]
+    v: Float[Tensor, "b ..."] | None = None
+    mean_shift: Float[Tensor, "b ..."] | None = None
     clip: tuple[float, float] | None = None
-    next_shift: Float[Tensor, "b c h w"] | None = None
+    next_shift: Float[Tensor, "b ..."] | None = None
     step: Step | None = None
+    output: Float[Tensor, "b ..."] | None = None
+    moved: Tensor | None = None
+    eps_kept: bool = False
     loss: Float[Tensor, " b"] | None = None
     memory: dict[Hashable, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    mean: Float[Tensor, "b c h w"] | None = None
+    deviation: Float[Tensor, "b ..."] | float = 0.0
+    ends: tuple[Callable[[Tensor, Estimate], Tensor], ...] = ()
+    offset: Float[Tensor, "b c h w"] | None = None
+    ask: Asking | None = field(default=None, repr=False)
+
+    def onward(self) -> Estimate:
+        """What a solver steps from: where there is an :attr:`offset`, the unconditional estimate.
+
+        The guided one is the same step, moved by ``then.alpha * offset`` in the end. That is CFG++
+        (Chung et al., 2025) with every solver whose step is linear in x_0: DDIM, Euler and
+        DPM-Solver++, whose corrections then are those of the unconditional branch.
+        """
+        if self.offset is None:
+            return self
+        ratio = self.level.alpha / self.level.sigma
+        eps = self.eps + ratio * self.offset
+        return replace(self, x0=self.x0 - self.offset, eps=eps).moved_by(self.offset)
+
+    def asking(self) -> Asking:
+        """Whom to ask for more.
+
+        Raises:
+            ValueError: nobody is there, outside of a run.
+        """
+        if self.ask is None:
+            raise ValueError("This part of a recipe asks the backbone again: use it in a run.")
+        return self.ask
+
+    def moved_by(self, way: Tensor) -> Estimate:
+        """The estimate, knowing which images a move has moved by ``way``."""
+        moved = way.flatten(1).any(dim=1)
+        return replace(self, moved=moved if self.moved is None else self.moved | moved)
 
     def on_walk(self) -> Step:
         """The step, for parts that make no sense without one.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppap_host.files.settings import Decay, Fraction, Positive, settings
 from ppap_host.recipes.estimate import Estimate
 
 _TINY = 1e-30
@@ -17,17 +18,32 @@ _TINY = 1e-30
 
 @runtime_checkable
 class GradientPart(Protocol):
-    """A transformation of the guide's gradient, [b, c, h, w] to [b, c, h, w], image by image."""
+    """A transformation of the guide's gradient, [b, ...] to [b, ...], image by image.
+
+    It may have an attribute ``sized``: what it makes has a root mean square of about one, whatever
+    the gradient's is. Where such a part is the last, that says how strong the move is, not what its
+    place makes of it (:func:`ppap_host.recipes.shares.shared`).
+    """
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """The transformed gradient."""
 
 
+def sides(x: Tensor) -> tuple[int, ...]:
+    """All dimensions of a batch but the first: what is reduced over, image by image."""
+    return tuple(range(1, x.ndim))
+
+
+def each(values: Tensor, like: Tensor) -> Tensor:
+    """One number an image, [b] to [b, 1, ...], to be combined with a batch such as ``like``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 def root_mean_square(x: Tensor) -> Tensor:
-    """Of each image, [b, 1, 1, 1]; of numbers of any size."""
+    """Of each image, [b, 1, ...]; of numbers of any size."""
     # Squared as a part of the largest entry, so that no square overflows.
-    peak = x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)
-    return peak * (x / peak).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    peak = x.abs().amax(dim=sides(x), keepdim=True).clamp_min(_TINY)
+    return peak * (x / peak).square().mean(dim=sides(x), keepdim=True).sqrt()
 
 
 def limited(gradient: Tensor, largest: float) -> Tensor:
@@ -39,17 +55,19 @@ def limited(gradient: Tensor, largest: float) -> Tensor:
 class Normalised:
     """Every image's gradient at root mean square 1 (zero stays zero)."""
 
+    sized: ClassVar[bool] = True
+
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient / rms(gradient)."""
-        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        rms = gradient.square().mean(dim=sides(gradient), keepdim=True).sqrt()
         return torch.where(rms > 0, gradient / rms.clamp_min(_TINY), gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Clipped:
     """Every image's gradient at root mean square ``largest`` at most."""
 
-    largest: float = 1.0
+    largest: Positive = 1.0
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * min(1, largest / rms(gradient))."""
@@ -90,7 +108,7 @@ class RootSize:
         return gradient * math.sqrt(gradient[0].numel())
 
 
-@dataclass(frozen=True)
+@settings
 class PerRootLoss:
     """The gradient divided by the root of the loss.
 
@@ -102,16 +120,16 @@ class PerRootLoss:
         least: losses below it count as it, > 0.
     """
 
-    least: float = 1e-6
+    least: Positive = 1e-6
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient / sqrt(|loss|)."""
         assert estimate.loss is not None
         root = estimate.loss.detach().abs().clamp_min(self.least).sqrt()
-        return gradient / root.view(-1, 1, 1, 1).to(gradient)
+        return gradient / each(root, gradient).to(gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class AdamMoments:
     """Adam's moments of the gradient over the steps of the walk, m / (sqrt(v) + eps), unbiased.
 
@@ -123,9 +141,10 @@ class AdamMoments:
         eps: added to the root of the second moment, > 0.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    sized: ClassVar[bool] = True
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """The moments' ratio; entries that are not finite leave the moments as they were."""
@@ -142,9 +161,12 @@ class AdamMoments:
         return torch.where(sound, ratio, gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Smoothed:
     """The gradient under a Gaussian filter, reflected at the borders.
+
+    Each frame of a video is filtered by itself, sound along time, and vectors, whose entries have
+    no neighbours, stay as they are.
 
     A guide's gradient changes from pixel to pixel, which images do not: followed as it is, it draws
     noise that the guide likes and that feeds on itself. Taken through the denoiser it would be
@@ -152,19 +174,28 @@ class Smoothed:
     moment), which is smooth; the filter stands for that covariance at no cost.
 
     Attributes:
-        width: standard deviation, as a part of the state's shorter side.
+        width: standard deviation, as a part of the shorter side of an image, or of the length, in
+            [0, 1]; 0 for none.
     """
 
-    width: float = 3 / 64
+    width: Fraction = 3 / 64
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * N(0, width^2), channel by channel."""
-        channels, *size = gradient.shape[1:]
+        if gradient.ndim == 2:
+            return gradient
+        size = gradient.shape[2:] if gradient.ndim == 3 else gradient.shape[-2:]
+        planes = gradient.reshape(len(gradient), -1, *size)
+        channels = planes.shape[1]
         deviation = self.width * min(size)
+        if not deviation:
+            return gradient
         reach = min(math.ceil(3 * deviation), min(size) - 1)
         at = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
         kernel = torch.exp(-at.square() / (2 * deviation**2))
         kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
-        padded = F.pad(gradient, (reach,) * 4, mode="reflect")
+        padded = F.pad(planes, (reach,) * (2 * len(size)), mode="reflect")
+        if len(size) == 1:
+            return F.conv1d(padded, kernel, groups=channels).view_as(gradient)
         rows = F.conv2d(padded, kernel[:, :, None, :], groups=channels)
-        return F.conv2d(rows, kernel[:, :, :, None], groups=channels)
+        return F.conv2d(rows, kernel[:, :, :, None], groups=channels).view_as(gradient)

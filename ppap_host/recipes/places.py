@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ppap_host.recipes.estimate import Estimate
@@ -18,10 +21,18 @@ class Place(Protocol):
         enters: whether it changes the state before the backbone is asked. The guide then knows
             nothing but the state.
         once: whether it acts once a step, also where the solver evaluates twice.
+        needs: what of the sampler: "gaussian" is a step from a Gaussian that it tells.
+        replaces: whether it takes the step in the sampler's place, at strength zero, too.
+        own_size: whether how far it moves is its own affair, and not linear in the gradient, such
+            as a point on a sphere. With relative strength it gets the gradient at a root mean
+            square of the user's scale.
     """
 
     enters: ClassVar[bool] = False
     once: ClassVar[bool] = False
+    needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
+    replaces: ClassVar[bool] = False
+    own_size: ClassVar[bool] = False
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The changed estimate; ``ancestral`` says whether the solver has a mean to shift."""
@@ -29,7 +40,7 @@ class Place(Protocol):
     def unit(self, estimate: Estimate) -> float:
         """The root mean square of a gradient that would change the state by about its own size.
 
-        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in.
+        What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in, with absolute strength.
         """
         return 1.0
 
@@ -94,7 +105,7 @@ class CleanPoint(Place):
         if self.clip and estimate.clip is not None:
             x0 = x0.clamp(*estimate.clip)
         if self.keep_eps:
-            return replace(estimate, x0=x0)
+            return replace(estimate, x0=x0, eps_kept=True)
         eps = (estimate.x - estimate.level.alpha * x0) / estimate.level.sigma
         return replace(estimate, x0=x0, eps=eps)
 
@@ -142,3 +153,80 @@ class Entering(Place):
     def unit(self, estimate: Estimate) -> float:
         """The scale of the level."""
         return estimate.level.scale
+
+
+@dataclass(frozen=True)
+class Sphere(Place):
+    """Turns the noise of a step towards the gradient: DSG (Yang et al., 2024, section 4).
+
+    Noise of n entries and deviation sigma lies close to a sphere of radius r = sqrt(n) sigma around
+    the mean of the step, so a guide that only turns it leaves the next state as noisy as it has to
+    be: d = d_sample + rate (r g / ||g|| - d_sample), brought back to length r. Only the gradient's
+    direction counts. A step without noise is left as it is.
+
+    Attributes:
+        rate: g_r of the paper, which the user's scale multiplies; the product counts up to 1.
+        own_radius: whether r is the length of the noise that was drawn, so that rate 0 is the plain
+            sampler, an ancestral last step moves nothing, and variances of their own for every
+            entry count as they are. The published code takes sqrt(n) sigma, sigma being that of the
+            first entry.
+        least: added to lengths that are divided by.
+    """
+
+    rate: float = 0.1
+    own_radius: bool = True
+    least: float = 1e-20
+    once: ClassVar[bool] = True
+    own_size: ClassVar[bool] = True
+    needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
+
+    def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
+        """The estimate whose step will be turned."""
+        rate = min(max(self.rate * estimate.scale, 0.0), 1.0)
+        return replace(estimate, ends=(*estimate.ends, partial(self._turned, gradient, rate)))
+
+    def _turned(self, gradient: Tensor, rate: float, x: Tensor, estimate: Estimate) -> Tensor:
+        if estimate.mean is None:
+            return x
+        noise = x - estimate.mean
+        radius = _lengths(noise)
+        if not self.own_radius:
+            deviation = torch.as_tensor(estimate.deviation, dtype=x.dtype, device=x.device)
+            first = deviation.expand_as(x).flatten(1)[:, :1]
+            radius = (math.sqrt(x[0].numel()) * first).view(radius.shape)
+        best = gradient * (radius / (_lengths(gradient) + self.least))
+        mixed = noise + rate * (best - noise)
+        if rate or not self.own_radius:
+            mixed = mixed * (radius / (_lengths(mixed) + self.least))
+        return x + (mixed - noise)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Of each image, [b, 1, ...]."""
+    found: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Renoised(Place):
+    """Moves x_0 and draws the next state from it by new noise: DAPS (Zhang et al., 2025).
+
+    x_(t-1) = alpha x_0 + sigma z, whatever the sampler would do, so that what one level has got
+    wrong the next can mend.
+
+    Attributes:
+        clip: whether x_0 stays within the backbone's bounds, if it has any.
+    """
+
+    clip: bool = True
+    once: ClassVar[bool] = True
+    replaces: ClassVar[bool] = True
+
+    def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
+        """The estimate with its x_0 moved."""
+        moved = CleanPoint(keep_eps=True, clip=self.clip)(estimate, gradient, ancestral)
+        return replace(moved, ends=(*moved.ends, self._drawn))
+
+    def _drawn(self, x: Tensor, estimate: Estimate) -> Tensor:
+        then = estimate.on_walk().then
+        return then.alpha * estimate.x0 + then.sigma * estimate.asking().noise("renoised", x)

@@ -8,7 +8,10 @@ paper is the scale here times that root.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppap_host.recipes.ascents import Adam, Gradient
+from ppap_host.recipes.chains import Chain
 from ppap_host.recipes.energies import LinearPosterior, MonteCarlo
 from ppap_host.recipes.gradients import (
     AdamMoments,
@@ -19,8 +22,18 @@ from ppap_host.recipes.gradients import (
     StateSize,
     UnitScale,
 )
-from ppap_host.recipes.places import CleanPoint, Entering, MeanOrScore, NextState, Score
+from ppap_host.recipes.places import (
+    CleanPoint,
+    Entering,
+    MeanOrScore,
+    NextState,
+    Renoised,
+    Score,
+    Sphere,
+)
 from ppap_host.recipes.recipe import Move, Parameter, Recipe
+from ppap_host.recipes.selections import POTENTIALS, Branched, FeynmanKac
+from ppap_host.recipes.starts import NoiseAscent
 from ppap_host.recipes.strengths import (
     LinearSine,
     PosteriorSpread,
@@ -153,7 +166,7 @@ UGD = Recipe(
     recurrence=2,
     parameters=(
         Parameter("iterations", ("also.0.ascent.steps",), 0.0, 6.0),
-        Parameter("rate", ("also.0.ascent.rate",), 0.001, 0.1, log=True),
+        Parameter("rate", ("also.0.ascent.rate",), 0.001, 0.1, log=True, absolute=True),
     ),
 )
 TFG = Recipe(
@@ -211,4 +224,63 @@ PIGDM = Recipe(
     energy=LinearPosterior(),
     limit=4.0,
     parameters=(Parameter("noise", ("energy.noise",), 0.0, 0.5),),
+    absolute=True,
+)
+DSG = Recipe(
+    name="dsg",
+    view=PredictedThrough(),
+    place=Sphere(),
+    limit=1.0,
+    parameters=(Parameter("rate", ("place.rate",), 0.01, 1.0, log=True),),
+)
+# Five updates of at most 1/20 of what is open, and a fifth of it in all at the gradients of `x0`.
+DAPS = Recipe(
+    name="daps",
+    view=Predicted(),
+    place=Renoised(),
+    strength=PosteriorSpread(factor=0.05, power=2.0),
+    gradient=(RootSize(), Smoothed()),
+    ascent=Chain(),
+    limit=2.0,
+    parameters=(
+        Parameter("updates", ("ascent.steps",), 1.0, 20.0),
+        Parameter("rate", ("ascent.rate",), 1e-5, 0.1, log=True),
+        Parameter("flow", ("ascent.flow.steps",), 1.0, 8.0),
+        Parameter("smoothing", ("gradient.1.width",), 0.01, 0.1, log=True),
+    ),
+)
+CFG_PP = Recipe(name="cfg++", leads="unconditional", cfg=0.6)
+_POPULATION = (
+    Parameter("particles", ("selection.size",), 1.0, 16.0),
+    Parameter("lambda", ("selection.factor",), 0.1, 20.0, log=True),
+    Parameter("period", ("selection.period",), 1.0, 10.0),
+    Parameter("potential", ("selection.potential",), choices=POTENTIALS),
+)
+BEST_OF_N = Recipe(
+    name="best-of-n",
+    view=Predicted(),
+    selection=FeynmanKac(potential="bon"),
+    parameters=_POPULATION[:1],
+)
+FK = Recipe(name="fk", view=Predicted(), selection=FeynmanKac(), parameters=_POPULATION)
+SVDD = Recipe(
+    name="svdd",
+    view=Predicted(),
+    selection=Branched(),
+    parameters=(
+        Parameter("branches", ("selection.branches",), 1.0, 16.0),
+        Parameter("temperature", ("selection.temperature",), 0.0, 1.0),
+    ),
+)
+DNO = Recipe(
+    name="dno",
+    view=Predicted(),
+    start=NoiseAscent(),
+    parameters=(
+        Parameter("iterations", ("start.iterations",), 1.0, 20.0),
+        Parameter("rate", ("start.rate",), 0.01, 1.0, log=True),
+    ),
+)
+UNICODE = replace(
+    X0, name="unicode", selection=FeynmanKac(), parameters=(*X0.parameters, *_POPULATION)
 )

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,11 +18,16 @@ from ppap_host.recipes.ascents import Ascent, Gradient
 from ppap_host.recipes.energies import Energy, Point
 from ppap_host.recipes.gradients import GradientPart
 from ppap_host.recipes.places import Place
+from ppap_host.recipes.selections import Selection
+from ppap_host.recipes.starts import NoiseAscent
 from ppap_host.recipes.strengths import Constant, Strength
 from ppap_host.recipes.views import View
 
 EVERYWHERE = NoiseRange(-math.inf, math.inf)
+ABSOLUTE = "absolute"
+"""The setting by which a recipe is asked for with absolute strength, ``dps:absolute=yes``."""
 CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()
+MOST_STEPS, MOST_REPEATS = 1_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Move:
         ascent: how often the gradient is followed, and how.
         limit: root mean square that the user's scale times the gradient is cut to, image by image,
             before the strength, in units of the place (:meth:`Place.unit`); no scale can then drive
-            an image out of all bounds.
+            an image out of all bounds. Only with absolute strength: a share has no need of it.
 
     Raises:
         ValueError: the parts do not go together.
@@ -62,6 +67,12 @@ class Move:
                 "Before the backbone is asked there is nothing to show but the noised state."
             )
 
+    @property
+    def weight(self) -> float:
+        """How much of a step's share this move gets, beside the recipe's others: the factor of its
+        strength, >= 0; 1 for a strength that has none."""
+        return float(getattr(self.strength, "factor", 1.0)) if self.ascent.steps else 0.0
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -74,6 +85,7 @@ class Parameter:
         low, high: what a search tries; other values are allowed.
         log: whether it searches on a logarithmic scale.
         choices: the words it can be, for parameters that are no numbers.
+        absolute: whether it says something with absolute strength alone.
     """
 
     name: str
@@ -82,6 +94,7 @@ class Parameter:
     high: float = 1.0
     log: bool = False
     choices: tuple[str, ...] = ()
+    absolute: bool = False
 
     def astray(self, recipe: Recipe) -> str | None:
         """The first path that leads nowhere in this recipe, None if all lead somewhere."""
@@ -100,7 +113,14 @@ class Recipe:
     Attributes:
         name: what the user calls it.
         view, place, strength, gradient, energy, ascent, limit: of its (first) :class:`Move`.
+            Without a place the guide is asked for a selection or a start alone. Without a view
+            none is asked: such a recipe is one of the process itself.
         also: further moves, in this order.
+        selection: how images are chosen by the guide's values, None if they are not.
+        start: how the initial noise is made better before the first step, None if it is not.
+        leads: which branch of classifier-free guidance the noise of the next state is from;
+            "unconditional" is CFG++.
+        cfg: scale of classifier-free guidance where the user names none; None is the backbone's.
         interval: noise levels outside which the guide is not called at all.
         every: the guide is called at every so many steps, from the first on.
         recurrence: how often each step is taken; in between new noise leads back to its start (time
@@ -110,14 +130,17 @@ class Recipe:
         joint, marginal: temperatures of the guide's loss (:meth:`Guide.tempered`).
         needs_experts: whether it makes no sense with the plain network.
         parameters: which numbers in it can be set by name.
+        absolute: whether the user's scale multiplies the gradient, in the units of the paper, and
+            limits and learning rates hold. By default strength is relative: scale 1 is the same
+            share of what a step may move for every recipe (:mod:`ppap_host.recipes.shares`).
 
     Raises:
         ValueError: the parts do not go together.
     """
 
     name: str
-    view: View
-    place: Place
+    view: View | None = None
+    place: Place | None = None
     strength: Strength = CONSTANT
     gradient: tuple[GradientPart, ...] = ()
     interval: NoiseRange = EVERYWHERE
@@ -132,15 +155,33 @@ class Recipe:
     joint: float = 1.0
     marginal: float = 1.0
     parameters: tuple[Parameter, ...] = ()
+    selection: Selection | None = None
+    start: NoiseAscent | None = None
+    leads: Literal["guided", "unconditional"] = "guided"
+    cfg: float | None = None
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         self.moves  # noqa: B018  checks the first move's parts
-        if self.every < 1 or self.recurrence < 1:
-            raise ValueError("every and recurrence are at least 1")
+        if not (1 <= self.every <= MOST_STEPS and 1 <= self.recurrence <= MOST_REPEATS):
+            raise ValueError(
+                f"every is from 1 to {MOST_STEPS}, recurrence from 1 to {MOST_REPEATS}"
+            )
+        if not self.softplus > 0:
+            raise ValueError("softplus is above 0, and inf for none")
+        if not (0 < self.joint < math.inf and 0 <= self.marginal < math.inf):
+            raise ValueError("joint is above 0, marginal at least 0, and both are finite")
+        alone = self.selection is None and self.start is None
+        if self.view is None and not (alone and self.place is None and not self.also):
+            raise ValueError("what a guide is asked, it has to be shown: give a view")
+        if self.view is not None and self.place is None and alone:
+            raise ValueError("a guide is asked for something: give a place, selection or start")
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """All that it does in a step."""
+        """All that it does in a step with a guide's gradient."""
+        if self.view is None or self.place is None:
+            return self.also
         first = Move(
             self.view, self.place, self.strength, self.gradient, self.energy, self.ascent,
             self.limit,
@@ -150,12 +191,51 @@ class Recipe:
     @property
     def sees_noise(self) -> bool:
         """Whether the guide is shown noised images, for which experts are tuned."""
-        return any(move.view.sees_noise for move in self.moves)
+        return any(view.sees_noise for view in self._views)
 
     @property
     def sees_predictions(self) -> bool:
         """Whether the guide is shown predicted clean images."""
-        return any(not move.view.sees_noise for move in self.moves)
+        return any(not view.sees_noise for view in self._views)
+
+    @property
+    def _views(self) -> list[View]:
+        alone = self.selection is None and self.start is None
+        own = [] if alone or self.view is None else [self.view]
+        return own + [move.view for move in self.moves]
+
+    @property
+    def guideless(self) -> bool:
+        """Whether it asks no guide."""
+        return self.view is None
+
+    @property
+    def particles(self) -> int:
+        """How many are alive for each image."""
+        return 1 if self.selection is None else self.selection.size
+
+    @property
+    def needs(self) -> Literal["", "noise", "gaussian"]:
+        """What it needs of the sampler's steps (:attr:`Selection.needs`, :attr:`Place.needs`)."""
+        found = {move.place.needs for move in self.moves}
+        if self.selection is not None:
+            found.add(self.selection.needs)
+        return "gaussian" if "gaussian" in found else "noise" if "noise" in found else ""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether it takes steps in the sampler's place, so that strength 0 is not the sampler."""
+        return any(move.place.replaces for move in self.moves)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the backbone, for a step of an image with a solver that asks once."""
+        asked = 1 + sum(move.ascent.asks for move in self.moves)
+        if self.selection is not None and self.view is not None and not self.view.sees_noise:
+            asked += self.selection.branches - 1
+        if self.start is not None:  # there and back, and once more for the way back
+            asked += 2 * self.start.iterations
+        return asked * self.recurrence * self.particles
 
     @property
     def through_backbone(self) -> bool:
@@ -174,20 +254,28 @@ class Recipe:
         Raises:
             OptionError: it cannot.
         """
-        for move in self.moves:
-            move.energy.check(guide, target)
+        if self.guideless:
+            raise OptionError(
+                f"The recipe {self.name!r} asks no guide, and is given {guide.name!r}.",
+                remedy="Use it without a guide, or beside guides with recipes of their own.",
+            )
+        for energy in (self.energy, *(move.energy for move in self.also)):
+            energy.check(guide, target)
 
     def tunable(self) -> dict[str, Parameter]:
         """What can be set, by name: what every recipe has, and the recipe's own parameters.
 
-        A recipe made from another one with other parts has lost those that were in them.
+        A recipe made from another one with other parts has lost those that were in them, and one
+        with relative strength those that say something with absolute strength alone.
         """
         common = (
             Parameter("every", ("every",), 1.0, 5.0),
             Parameter("recurrence", ("recurrence",), 1.0, 4.0),
             Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),
         )
-        own = (p for p in self.parameters if not p.astray(self))
+        own = (
+            p for p in self.parameters if not p.astray(self) and (self.absolute or not p.absolute)
+        )
         return {p.name: p for p in (*common, *own)}
 
     def value(self, name: str) -> Any:
@@ -197,21 +285,36 @@ class Recipe:
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with these parameters; texts are read as what the parameter is.
 
+        Args:
+            values: :meth:`tunable` ones, and ``absolute``.
+
         Raises:
             OptionError: there is no such parameter, or the value is none for it.
         """
-        recipe, known = self, self.tunable()
+        recipe, values = self, dict(values)
+        if ABSOLUTE in values:
+            asked = _read(Parameter(ABSOLUTE, (ABSOLUTE,)), values.pop(ABSOLUTE), self.absolute)
+            recipe = replace(recipe, absolute=asked)
+        known = recipe.tunable()
         for name, value in values.items():
+            if any(p.name == name and p.absolute for p in self.parameters) and name not in known:
+                raise OptionError(
+                    f"{name} of the recipe {self.name!r} says something with absolute strength "
+                    "alone.",
+                    remedy=f"Leave it out, or write {self.name}:{ABSOLUTE}=yes,{name}={value}.",
+                )
             if name not in known:
                 raise unknown_name(f"parameter of the recipe {self.name!r}", name, known)
             for path in known[name].paths:
                 read = _read(known[name], value, _at(recipe, path))
                 try:
                     recipe = _with(recipe, path, read)
-                except ValueError as error:
+                except (ValueError, OptionError) as error:
+                    plain = isinstance(error, ValueError)
                     raise OptionError(
-                        f"{name}={value} does not go with the recipe {self.name!r}: {error}.",
-                        remedy="Give another value.",
+                        f"{name}={value} does not go with the recipe {self.name!r}"
+                        f"{f': {error}' if plain else ''}.",
+                        remedy=getattr(error, "remedy", "") or "Give another value.",
                     ) from None
         return recipe
 
@@ -249,9 +352,14 @@ def _read(parameter: Parameter, value: Any, present: Any) -> Any:
     whole = isinstance(present, int)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number) or number < 0 or (whole and not number.is_integer()):
+    if (
+        isinstance(value, bool)
+        or math.isnan(number)
+        or number < 0
+        or (whole and not number.is_integer())
+    ):
         kind = "a whole number" if whole else "a number"
         raise OptionError(
             f"{parameter.name}={value} is out of range.", remedy=f"Give {kind} of at least 0."

@@ -22,3 +22,14 @@ def split_recipe(text: str) -> tuple[str, dict[str, str]]:
             )
         values[key] = value
     return name.strip(), values
+
+
+def absolutely(text: str) -> str:
+    """The recipe as the user writes it, asked for with absolute strength.
+
+    Raises:
+        OptionError: what follows the colon is no list of settings.
+    """
+    name, values = split_recipe(text)
+    settings = {"absolute": "yes"} | values | {"absolute": "yes"}
+    return f"{name}:" + ",".join(f"{key}={value}" for key, value in settings.items())

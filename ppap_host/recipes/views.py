@@ -25,7 +25,7 @@ class View(Protocol):
     sees_noise: ClassVar[bool] = False
 
     def variable(self, estimate: Estimate) -> Tensor:
-        """The tensor to differentiate with respect to, [b, c, h, w]."""
+        """The tensor to differentiate with respect to, [b, ...]."""
 
     def shown(self, estimate: Estimate, variable: Tensor) -> Tensor:
         """The state the guide looks at as a function of ``variable``."""

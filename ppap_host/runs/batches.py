@@ -53,7 +53,9 @@ def batch_of(
         assert stage.solver is not None  # this backbone takes the host's steps
         steps = stream(
             stage.backbone,
-            ClassifierFree(stage.backbone, condition, unconditional, stage.cfg),
+            ClassifierFree(
+                stage.backbone, condition, unconditional, stage.cfg, stage.process is not None
+            ),
             stage.walk,
             stage.solver,
             noise_of(setup, stage, indices, number),
@@ -62,10 +64,11 @@ def batch_of(
             health=health,
             balance=BALANCES[setup.config.balance],
             keep_gradients=keep_gradients,
+            process=stage.process,
         )
         for event in _watched(steps, stage, guided):
             for row, reason in event.failed.items():
-                failed.setdefault(indices[row], f"{reason} of {len(stage.walk)} ({stage.name})")
+                failed.setdefault(indices[row], reason)
             yield replace(event, stage=stage.name, images=tuple(indices))
         with torch.no_grad():
             smaller = stage.backbone.decode(event.x_next).float()

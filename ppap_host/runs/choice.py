@@ -18,6 +18,7 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.settings import absolutely
 from ppap_host.runs.config import GuideConfig
 
 SET_FILE = "experts.safetensors"
@@ -132,8 +133,24 @@ def choose(
             levels of the walk without an expert.
         OptionError: the recipe and the experts exclude each other; names a recipe that fits.
     """
-    recipe = None if recipe_name is None else load_recipe(found, recipe_name)
-    usual = recipe_name or guide.usual_recipe(backbone) or _USUAL["predicted"]
+
+    def asked(text: str) -> str:
+        return absolutely(text) if config.absolute else text
+
+    def load(text: str) -> Recipe:
+        recipe = load_recipe(found, text)
+        if recipe.guideless:
+            raise OptionError(
+                f"The recipe {recipe.name!r} asks no guide, and {guide.name!r} is given none of "
+                "its own.",
+                remedy="Leave out the guide, or give each guide a recipe of its own.",
+            )
+        _check_scale(config, recipe, found)
+        return recipe
+
+    recipe_name = None if recipe_name is None else asked(recipe_name)
+    recipe = None if recipe_name is None else load(recipe_name)
+    usual = recipe_name or asked(guide.usual_recipe(backbone) or _USUAL["predicted"])
     wanted = config.experts
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:
@@ -141,12 +158,12 @@ def choose(
                 f"The recipe {recipe.name!r} needs experts, and --experts is none.",
                 remedy="Leave out --experts none, or use --recipe x0.",
             )
-        return Choice(guide, _within(recipe or load_recipe(found, usual), config), usual)
+        return Choice(guide, _within(recipe or load(usual), config), usual)
     if wanted is not None:
         path = expert_set_path(wanted, found)
         experts = ExpertSet.load(path)
-        text = recipe_name or _USUAL[experts.view]
-        recipe = load_recipe(found, text)
+        text = recipe_name or asked(_USUAL[experts.view])
+        recipe = load(text)
         _check_view(recipe, experts.view, guide, wanted)
         return _with_set(config, guide, recipe, text, experts, wanted, path, backbone, walk)
     if recipe is not None and not recipe.needs_experts:
@@ -155,8 +172,8 @@ def choose(
     fitting = fitting_set(guide, backbone, found, view=view)
     if fitting is not None:
         name, experts, path = fitting
-        text = recipe_name or _USUAL["noised"]
-        recipe = load_recipe(found, text)
+        text = recipe_name or asked(_USUAL["noised"])
+        recipe = load(text)
         return _with_set(config, guide, recipe, text, experts, name, path, backbone, walk)
     if recipe is not None:
         how = f"ppap tune {guide.name}" + (" --view predicted" if view == "predicted" else "")
@@ -166,7 +183,22 @@ def choose(
             remedy=f"Make one with `ppap harvest` and `{how}` and give it with --experts, or use "
             "--recipe x0, which needs none.",
         )
-    return Choice(guide, _within(load_recipe(found, usual), config), usual)
+    return Choice(guide, _within(load(usual), config), usual)
+
+
+def _check_scale(config: GuideConfig, recipe: Recipe, found: Registry) -> None:
+    """Whether a strength that was asked for as absolute is given.
+
+    Raises:
+        OptionError: it is not.
+    """
+    made_so = found.load("recipe", recipe.name).absolute
+    if recipe.absolute and not made_so and config.scale is None:
+        raise OptionError(
+            f"Absolute strength was asked for with the recipe {recipe.name!r} and the guide "
+            f"{config.name!r}, and no number is usual there.",
+            remedy="Give the paper's with --scale, or leave out absolute: then 1 is usual.",
+        )
 
 
 def _check_view(recipe: Recipe, view: View, guide: Guide, name: str) -> None:

@@ -28,8 +28,9 @@ from ppap_host.files.settings import (
     read,
     settings,
 )
+from ppap_host.plugins.listing import check_sampler
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.sampling.names import BALANCE_SUMMARIES, SAMPLER_SUMMARIES
+from ppap_host.sampling.names import BALANCE_SUMMARIES, PIPELINE
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -46,10 +47,14 @@ class GuideConfig:
 
     Attributes:
         name: what it is called in results. Where ``what`` is left out, also what steers.
-        target: what it should see: a label, a path, or another
+        target: what it should see: a label, a path, a table such as
+            ``{path = "room.png", as = "depth", unit = "mm"}``, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
-        scale: guidance strength; None takes the guide's own default for the recipe.
+        scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
+            share of what a step may move for every guide, recipe and backbone.
+        absolute: whether the scale is the recipe's paper's instead, which multiplies the gradient;
+            it has no default. The same as the setting ``absolute=yes`` of the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
             (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
@@ -71,6 +76,7 @@ class GuideConfig:
     stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
     what: Any = None
+    absolute: bool = False
 
     @property
     def steers(self) -> Any:
@@ -98,7 +104,8 @@ class RunConfig:
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
         negative_prompt: what classifier-free guidance leads away from; one for all or one each.
         image, mask: a picture to be filled in where the mask is white; a picture alone is where a
-            pipeline of diffusers starts from, or what its control network is shown.
+            pipeline of diffusers starts from, or what its control network is shown. Paths
+            or tables, as of targets.
         strength: how much of the way from noise to picture a pipeline goes that starts from a
             picture, in [0, 1]; None takes the pipeline's default.
         height, width: in pixels, of pipelines of diffusers; None takes the pipeline's default.
@@ -107,21 +114,23 @@ class RunConfig:
         guidance_scale: of such a pipeline, the strength that its distilled network is told.
         pipeline: further arguments of a pipeline's call, by name.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
-            and "x0" for the others.
+            and "x0" for the others. One that asks no guide ("cfg++") is the run's own, with or
+            without guides that name theirs.
         balance: how several guides make room for each other: project or sum.
         steps: number of denoising steps, or a spacing such as "ddim25" or "10,10,10"; None takes
             the backbone's default.
         upsampler_steps: the same for the upsampler of a cascade.
         sampler: name of the solver; None takes the backbone's default.
-        eta: stochasticity of DDIM, in [0, 1]; None takes the backbone's default for its sampler,
-            and 0 for others.
+        eta: stochasticity of DDIM and its kin, in [0, 1]; None takes the backbone's default for its
+            sampler, and the sampler's own for others.
         churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
         churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
         churn_noise: S_noise, > 0.
         seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
             its seed makes as image 0.
         num: images to make.
-        batch: images to make at a time; None takes the backbone's default.
+        batch: images to make at a time, each particle of a population counting as one; None takes
+            the backbone's default.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.
@@ -134,8 +143,8 @@ class RunConfig:
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
     negative_prompt: str | Annotated[tuple[str, ...], Many] = ""
-    image: str | None = None
-    mask: str | None = None
+    image: str | Mapping[str, Any] | None = None
+    mask: str | Mapping[str, Any] | None = None
     strength: Fraction | None = None
     height: Side | None = None
     width: Side | None = None
@@ -257,9 +266,10 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        path = os.fspath(value)
+        return {"path": path} if ":" in path else path  # it is no head of a target
     if getattr(value, "in_memory", None) is False:  # a target with what is known of it
-        return value.text
+        return value.table if value.is_path or value.kind else value.value
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -305,10 +315,11 @@ def check_names(config: RunConfig, found: Registry) -> None:
     """Whether everything a configuration names exists; imports none of it.
 
     Raises:
+        OptionError: the sampler is a scheduler that guides cannot use.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
-    if config.sampler is not None and config.sampler not in SAMPLER_SUMMARIES:
-        raise unknown_name("sampler", config.sampler, SAMPLER_SUMMARIES)
+    if config.sampler not in (None, PIPELINE):
+        check_sampler(found, config.sampler)
     if isinstance(config.backbone, str):
         found.entry("backbone", config.backbone)
     if config.balance not in BALANCE_SUMMARIES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from ppap_host.files.errors import OutputError, TargetError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import sha256_file
+from ppap_host.files.previews import array_bytes, film_bytes
 from ppap_host.files.writing import copy_file, write_file, write_json, write_png
 from ppap_host.guides.targets import Given
 
@@ -61,18 +62,13 @@ class RunFolder:
         for entry, picture in zip(entries, pictures, strict=True):
             write_png(self.path / entry["file"], picture, carried(record, [entry]))
 
-    def write_videos(
-        self, entries: Sequence[Mapping[str, Any]], films: Sequence[Sequence[Image.Image]]
-    ) -> None:
-        """Writes those that are videos as animated WebP, without loss."""
-        for entry, film in zip(entries, films, strict=True):
+    def write_data(self, entries: Sequence[dict[str, Any]], samples: Sequence[Tensor]) -> None:
+        """Writes what is no image as ``.npy`` files beside its previews; nothing of images."""
+        for entry, sample in zip(entries, samples, strict=True):
+            if "data" in entry:
+                write_file(self.path / entry["data"], array_bytes(sample))
             if "video" in entry:
-                buffer, duration = io.BytesIO(), round(1000 / entry["fps"])
-                film[0].save(
-                    buffer, "WEBP", save_all=True, append_images=list(film[1:]), lossless=True,
-                    duration=duration, loop=0,
-                )  # fmt: skip
-                write_file(self.path / entry["video"], buffer.getvalue())
+                write_file(self.path / entry["video"], film_bytes(sample, entry["fps"]))
 
     def write_sheet(self, record: Mapping[str, Any], sheet: Image.Image) -> None:
         """Writes ``sheet.png``."""

@@ -29,12 +29,13 @@ from ppap_host.files import images
 from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError, SamplingError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
+from ppap_host.files.previews import is_image
 from ppap_host.files.writing import write_json, write_png
-from ppap_host.plugins.loading import load_backbone
+from ppap_host.plugins.loading import load_backbone, load_sampler
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.sampling.loop import Event, sample
-from ppap_host.sampling.solvers import Solver, make_solver
+from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import ImageNoise
 
 SHOWN = 48
@@ -73,8 +74,8 @@ def harvest(
     backbone = load_backbone(found, config.backbone, config.checkpoint, config.backbone_options)
     steps, sampler, eta = backbone.sampling(config.steps, config.sampler, config.eta)
     config = replace(config, steps=steps, sampler=sampler, eta=eta)
-    solver = make_solver(sampler, eta, backbone)
-    maker = _Maker(config, backbone.walk(steps), solver, backbone, device, dtype)
+    solver = load_sampler(found, sampler, backbone, eta)
+    maker = _Maker(config, solver.walk(backbone, steps), solver, backbone, device, dtype)
     described = {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -155,6 +156,12 @@ class _Maker:
     ) -> None:
         self.config, self.backbone, self.device = config, backbone, device
         self.walk, self.solver = walk, solver
+        if not is_image(backbone.decoded_shape, backbone.makes):
+            raise OptionError(
+                f"The backbone {backbone.name!r} makes {backbone.makes} of shape "
+                f"{list(backbone.decoded_shape)}, and a harvest holds images.",
+                remedy="Experts are tuned on images; recipes such as x0 need none.",
+            )
         conditional = any(config.prompts) or backbone.class_count is not None
         if not conditional and config.cfg not in (None, 1.0):
             raise OptionError(
@@ -193,7 +200,7 @@ class _Maker:
                     f"An image of {part[0]} to {part[-1]} is not finite once it is decoded.",
                     remedy="Use --dtype float32, or weights that are finite.",
                 )
-            made.append(images.to_pixels(decoded).cpu())
+            made.append(images.to_pixels(images.in_rgb(decoded)).cpu())
         return torch.cat(made).contiguous()  # decoders may leave another memory format
 
 

@@ -12,15 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files import images
 from ppap_host.files.errors import OptionError
 from ppap_host.guides.targets import Given, Reading, check_same_shape, known_by
+from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.config import RunConfig, called
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event
-
-PIPELINE = "pipeline"
-"""The sampler that is the model's own."""
+from ppap_host.sampling.names import PIPELINE
 
 
 @dataclass
@@ -29,26 +27,18 @@ class Batch:
 
     Attributes:
         indices: which images they are.
-        x: RGB in about [-1, 1], float32 [b, 3, h, w]; of a video its first frame.
+        x: what was made, as :meth:`Backbone.decode` gives it, float32 [b, ...]; RGB videos of a
+            model whose guides are shown single frames are [b, 3, f, h, w].
         failed: image -> why it could not be made; its row of ``x`` means nothing.
-        films: each image's frames as the model itself rounds them to 8 bits, one for a picture;
-            None where that is left to the host.
-        fps: of videos, frames a second.
-        looked_at: of videos, the frames that guides are shown.
+        fps: frames a second of such videos, None for all else.
+        looked_at: the frames of them that guides are shown.
     """
 
     indices: Sequence[int]
     x: Tensor
     failed: dict[int, str] = field(default_factory=dict)
-    films: list[list[Image.Image]] | None = None
     fps: float | None = None
-    looked_at: Sequence[int] = (0,)
-
-    def frames(self, rows: Sequence[int]) -> list[list[Image.Image]]:
-        """The frames of these rows, 8 bits."""
-        if self.films is not None:
-            return [self.films[row] for row in rows]
-        return [[picture] for picture in images.from_tensor(self.x[list(rows)])] if rows else []
+    looked_at: Sequence[int] = ()
 
 
 class OwnSteps(Backbone):
@@ -57,12 +47,18 @@ class OwnSteps(Backbone):
     Attributes:
         steps: as its own call is told.
         cfg: as its own call is told.
-        video: whether it makes videos.
     """
 
     steps: int
     cfg: float
-    video: bool = False
+
+    @abstractmethod
+    def check(self, recipe: Recipe) -> None:
+        """Whether its steps can be guided by a recipe.
+
+        Raises:
+            OptionError: they cannot; says why, and what can be done.
+        """
 
     @abstractmethod
     def batch(

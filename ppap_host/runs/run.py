@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 from torch import Tensor
 
 from ppap_host.files import images
 from ppap_host.files.errors import OutputError, SamplingError
-from ppap_host.files.hashes import package_versions, sha256_pixels
+from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
+from ppap_host.files.previews import array_bytes, as_written, is_image, previews
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, batch_of
 from ppap_host.runs.config import RunConfig, new_record
@@ -32,6 +34,9 @@ from ppap_host.sampling.loop import Event
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
+
+Begun = Callable[[Mapping[str, Any]], None]
+"""Told of the record when all is loaded and understood, before the first step."""
 
 SATURATED = 0.5
 """Share of an image's pixels at the bounds from which a run warns of it."""
@@ -69,7 +74,6 @@ class Result:
     record: dict[str, Any]
     folder: Path | None = None
     _pictures: list[Image.Image] = field(default_factory=list, repr=False)
-    _films: list[list[Image.Image]] = field(default_factory=list, repr=False)
     _tensors: list[Tensor] = field(default_factory=list, repr=False)
     _shown: Shown = field(default_factory=Shown, repr=False)
 
@@ -78,8 +82,10 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The finished pictures in the order of their index, 8-bit RGB; of videos, their frames on
-        a sheet each."""
+        """The finished pictures in the order of their index, 8-bit RGB.
+
+        Of what is no image, previews for people: frames of a video, the course of a sound.
+        """
         if self.folder is None:
             return list(self._pictures)
         found = []
@@ -89,22 +95,17 @@ class Result:
         return found
 
     @property
-    def videos(self) -> list[list[Image.Image]]:
-        """The frames of the finished videos, 8-bit RGB; none where pictures are made."""
-        found = []
-        for k, entry in enumerate(self.record["images"]):
-            if "video" in entry and self.folder is None:
-                found.append(list(self._films[k]))
-            elif "video" in entry and self.folder is not None:
-                with Image.open(self.folder / entry["video"]) as film:
-                    found.append([f.convert("RGB") for f in ImageSequence.Iterator(film)])
-        return found
-
-    @property
     def tensor(self) -> Tensor:
-        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits."""
+        """RGB in [-1, 1], float32 [n, 3, h, w] on the CPU; of a run in a folder that of 8 bits.
+
+        Of what is no image, the samples as they were made, float32 [n, ...].
+        """
         if self.folder is None and self._tensors:
             return torch.stack(self._tensors)
+        if self.folder is not None and self.record["images"] and "data" in self.record["images"][0]:
+            names = [entry["data"] for entry in self.record["images"]]
+            rows = [np.load(self.folder / name, allow_pickle=False) for name in names]
+            return torch.from_numpy(np.stack(rows))
         return torch.cat([images.to_tensor(picture) for picture in self.images])
 
     @property
@@ -140,7 +141,7 @@ class Result:
         folder = RunFolder(Path(out))
         _keep_targets(self.record, self._shown, folder)
         folder.write_images(self.record, self.record["images"], self._pictures)
-        folder.write_videos(self.record["images"], self._films)
+        folder.write_data(self.record["images"], self._tensors)
         folder.write_sheet(self.record, self.sheet())
         folder.write_record(self.record)
         folder.close()
@@ -243,7 +244,8 @@ class Run:
     def _make(self) -> Generator[Event, None, None]:
         config, record = self.setup.config, self.record
         try:
-            size = config.batch or 1
+            # A population's particles are rows of a batch: no more of them at a time than images.
+            size = max(1, (config.batch or 1) // self.setup.particles)
             for first in range(0, config.num, size):
                 indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
@@ -303,43 +305,51 @@ class Run:
         rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
         record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
-        films, fps = batch.frames(rows), batch.fps
-        pictures = _shown(films, fps)
+        makes = "video" if batch.fps else setup.stages[-1].backbone.makes
+        x = as_written(x, makes)
+        pictures = previews(x, makes)
+        image = is_image(tuple(x.shape[1:]), makes)
         with self.clock.part("measure"):
-            measures, views, losses = _measured(setup, indices, films, batch.looked_at)
+            measures, views, losses = _measured(setup, indices, x, batch.looked_at)
             entries: list[dict[str, Any]] = []
-            for k, picture, row in zip(indices, pictures, measures, strict=True):
+            for k, picture, sample, row in zip(indices, pictures, x, measures, strict=True):
+                of_data: dict[str, Any] = {} if image else {"data": f"{k:05d}.npy"}
+                if batch.fps:
+                    of_data |= {"video": f"{k:05d}.webp", "fps": batch.fps}
+                digest = sha256_pixels(picture) if image else sha256_bytes(array_bytes(sample))
                 entries.append({
-                    "index": k, "file": f"{k:05d}.png", "pixels_sha256": sha256_pixels(picture),
+                    "index": k, "file": f"{k:05d}.png", **of_data, "pixels_sha256": digest,
                     "measures": row,
                 })  # fmt: skip
-            plainly = []
+            plainly: list[Image.Image] = []
             if plain is not None:
-                plain_films = plain.frames(rows)
-                plainly = _shown(plain_films, fps)
-                unguided, _, before = _measured(setup, indices, plain_films, batch.looked_at)
-                for name, values in losses.items():
-                    pairs = zip(values, before[name], strict=True)
-                    self._losses.setdefault(name, []).extend(pairs)
+                unwritten = as_written(plain.x[rows], makes)
+                plainly = previews(unwritten, makes)
+                unguided, _, before = _measured(setup, indices, unwritten, batch.looked_at)
+                for name, after in losses.items():
+                    both = zip(after, before[name], strict=True)
+                    self._losses.setdefault(name, []).extend(both)
                 for entry, row in zip(entries, unguided, strict=True):
                     entry["unguided"] = row
-            for entry, film in zip(entries, films, strict=True) if fps else ():
-                video = f"{entry['index']:05d}.webp"
-                entry |= {"video": video, "frames": len(film), "fps": fps}
         with self.clock.part("write"):
-            self._shown.add(indices, pictures, views, plainly)
+            values = {
+                g.name: [row[g.name]["value"] for row in measures]
+                for g in setup.guides
+                if g.guide.rewards and all("value" in row[g.name] for row in measures)
+            }
+            self._shown.add(indices, pictures, views, plainly, values)
             if self._folder is not None:
                 self._folder.write_images(record, entries, pictures)
-                self._folder.write_videos(entries, films)
+                self._folder.write_data(entries, list(x))
             else:
-                self._result._films += films
                 self._result._pictures += pictures
-                self._result._tensors += list(x.clamp(-1, 1).cpu())
+                made = images.in_rgb(batch.x[rows]).clamp(-1, 1) if image else x
+                self._result._tensors += list(made.cpu())
             record["images"] += entries
             record["skipped_guidance"] = dict(self.health.skipped)
             record["limited_guidance"] = dict(self.health.limited)
-            saturated = _saturated(pictures)
-            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=True) if s]
+            saturated = _saturated(pictures if image else [])
+            self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
                 *_of_conflict(self._losses), *_of_latents(setup),
@@ -360,6 +370,7 @@ def run(
     out: Path,
     watch: Watch | None = None,
     moved: Mapping[str, str] | None = None,
+    begun: Begun | None = None,
 ) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -370,6 +381,7 @@ def run(
         out: a new folder, or one without a record.
         watch: told of progress.
         moved: as for :func:`~ppap_host.runs.setup.set_up`.
+        begun: told of the record before the first step.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
@@ -397,6 +409,8 @@ def run(
         folder.close()
         raise
     try:
+        if begun is not None:
+            begun(going.record)
         return going.finish()
     except Exception:
         if not going.record["images"]:
@@ -418,6 +432,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,
+                    "absolute": g.recipe.absolute,
                     "experts": g.experts, "stage": stage.name,
                 }
                 for stage in setup.stages
@@ -495,7 +510,9 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
                 rows.append(None)
                 continue
             with torch.no_grad():
-                output = g.guide.see(images.to_tensor(target.photo).to(setup.device))
+                grey = g.guide.channels == 1
+                x = images.to_tensor(target.photo.convert("L") if grey else target.photo)
+                output = g.guide.see(x[:, : g.guide.channels].to(setup.device))
                 measured = g.guide.measure(output, target.value)
             rows.append({name: round(values[0], 6) for name, values in measured.items()})
         if any(rows):
@@ -504,27 +521,30 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 
 def _measured(
-    setup: Setup, indices: list[int], films: list[list[Image.Image]], looked_at: Sequence[int]
+    setup: Setup, indices: list[int], samples: Tensor, looked_at: Sequence[int]
 ) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
-    """Of the pictures as they are written, 8 bits: measures, what guides see, and their losses.
+    """Of samples as they are written: each guide's measures, what it sees in them, its losses.
 
-    Of a video the means over the frames that guides look at, and what is seen in the first of them.
+    Args:
+        looked_at: of videos whose frames guides are shown one by one, which; their means are told,
+            and what is seen in the first of them. Empty for all others.
     """
-    rows: list[dict[str, dict[str, float]]] = [{} for _ in films]
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
     losses: dict[str, list[float]] = {}
-    if not films:
+    if not indices:
         return rows, views, losses
-    count = len(looked_at)
-    x = torch.cat([images.to_tensor(film[i]) for film in films for i in looked_at])
-    x = x.to(setup.device)
+    count = max(len(looked_at), 1)
+    if looked_at:
+        samples = samples[:, :, list(looked_at)].transpose(1, 2).flatten(0, 1)
 
     def means(values: Sequence[float]) -> list[float]:
         return [sum(values[k : k + count]) / count for k in range(0, len(values), count)]
 
     for g in setup.guides:
+        fit = fitting(g.guide, setup.stages[-1].backbone)
         with torch.no_grad():
-            output = g.guide.see(x)
+            output = g.guide.see(samples if fit is None else fit(samples))
             target = g.target(indices)
             if len(target) > 1:
                 target = target.repeat_interleave(count, dim=0)
@@ -538,14 +558,10 @@ def _measured(
     return rows, views, losses
 
 
-def _shown(films: Sequence[list[Image.Image]], fps: float | None) -> list[Image.Image]:
-    """A picture of each: itself, or the frames of a video on one sheet."""
-    return [images.film_strip(film) if fps else film[0] for film in films]
-
-
 def _doubts(setup: Setup) -> list[str]:
     """What was not sure of the targets, each once."""
-    found = [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
+    found = [*setup.doubts]
+    found += [doubt for g in setup.guides for target in g.targets for doubt in target.doubts]
     found += [doubt for reading in setup.inputs.values() for doubt in reading.doubts]
     return list(dict.fromkeys(found))
 
@@ -587,8 +603,12 @@ def _too_strong(setup: Setup, health: Health) -> list[str]:
             cut, of = health.limited.get(g.name, 0), health.limitable.get(g.name, 0)
             told.append(
                 f"--scale {g.scale:g} of the guide {g.name!r} is {g.scale / usual:.0f} times what "
-                f"is usual for the recipe {g.recipe.name!r} ({usual:g}); its gradient was cut to "
-                f"the recipe's limit in {cut} of {of} image-steps."
+                f"is usual for the recipe {g.recipe.name!r} ({usual:g})"
+                + (
+                    f"; its gradient was cut to the recipe's limit in {cut} of {of} image-steps."
+                    if g.recipe.absolute
+                    else "."
+                )
             )
     return told
 

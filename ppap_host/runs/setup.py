@@ -1,5 +1,7 @@
 """Everything that a run needs, loaded and checked before its first step."""
 
+# Long because what is set up is one thing, stage by stage and guide by guide.
+
 from __future__ import annotations
 
 import hashlib
@@ -16,21 +18,23 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, Condition, encode
 from ppap_host.backbones.noise import Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
-from ppap_host.files.errors import DeviceError, OptionError
+from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
-from ppap_host.plugins.loading import load_backbone, load_guide
+from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
-from ppap_host.runs.own import PIPELINE, itself
+from ppap_host.runs.own import OwnSteps, itself
 from ppap_host.sampling.evaluator import Guidance, told_apart
-from ppap_host.sampling.solvers import Churn, Solver, make_solver
+from ppap_host.sampling.names import PIPELINE
+from ppap_host.sampling.solvers import Churn, Solver
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Stage:
         solver: None where the backbone takes its own steps.
         cfg: classifier-free guidance scale.
         condition, unconditional: of one image or of all of them, for both branches.
+        process: a recipe of the process itself, that asks no guide.
     """
 
     name: str
@@ -85,11 +90,17 @@ class Stage:
     walk: Walk
     solver: Solver | None
     sampler: str
-    eta: float
+    eta: float | None
     cfg: float
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
     guides: list[ActiveGuide] = field(default_factory=list)
+    process: Recipe | None = None
+
+    @property
+    def particles(self) -> int:
+        """How many are alive for each image."""
+        return max((g.recipe.particles for g in self.guides), default=1)
 
     def guidance(self, indices: Sequence[int]) -> list[Guidance]:
         """Its guides at work on these images."""
@@ -109,6 +120,7 @@ class Setup:
         plugins: distributions that it uses.
         inputs: the image to fill in and its mask.
         objects: what is in memory and cannot be loaded again from a record.
+        doubts: of what was asked for and changes nothing, a sentence each.
     """
 
     config: RunConfig
@@ -118,6 +130,12 @@ class Setup:
     plugins: set[str]
     inputs: dict[str, Reading] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def particles(self) -> int:
+        """Most that are alive for an image."""
+        return max(stage.particles for stage in self.stages)
 
     @property
     def steps(self) -> int:
@@ -185,12 +203,19 @@ def set_up(
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
     if own is not None:
+        process = _process(config, found)
+        if process is not None:
+            raise OptionError(
+                f"The recipe {process.name!r} is a process of the host's steps, and the pipeline "
+                "takes its own.",
+                remedy="Add --sampler ddim, or leave out the recipe.",
+            )
         walk = own.walk(own.steps)
         stages = [Stage("base", own, own.steps, walk, None, PIPELINE, 0.0, own.cfg)]
     else:
-        stages = [_stage("base", backbone, config.steps, config.cfg, config)]
+        stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
     if upsampler is not None:
-        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config))
+        stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config, found))
     for stage in stages if own is None else []:
         if isinstance(config.backbone, str):
             stage.backbone.to(device, dtype)
@@ -200,8 +225,16 @@ def set_up(
         _set_up_guide(g, config, stages, device, dtype, moved, found, objects)
         for g in config.guides
     ]
+    for stage in stages:
+        _give_noise(stage, config, found)
     _refuse_what_does_nothing(config, stages)
-    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects)
+    doubts = []
+    if _process(config, found) is not None and not config.conditional:
+        doubts.append(
+            f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
+            "images are what the backbone makes by itself."
+        )
+    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects, doubts)
 
 
 def _backbone(
@@ -247,6 +280,15 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
             remedy="Add --churn, or leave them out.",
         )
     for stage in stages:
+        amounts = [level.sigma / level.alpha for level in stage.walk.levels[:-1] if level.alpha]
+        churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+        if churn.amount and not any(churn.low <= amount <= churn.high for amount in amounts):
+            raise OptionError(
+                f"--churn-range {config.churn_range} holds none of the {len(amounts)} steps, so "
+                "that --churn would do nothing.",
+                remedy=f"The steps go from sigma / alpha = {max(amounts):.3g} to "
+                f"{min(amounts):.3g}.",
+            )
         levels = [level.log_snr for level in stage.walk.levels[:-1]]
         for g in stage.guides:
             asked = levels[:: g.recipe.every]
@@ -256,6 +298,37 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
                     "is in its interval of noise levels.",
                     remedy=f"The steps go from log-SNR {levels[0]:.1f} to {levels[-1]:.1f}.",
                 )
+
+
+def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
+    """Lets DDIM draw noise for recipes that need some, where the user has not said how much.
+
+    Raises:
+        OptionError: the sampler's steps have none, or none that a recipe can build on.
+    """
+    needs = {g.recipe.name: g.recipe.needs for g in stage.guides if g.recipe.needs}
+    if needs and stage.sampler == "ddim" and config.eta is None and not stage.eta:
+        stage.eta = 1.0
+        stage.solver = load_sampler(found, stage.sampler, stage.backbone, stage.eta)
+    if stage.solver is None:
+        assert isinstance(stage.backbone, OwnSteps)
+        for g in stage.guides:
+            stage.backbone.check(g.recipe)
+        return
+    for name, need in needs.items():
+        if stage.solver.noise not in (need, "gaussian"):
+            raise OptionError(
+                f"The recipe {name!r} works on the noise of a step, and the sampler "
+                f"{stage.sampler!r} draws none there, or does not tell which.",
+                remedy="Use --sampler ddim --eta 1, or --sampler ddpm.",
+            )
+    for g in stage.guides:
+        if g.recipe.start is not None and stage.solver.draws_itself:
+            raise OptionError(
+                f"The recipe {g.recipe.name!r} goes through all steps several times with the same "
+                f"noise, and the sampler {stage.sampler!r} draws its own.",
+                remedy="Use a sampler of the host, such as --sampler ddim.",
+            )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
@@ -296,6 +369,8 @@ def _set_up_guide(
     """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
     guide, ours, files = guide_of(config, found, objects)
     steered = _steered(config, stages)
+    for stage in (*steered, stages[-1]):
+        fitting(guide, stage.backbone)
     choices = [
         calibrated(
             config,
@@ -308,8 +383,8 @@ def _set_up_guide(
     else:
         _check_device(guide, config.name, device)
     rows = config.target if isinstance(config.target, tuple) else (config.target,)
-    given = [Given.of("" if row is None else row, guide.target_kinds, moved) for row in rows]
-    if any(row.in_memory for row in given):
+    given = [None if r is None else Given.of(r, guide.target_kinds, moved) for r in rows]
+    if any(row is not None and row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
@@ -390,15 +465,40 @@ def _check_device(guide: Guide, name: str, device: torch.device) -> None:
 
 
 def _stage(
-    name: str, backbone: Backbone, steps: int | str | None, cfg: float | None, config: RunConfig
+    name: str,
+    backbone: Backbone,
+    steps: int | str | None,
+    cfg: float | None,
+    config: RunConfig,
+    found: Registry,
 ) -> Stage:
+    process = _process(config, found) if name == "base" and config.conditional else None
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
     if backbone.least_cfg is not None:
         scale = max(scale, backbone.least_cfg)
+    if process is not None:
+        if cfg is not None and not 0 <= cfg <= 1:
+            raise OptionError(
+                f"--cfg {cfg:g} is no weight of the recipe {process.name!r}, which goes from the "
+                "unconditional estimate (0) to the conditional one (1).",
+                remedy="Give a number from 0 to 1, such as 0.6.",
+            )
+        scale = process.cfg if cfg is None and process.cfg is not None else scale
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
-    solver = make_solver(sampler, eta, backbone, churn)
-    return Stage(name, backbone, steps, backbone.walk(steps), solver, sampler, eta, scale)
+    solver = load_sampler(found, sampler, backbone, eta, churn)
+    return Stage(
+        name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale,
+        process=process,
+    )  # fmt: skip
+
+
+def _process(config: RunConfig, found: Registry) -> Recipe | None:
+    """The run's recipe where that asks no guide."""
+    if config.recipe is None:
+        return None
+    recipe = load_recipe(found, config.recipe)
+    return recipe if recipe.guideless else None
 
 
 def _steered(guide: GuideConfig, stages: list[Stage]) -> list[Stage]:
@@ -424,7 +524,15 @@ def calibrated(config: GuideConfig, choice: Choice) -> Choice:
 
 def target_of(guide: Guide, given: Any, size: tuple[int, int], device: torch.device) -> Target:
     """What a guide reads of a target, on the run's device."""
-    target = guide.read_target("" if given is None else given, size)
+    try:
+        target = guide.read_target("" if given is None else given, size)
+    except TargetError as error:
+        if given is not None:
+            raise
+        raise OptionError(
+            f"The guide {guide.name!r} was given no target, and it is no reward.",
+            remedy=f"Add --target. {error.remedy}",
+        ) from error
     return replace(target, value=target.value.to(device))
 
 
@@ -451,7 +559,7 @@ def _set_conditions(
     prompts, classes = config.of_images("prompt", rows), config.of_images("class_index", rows)
     stage.condition = {**encode(backbone, prompts, classes), **given}
     stage.unconditional = stage.condition
-    if stage.cfg != 1:
+    if stage.cfg != 1 or stage.process is not None:
         each = isinstance(config.negative_prompt, tuple)
         against = config.of_images("negative_prompt", range(config.num) if each else range(1))
         empty = encode(backbone, against, [None] * len(against))

@@ -44,6 +44,7 @@ class Shown:
 
     Attributes:
         views: guide -> one picture an image.
+        values: guide that rewards -> its value of each image.
         plain: the same images without guides.
         saturated: images, of all, most of whose pixels are at the bounds.
     """
@@ -52,6 +53,7 @@ class Shown:
     indices: list[int] = field(default_factory=list)
     pictures: list[Image.Image] = field(default_factory=list)
     views: dict[str, list[Image.Image]] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)
     plain: list[Image.Image] = field(default_factory=list)
     saturated: list[int] = field(default_factory=list)
 
@@ -61,6 +63,7 @@ class Shown:
         pictures: Sequence[Image.Image],
         views: Mapping[str, Sequence[Image.Image]],
         plain: Sequence[Image.Image],
+        values: Mapping[str, Sequence[float]],
     ) -> None:
         """Keeps as many of these images as a sheet still has room for."""
         room = max(MOST - len(self.indices), 0)
@@ -69,6 +72,8 @@ class Shown:
         self.plain += plain[:room]
         for name, seen in views.items():
             self.views.setdefault(name, []).extend(seen[:room])
+        for name, those in values.items():
+            self.values.setdefault(name, []).extend(those[:room])
 
 
 def sheet_of(shown: Shown, record: Mapping[str, Any]) -> Image.Image:
@@ -79,6 +84,7 @@ def sheet_of(shown: Shown, record: Mapping[str, Any]) -> Image.Image:
             rows.append((f"Target of {kept.of}", list(kept.pictures.items())))
     prompt = record["config"]["prompt"]
     of = f": {prompt}" if isinstance(prompt, str) and prompt else ""
+    rewards = shown.values.items()
     left = len(record["images"]) - len(shown.indices)
     of += f" (the first {len(shown.indices)} of {len(record['images'])})" if left > 0 else ""
     for start in range(0, len(shown.indices), COLUMNS):
@@ -93,7 +99,11 @@ def sheet_of(shown: Shown, record: Mapping[str, Any]) -> Image.Image:
         ) -> None:
             rows.append((title, list(zip(labels, pictures[part], strict=True))))
 
-        row(f"Results{of}", shown.pictures)
+        valued = [
+            ", ".join([label, *(f"{name} {values[start + i]:.4g}" for name, values in rewards)])
+            for i, label in enumerate(labels)
+        ]
+        row(f"Results{of}", shown.pictures, valued)
         for name, seen in shown.views.items():
             row(f"What {name} sees in them", seen)
         if shown.plain:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-Gradient = Float[Tensor, "b c h w"]
+from ppap_host.recipes.gradients import sides
+
+Gradient = Float[Tensor, "b ..."]
 Balance = Callable[[Sequence[Tensor]], list[Tensor]]
 """From each guide's scaled gradient to what is applied, image by image, in the same order."""
 
@@ -42,8 +44,8 @@ def without_conflict(gradients: Sequence[Gradient]) -> list[Gradient]:
 
 
 def _without(gradient: Gradient, other: Gradient) -> Gradient:
-    inner = (gradient * other).sum(dim=(1, 2, 3), keepdim=True)
-    length = other.square().sum(dim=(1, 2, 3), keepdim=True)
+    inner = (gradient * other).sum(dim=sides(gradient), keepdim=True)
+    length = other.square().sum(dim=sides(other), keepdim=True)
     against = inner.clamp(max=0) / length.clamp_min(1e-30)
     return gradient - against * other
 

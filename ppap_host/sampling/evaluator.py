@@ -13,13 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Prediction
-from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.gradients import limited, root_mean_square
+from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
+from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
+from ppap_host.sampling.selecting import Selector, picked
 from ppap_host.sampling.streams import Draw, Stream
 
 Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
@@ -31,6 +35,9 @@ class Guidance:
 
     Attributes:
         target: what its loss compares with, one row for all images or one an image.
+        scale: strength. 1 moves every image by the same share of what is open, whatever guide and
+            recipe are (:mod:`ppap_host.recipes.shares`); for a recipe that is absolute
+            (:attr:`~ppap_host.recipes.recipe.Recipe.absolute`) it multiplies the gradient.
         name: what it is called in events and warnings; "" takes the guide's own.
 
     Raises:
@@ -68,8 +75,9 @@ class Said:
     Attributes:
         loss: its loss where it was first asked, [b].
         size: root mean square of its gradient there, as the recipe made it and with its scale,
-            before it was cut, [b].
-        cut: whether any of its gradients was cut to the recipe's limit, [b].
+            before it was cut or brought to its share, [b].
+        cut: whether any of its gradients was cut: to the recipe's limit if its strength is
+            absolute, otherwise because it was more than twice as large as any before, [b].
         skipped: whether any was left out because it was not finite, [b].
         gradient: where it is kept, [b, ...]; None otherwise.
     """
@@ -88,8 +96,8 @@ class Health:
     Attributes:
         skipped: guide name -> how many image-steps went on without its guidance because its
             gradient was not finite.
-        limited: guide name -> how often a gradient was cut to the recipe's limit.
-        limitable: guide name -> how many gradients had a limit.
+        limited: guide name -> how often a gradient was cut (:attr:`Said.cut`).
+        limitable: guide name -> how many gradients could be.
         asked: guide name -> how many gradients there were.
     """
 
@@ -133,12 +141,22 @@ class Evaluator:
         backbone: for its clipping and its decoder.
         denoise: the backbone's prediction, classifier-free guidance included.
         ancestral: whether the solver shifts a mean (Dhariwal and Nichol, 2021, algorithm 1).
+        reads_eps: whether it goes on with the estimate's noise
+            (:attr:`~ppap_host.sampling.solvers.Solver.reads_eps`).
         balance: how several guides make room for each other.
         stream: noise for what recipes draw themselves, by name; see
             :meth:`~ppap_host.sampling.streams.ImageNoise.stream`.
         keep_gradients: whether :attr:`said` holds the gradients themselves.
+        process: a recipe of the process itself, that asks no guide.
+
+    Raises:
+        OptionError: two guides want to select images in different ways.
+
+    Raises:
+        OptionError: a guide looks at something else than the backbone makes.
 
     Attributes:
+        selector: chooses images by what the guides say of them.
         said: what each guide said since :meth:`begin`, by its name.
         unguided: the backbone's own x_0 at the first evaluation since then.
         unsound: which images' predictions have not been finite so far, [b].
@@ -151,10 +169,12 @@ class Evaluator:
         guidance: Sequence[Guidance],
         *,
         ancestral: bool,
+        reads_eps: bool = True,
         health: Health,
         balance: Balance = without_conflict,
         stream: Stream | None = None,
         keep_gradients: bool = False,
+        process: Recipe | None = None,
     ) -> None:
         self.backbone, self.denoise = backbone, denoise
         names = told_apart([g.name for g in guidance])
@@ -162,11 +182,17 @@ class Evaluator:
             replace(g, guide=g.recipe.applied_to(g.guide), name=name)
             for g, name in zip(guidance, names, strict=True)
         ]
-        self.ancestral, self.health, self.balance = ancestral, health, balance
+        self._shown = {g.name: shown(g.guide, backbone) for g in self.guidance}
+        self.ancestral, self.reads_eps = ancestral, reads_eps
+        self.health, self.balance = health, balance
+        self._asked = dict[int, int]()
         self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
         self._entered = dict[int, Tensor]()
         self._keep_gradients = keep_gradients
+        self._leads = "guided" if process is None else process.leads
+        self._ahead: tuple[Tensor, Prediction] | None = None
+        self.selector = Selector(self)
         self.said: dict[str, Said] = {}
         self.unguided: Tensor | None = None
         self.unsound: Tensor | None = None
@@ -177,7 +203,7 @@ class Evaluator:
 
     def __call__(
         self,
-        x: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b ..."],
         level: NoiseLevel,
         step: Step | None = None,
         first: bool = True,
@@ -188,7 +214,7 @@ class Evaluator:
             step: where on the walk this is.
             first: whether it is the step's first evaluation; what acts once a step acts there.
         """
-        active = self._active(step, level)
+        active = self.active(step, level)
         rounds = [
             [
                 (i, move)
@@ -210,17 +236,19 @@ class Evaluator:
             for i, move in asked:
                 through -= move.view.through_backbone
                 source = guided if move.ascent.after else reading
-                source = replace(source, memory=self._memory[i, r])
-                ways.append(self._way(self.guidance[i], move, source, draws[i], keep=through > 0))
+                scale = self.guidance[i].scale
+                source = replace(source, memory=self._memory[i, r], scale=scale, ask=self)
+                ways.append(self._way(i, move, source, draws[i], keep=through > 0))
             # What others have done to the state that entered the step cannot be taken back.
             mine = [i for i, _ in asked]
             before = [way for i, way in self._entered.items() if i not in mine]
             balanced = self.balance([*before, *ways])[len(before) :]
-            for (_, move), way in zip(asked, balanced, strict=True):
-                guided = move.place(guided, way, self.ancestral)
-        return guided
+            for (i, move), way in zip(asked, balanced, strict=True):
+                known = replace(guided, scale=self.guidance[i].scale)
+                guided = move.place(known, way, self.ancestral).moved_by(way)
+        return replace(guided, ask=self)
 
-    def entering(self, x: Float[Tensor, "b c h w"], step: Step) -> Float[Tensor, "b c h w"]:
+    def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
         """The state that enters a step, moved by the recipes that do so before the backbone.
 
         They make room for each other as all guides do. Those that change the step itself come
@@ -229,12 +257,12 @@ class Evaluator:
         nothing = torch.zeros_like(x)
         unread = Estimate(step.now, x, nothing, nothing, step=step)
         moved: list[tuple[int, Move, Tensor]] = []
-        for i in self._active(step, step.now):
+        for i in self.active(step, step.now):
             for r, move in enumerate(self.guidance[i].recipe.moves):
                 if move.place.enters:
                     draws = self._shared_draws(x, f"smoothing {i}")
                     source = replace(unread, memory=self._memory[i, r])
-                    way = self._way(self.guidance[i], move, source, draws, keep=False)
+                    way = self._way(i, move, source, draws, keep=False)
                     moved.append((i, move, way))
         self._entered.clear()
         ways = self.balance([way for *_, way in moved]) if moved else []
@@ -245,7 +273,7 @@ class Evaluator:
 
     def recurrence(self, step: Step) -> int:
         """How often a step is taken: as often as the guide says that wants it most often."""
-        active = self._active(step, step.now)
+        active = self.active(step, step.now)
         return max((self.guidance[i].recipe.recurrence for i in active), default=1)
 
     def noise(self, name: str, like: Tensor) -> Tensor:
@@ -256,7 +284,84 @@ class Evaluator:
             self._streams[name] = self._stream(name)
         return self._streams[name]().to(like)
 
-    def _active(self, step: Step | None, level: NoiseLevel) -> list[int]:
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
+        normal = self.noise(name, like).flatten(1)[:, 0].double()
+        shares: Tensor = torch.special.ndtr(normal)
+        return shares
+
+    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """The predicted clean state of ``x`` at ``level``, clipped as the backbone asks."""
+        return self.ahead(x, level)[0].x0
+
+    def level_at(self, s: float) -> NoiseLevel:
+        """The level with relative noise s = sigma / alpha, or the nearest that is known."""
+        return self.backbone.level_at(s)
+
+    def ahead(self, x: Tensor, level: NoiseLevel) -> tuple[Estimate, Prediction]:
+        """What the backbone says of another state, without guides."""
+        with torch.no_grad():
+            prediction = self.denoise(x, level)
+            return self._detached(self._understood(x, level, None, prediction)), prediction
+
+    def open(self, x: Tensor, level: NoiseLevel) -> Estimate:
+        """The estimate without guides, with the graph that leads back to ``x``."""
+        known = self._understood(x, level, None, self.denoise(x, level))
+        if self.backbone.clip is None:
+            return known
+        # Clipped, and the gradient passes as if it were not.
+        raw = (x - level.sigma * known.eps) / level.alpha
+        x0, eps = raw + (known.x0 - raw).detach(), known.eps
+        if self.backbone.clip_eps:
+            eps = (x - level.alpha * x0) / level.sigma
+        return replace(known, x0=x0, eps=eps)
+
+    def started(self, x: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
+        """The initial noise as recipes make it better, one guide after the other.
+
+        Args:
+            made: from noise to the clean state at the end of the walk, differentiable.
+        """
+        for i, g in enumerate(self.guidance):
+            if g.recipe.start is None or not g.scale:
+                continue
+            draws = self._shared_draws(x, f"smoothing {i}")
+
+            def pull(x: Tensor, g: Guidance = g, draws: Any = draws) -> Tensor:
+                with torch.enable_grad():
+                    x = x.detach().requires_grad_(True)
+                    clean = made(x)
+                    known = Estimate(CLEAN, clean, clean, clean)
+                    loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
+                    return torch.autograd.grad(-loss.sum(), x)[0]
+
+            x = g.recipe.start(x, g.scale, pull)
+        return x
+
+    def foresee(self, x: Tensor, prediction: Prediction) -> None:
+        """Notes what the backbone says of the state that comes next, so as not to ask again."""
+        self._ahead = x, prediction
+
+    def value(self, i: int, view: View, estimate: Estimate) -> Tensor:
+        """The loss [b] of what guide ``i`` is shown; any black box will do."""
+        g = self.guidance[i]
+        draws = self._shared_draws(estimate.x, f"smoothing {i}")
+        with torch.no_grad():
+            shown = view.shown(estimate, view.variable(estimate))
+            loss = g.recipe.energy(self._question(g, view, estimate, draws), shown).detach()
+        nothing = torch.zeros_like(loss)
+        self._note(g.name, Said(loss, nothing, nothing.bool(), ~loss.isfinite()))
+        return loss
+
+    def follow(self, index: Tensor) -> None:
+        """What was kept of each row goes with it, where rows were selected."""
+        rows = len(index)
+        self._memory = picked(self._memory, index, rows)
+        self.said = picked(self.said, index, rows)
+        self.unguided = picked(self.unguided, index, rows)
+        self.unsound = picked(self.unsound, index, rows)
+
+    def active(self, step: Step | None, level: NoiseLevel) -> list[int]:
         """The guides that are asked, by their place."""
         return [
             i
@@ -279,16 +384,32 @@ class Evaluator:
 
     def _read(self, x: Tensor, level: NoiseLevel, step: Step | None) -> Estimate:
         """The estimate with the network's own eps: views may differentiate through it."""
-        prediction = self.denoise(x, level)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not x.requires_grad and ahead[0].data_ptr() == x.data_ptr():
+            return self._understood(x, level, step, ahead[1])
+        return self._understood(x, level, step, self.denoise(x, level))
+
+    def _understood(
+        self, x: Tensor, level: NoiseLevel, step: Step | None, prediction: Prediction
+    ) -> Estimate:
+        """A prediction as an estimate."""
         sound = prediction.eps.detach().isfinite().flatten(1).all(dim=1)
         if prediction.v is not None:
             sound &= prediction.v.detach().isfinite().flatten(1).all(dim=1)
         self.unsound = ~sound if self.unsound is None else self.unsound | ~sound
-        x0 = (x - level.sigma * prediction.eps) / level.alpha
-        if self.backbone.clip is not None:
-            x0 = x0.clamp(*self.backbone.clip)
-        clip = self.backbone.clip
-        return Estimate(level, x, x0, prediction.eps, prediction.v, clip=clip, step=step)
+        clip, offset = self.backbone.clip, None
+
+        def clean(eps: Tensor) -> Tensor:
+            x0 = (x - level.sigma * eps) / level.alpha
+            return x0 if clip is None else x0.clamp(*clip)
+
+        x0 = clean(prediction.eps)
+        if self._leads == "unconditional" and prediction.unconditional is not None:
+            offset = (x0 - clean(prediction.unconditional)).detach()
+        return Estimate(
+            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step, offset=offset,
+            output=prediction.output,
+        )  # fmt: skip
 
     def _detached(self, reading: Estimate) -> Estimate:
         """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
@@ -297,22 +418,31 @@ class Evaluator:
         if self.backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
         v = None if reading.v is None else reading.v.detach()
-        return Estimate(level, x, x0, eps, v, clip=reading.clip, step=reading.step)
+        output = None if reading.output is None else reading.output.detach()
+        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
+
+    def _question(
+        self, g: Guidance, view: View, estimate: Estimate, draws: Callable[[int], list[Tensor]]
+    ) -> Question:
+        told = _told(g, view, estimate.level)
+        return Question(g.guide, g.target, self._shown[g.name], estimate.level, told, draws)
 
     def _way(
         self,
-        g: Guidance,
+        i: int,
         move: Move,
         estimate: Estimate,
         draws: Callable[[int], list[Tensor]],
         keep: bool,
     ) -> Tensor:
-        """What a move adds at its place: scaled, limited, and zero where it is not finite."""
-        told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None
-        question = Question(
-            g.guide, g.target, self.backbone.decode, estimate.level, told, draws
-        )  # fmt: skip
-        largest = move.limit * move.place.unit(estimate)
+        """What a move adds at its place, as strong as it is to be; zero where it is not finite."""
+        g = self.guidance[i]
+        question = self._question(g, move.view, estimate, draws)
+        absolute = g.recipe.absolute
+        ascent, strong = move.ascent, self._limited if absolute else self._shared
+        limit = math.isfinite(move.limit) if absolute else not (ascent.rated or move.place.own_size)
+        if ascent.rated and not absolute:
+            ascent = ascent.at_rate(self._rate(i, move, estimate))
 
         def pull(point: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -324,17 +454,67 @@ class Evaluator:
                 gradient = gradient * math.sqrt(gradient[0].numel())
             known = replace(estimate, loss=loss.detach())
             for part in move.gradient:
+                if getattr(part, "sized", False) and not absolute:
+                    gradient = in_own_units(gradient, estimate.memory)
                 gradient = part(gradient, known)
-            gradient = g.scale * gradient
-            added = limited(gradient, largest) * move.strength(estimate)
-            finite = added.isfinite().flatten(1).all(dim=1)
-            size = root_mean_square(gradient).flatten()
-            cut = size > largest
-            self.health.count(g.name, finite, cut, math.isfinite(largest))
-            self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, gradient))
-            return torch.where(finite.view(-1, 1, 1, 1), added, 0.0), loss.detach()
+            added, cut = strong(i, move, estimate, gradient)
+            cut, size = cut.flatten(), root_mean_square(g.scale * gradient).flatten()
+            finite = (added.isfinite() & gradient.isfinite()).flatten(1).all(dim=1)
+            self.health.count(g.name, finite, cut, limit)
+            self._note(g.name, Said(loss.detach(), size, cut & finite, ~finite, g.scale * gradient))
+            return torch.where(each(finite, added), added, 0.0), loss.detach()
 
-        return move.ascent(pull, move.view.variable(estimate), estimate)
+        return ascent(pull, move.view.variable(estimate), estimate)
+
+    def _limited(
+        self, i: int, move: Move, estimate: Estimate, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient at its absolute strength, and whether it was cut to the move's limit."""
+        gradient = self.guidance[i].scale * gradient
+        largest = move.limit * move.place.unit(estimate)
+        added = limited(gradient, largest) * move.strength(estimate)
+        return added, root_mean_square(gradient) > largest
+
+    def _shared(
+        self, i: int, move: Move, estimate: Estimate, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient at its share of the step, and whether it was cut."""
+        g = self.guidance[i]
+        if move.place.own_size or move.ascent.rated:
+            way, length = unit(gradient)
+            factor = g.scale if move.place.own_size else math.copysign(1.0, g.scale)
+            return factor * way, torch.zeros_like(length, dtype=torch.bool)
+        return shared(
+            gradient * move.strength(estimate),
+            self._ruler(move),
+            estimate,
+            self._portion(i, move, estimate.step),
+            g.guide.expert_at(_told(g, move.view, estimate.level)),
+            sized=bool(move.gradient) and getattr(move.gradient[-1], "sized", False),
+        )
+
+    def _ruler(self, move: Move) -> Ruler:
+        return Ruler(move.place, self.backbone.deviation, self.ancestral, self.reads_eps)
+
+    def _rate(self, i: int, move: Move, estimate: Estimate) -> float:
+        """The learning rate with which all iterations together go as far as their share."""
+        one = replace(estimate, v=None)
+        reach, _ = self._ruler(move).sizes(one, torch.ones_like(estimate.x[:1]))
+        return abs(self._portion(i, move, estimate.step)) / float(reach)
+
+    def _portion(self, i: int, move: Move, step: Step | None) -> float:
+        """The share of one gradient: moves, iterations and repeats divide the step's."""
+        recipe, weight = self.guidance[i].recipe, move.weight
+        if not weight:
+            return 0.0
+        if i not in self._asked:
+            levels = () if step is None else step.walk.levels[:-1]
+            self._asked[i] = sum(
+                level.log_snr in recipe.interval for level in levels[:: recipe.every]
+            )
+        times = move.ascent.steps * (1 if step is None else self.recurrence(step))
+        weight /= sum(each.weight for each in recipe.moves)
+        return of_step(self.guidance[i].scale, self._asked[i]) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
         """Keeps the first thing that a guide says in a step, and whether any was cut or skipped."""
@@ -344,3 +524,8 @@ class Evaluator:
             self.said[name] = said
         else:
             before.cut, before.skipped = before.cut | said.cut, before.skipped | said.skipped
+
+
+def _told(g: Guidance, view: View, level: NoiseLevel) -> NoiseLevel | None:
+    """The level that the guide is told, None for a clean image."""
+    return level if view.sees_noise or g.guide.knows_predictions else None

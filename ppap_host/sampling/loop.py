@@ -8,19 +8,22 @@ its recipe says, and a solver takes the step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel, Walk
 from ppap_host.files.errors import SamplingError
 from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.balance import Balance, without_conflict
 from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health, Said
+from ppap_host.sampling.selecting import Particles, picked, selection_of
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import Draw, ImageNoise, Stream
 
@@ -40,6 +43,8 @@ class Event:
             reason; their state is zero from there on.
         stage: of a cascade: "base" or "upsampler".
         images: which images of a run the rows are.
+        particles: of each image; the row shown is that of the one that was worth most when
+            particles were last selected, at the last step that of the best image.
     """
 
     index: int
@@ -52,6 +57,7 @@ class Event:
     failed: Mapping[int, str] = field(default_factory=dict)
     stage: str = "base"
     images: Sequence[int] = ()
+    particles: int = 1
 
     @property
     def x(self) -> Tensor:
@@ -108,6 +114,7 @@ def stream(
     balance: Balance = without_conflict,
     streams: Stream | None = None,
     keep_gradients: bool = False,
+    process: Recipe | None = None,
 ) -> Iterator[Event]:
     """The reverse process for one batch, as one event a step; it may be left at any time.
 
@@ -125,6 +132,10 @@ def stream(
         streams: noise for what recipes draw themselves, by name; None takes ``draw.stream`` where
             there is one.
         keep_gradients: whether events hold the guides' gradients.
+        process: a recipe of the process itself, that asks no guide.
+
+    A recipe with a population makes its particles here: ``draw``, ``start``, targets and conditions
+    are those of the images, and so are the rows of the events.
 
     Yields:
         The steps in order. The last one's :attr:`Event.x_next` is the clean state in the backbone's
@@ -132,41 +143,119 @@ def stream(
     """
     if streams is None and isinstance(draw, ImageNoise):
         streams = draw.stream
+    selection = selection_of(guidance)
+    particles = 1 if selection is None else selection.size
+    if particles > 1:
+        if streams is None:
+            raise ValueError("A population draws noise for its particles: give streams of it.")
+        draw, streams = Particles(draw, streams, particles), Particles.streams(streams, particles)
+        guidance = [
+            replace(g, target=g.target.repeat_interleave(particles, 0)) if len(g.target) > 1 else g
+            for g in guidance
+        ]
     evaluator = Evaluator(
         backbone,
         denoise,
         guidance,
         ancestral=solver.ancestral,
+        reads_eps=solver.reads_eps,
         health=Health() if health is None else health,
         balance=balance,
         stream=streams,
         keep_gradients=keep_gradients,
+        process=process,
     )
-    if start is None:
-        start = backbone.start_temperature * walk.levels[0].scale * draw()
-    x = start.to(device=device, dtype=backbone.state_dtype)
+    selector = evaluator.selector
     memory: Any = None
+    if start is None:
+        start, memory = solver.begin(draw(), backbone.start_temperature, walk)
+    elif particles > 1:
+        start = start.repeat_interleave(particles, dim=0)
+    x = start.to(device=device, dtype=backbone.state_dtype)
+    if any(g.recipe.start is not None for g in evaluator.guidance):
+        draw = Replayed(draw)
+        x = evaluator.started(x, lambda x: _through(solver, x, walk, evaluator, draw))
+        draw.again()
     failed: dict[int, str] = {}
     for i in range(len(walk)):
         step = Step(walk, i, backbone.fixed_variance)
         x, estimate, memory = take_step(solver, x, step, evaluator, draw, memory)
-        _find_failed(x, evaluator.unsound, i, failed)
-        if failed:
-            x = x.index_fill(0, torch.tensor(list(failed), device=x.device), 0.0)
-        assert evaluator.unguided is not None
+        index = selector.select(estimate, step)
+        if index is not None:
+            x, estimate, memory = picked((x, estimate, memory), index, len(x))
+            evaluator.follow(index)
+            came = index.tolist()
+            failed = {row: failed[k] for row, k in enumerate(came) if k in failed}
+        _find_failed(x, evaluator, step, failed)
+        shown = (x, estimate, evaluator.unguided, evaluator.said)
+        told = failed
+        if particles > 1:
+            best = selector.best(x, failed, clean=i == len(walk) - 1)
+            shown = picked(shown, best, len(x))
+            told = {k: failed[row] for k, row in enumerate(best.tolist()) if row in failed}
+        x, x_next = _zeroed(x, failed), _zeroed(shown[0], told)
+        assert shown[2] is not None
         yield Event(
-            i, len(walk), x, estimate, evaluator.unguided, evaluator.said, backbone.decode,
-            dict(failed),
+            i, len(walk), x_next, shown[1], shown[2], shown[3], backbone.decode, dict(told),
+            particles=particles,
         )  # fmt: skip
 
 
-def _find_failed(x: Tensor, unsound: Tensor | None, step: int, failed: dict[int, str]) -> None:
+class Replayed:
+    """Noise that is the same in every run through a walk, drawn when it is first asked for."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw, self._made, self._at = draw, list[Tensor](), 0
+
+    def again(self) -> None:
+        """The next run starts with the first draw."""
+        self._at = 0
+
+    def __call__(self) -> Tensor:
+        """The next draw of this run."""
+        if self._at == len(self._made):
+            self._made.append(self._draw())
+        self._at += 1
+        return self._made[self._at - 1]
+
+
+def _through(solver: Solver, x: Tensor, walk: Walk, evaluator: Evaluator, draw: Replayed) -> Tensor:
+    """The clean state at the end of an unguided walk, with the way back to its noise.
+
+    Only the states between the steps are kept; what a step needs for its gradient is made again.
+    """
+    memory: Any = None
+    draw.again()
+    for i in range(len(walk)):
+        noise = draw()
+
+        def step(x: Tensor, memory: Any, i: int = i, noise: Tensor = noise) -> Any:
+            then, _, after = solver.step(x, i, walk, evaluator.open, lambda: noise, memory)
+            return then, after
+
+        x, memory = checkpoint(step, x, memory, use_reentrant=False)
+    return x
+
+
+def _zeroed(x: Tensor, failed: Mapping[int, str]) -> Tensor:
+    """The states, those of failed rows zero."""
+    return x.index_fill(0, torch.tensor(list(failed), device=x.device), 0.0) if failed else x
+
+
+def _find_failed(x: Tensor, evaluator: Evaluator, step: Step, failed: dict[int, str]) -> None:
     """Adds the rows that are not finite after this step."""
-    bad = ~x.isfinite().flatten(1).all(dim=1)
+    bad, unsound, backbone = (
+        ~x.isfinite().flatten(1).all(dim=1), evaluator.unsound, evaluator.backbone
+    )  # fmt: skip
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    cfg = getattr(evaluator.denoise, "scale", 1.0)
     for row in torch.nonzero(bad if unsound is None else bad | unsound).flatten().tolist():
-        predicted = unsound is not None and bool(unsound[row])
-        what = "the backbone's prediction" if predicted else "the state"
-        failed.setdefault(row, f"{what} is not finite at step {step}")
+        what = "prediction" if unsound is not None and bool(unsound[row]) else "state"
+        reason = (
+            f"the {what} of the backbone {backbone.name!r} is not finite at step {step.index} of "
+            f"{len(step.walk)} ({dtype}, cfg {cfg:g})"
+        )
+        failed.setdefault(row, reason)
 
 
 def sample(
@@ -214,16 +303,24 @@ def take_step(
 def _taken_once(
     solver: Solver, x: Tensor, step: Step, evaluator: Evaluator, draw: Draw, memory: Any
 ) -> tuple[Tensor, Estimate, Any]:
-    evaluations = 0
+    found: list[Estimate] = []
 
     def evaluate(x: Tensor, level: NoiseLevel) -> Estimate:
-        nonlocal evaluations
-        evaluations += 1
-        return evaluator(x, level, step, first=evaluations == 1)
+        found.append(evaluator(x, level, step, first=not found))
+        return found[-1].onward()
 
     evaluator.begin()
     x = evaluator.entering(x, step)
-    x, estimate, memory = solver.step(x, step.index, step.walk, evaluate, draw, memory)
+    x, taken, memory = solver.step(x, step.index, step.walk, evaluate, draw, memory)
+    estimate, offset = taken, found[-1].offset
+    if offset is not None:
+        x, estimate = x + step.then.alpha * offset, replace(taken, x0=found[0].x0, eps=found[0].eps)
+        if estimate.mean is not None:
+            estimate = replace(estimate, mean=estimate.mean + step.then.alpha * offset)
+    noise = torch.zeros_like(x) if estimate.mean is None else x - estimate.mean
+    for end in estimate.ends:
+        x = end(x, estimate)
     if estimate.next_shift is not None:
         x = x + estimate.next_shift
+    x = evaluator.selector.branch(x, noise, estimate, step)
     return x.detach(), estimate, memory

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, FixedVariance
 from ppap_host.backbones.noise import NoiseLevel, Walk
-from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.files.errors import OptionError
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.sampling.streams import Draw
 
@@ -28,10 +28,30 @@ class Solver(ABC):
     Attributes:
         name: what the user calls it.
         ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
+        noise: what of it recipes can build on: "noise" where a step draws some, "gaussian" where it
+            tells the mean and the deviation, too (:attr:`Estimate.mean`), "" where it draws none.
+        draws_itself: whether it takes its noise from the images' generators, not as it is given.
+        reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
+            x_0 alone, whatever a recipe has made of eps.
     """
 
     name: str
     ancestral: bool = False
+    noise: Literal["", "noise", "gaussian"] = ""
+    draws_itself: bool = False
+    reads_eps: bool = True
+
+    def walk(self, backbone: Backbone, steps: int | str) -> Walk:
+        """The levels that it visits in so many steps; by default those of the backbone.
+
+        Raises:
+            OptionError: it takes no such steps, or cannot sample this backbone.
+        """
+        return backbone.walk(steps)
+
+    def begin(self, noise: Tensor, temperature: float, walk: Walk) -> tuple[Tensor, Any]:
+        """The initial state for standard normal ``noise``, and the memory for the first step."""
+        return temperature * walk.levels[0].scale * noise, None
 
     @abstractmethod
     def step(
@@ -67,6 +87,8 @@ class DDPM(Solver):
     variance: FixedVariance = "large"
     name = "ddpm"
     ancestral = True
+    noise = "gaussian"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -77,9 +99,11 @@ class DDPM(Solver):
         mean = posterior.of_x0 * estimate.x0 + posterior.of_xt * x
         if estimate.mean_shift is not None:
             mean = mean + log_variance.exp() * estimate.mean_shift
+        deviation = (0.5 * log_variance).exp()
+        estimate = replace(estimate, mean=mean, deviation=deviation)
         if i == len(walk) - 1:
             return mean, estimate, None
-        return mean + (0.5 * log_variance).exp() * noise, estimate, None
+        return mean + deviation * noise, estimate, None
 
 
 @dataclass(frozen=True)
@@ -93,15 +117,21 @@ class DDIM(Solver):
     eta: float = 0.0
     name = "ddim"
 
+    @property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """A Gaussian's, unless eta is 0."""
+        return "gaussian" if self.eta else ""
+
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
     ) -> tuple[Tensor, Estimate, Any]:
         """One implicit step; see :meth:`Solver.step`."""
         estimate, then = evaluate(x, walk.levels[i]), walk.levels[i + 1]
-        spread = self.eta * math.sqrt(walk.posterior(i).variance)
+        spread = self.eta * math.sqrt(walk.posterior(i).variance) if self.eta else 0.0
         inward = math.sqrt(max(then.sigma**2 - spread**2, 0.0))
         x = then.alpha * estimate.x0 + inward * estimate.eps
         if self.eta:
+            estimate = replace(estimate, mean=x, deviation=spread)
             x = x + spread * draw().to(x)
         return x, estimate, None
 
@@ -115,6 +145,7 @@ class DPMSolverPP2M(Solver):
     """
 
     name = "dpm++"
+    reads_eps = False
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -205,6 +236,12 @@ class Heun(Solver):
     churn: Churn = Churn()
     level_at: LevelAt | None = field(default=None, repr=False)
     name = "heun"
+    reads_eps = False
+
+    @property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """Some, with churn."""
+        return "noise" if self.churn.amount else ""
 
     def __post_init__(self) -> None:
         if self.churn.amount and self.level_at is None:
@@ -243,42 +280,27 @@ class Heun(Solver):
         return raised.alpha * y, raised
 
 
-SAMPLERS: Mapping[str, Callable[[float, Backbone], Solver]] = {
-    "ddim": lambda eta, _: DDIM(eta=eta),
-    "ddpm": lambda _, backbone: DDPM(variance=backbone.fixed_variance),
-    "dpm++": lambda *_: DPMSolverPP2M(),
-    "heun": lambda _, backbone: Heun(level_at=backbone.level_at),
-}
-"""How each of :data:`~ppap_host.sampling.names.SAMPLER_SUMMARIES` is made, of eta and backbone."""
-
-
-def make_solver(name: str, eta: float, backbone: Backbone, churn: Churn | None = None) -> Solver:
-    """The sampler ``name``.
-
-    Args:
-        eta: of DDIM, 0 for none.
-        churn: of Heun, None for none.
+def ddim(backbone: Backbone, eta: float | None = None) -> DDIM:
+    """The sampler ``ddim``; by default deterministic.
 
     Raises:
-        UnknownNameError: there is no such sampler.
-        OptionError: ``eta`` or ``churn`` is given to a sampler that has none, or ``eta`` is out of
-            [0, 1].
+        OptionError: ``eta`` is out of [0, 1].
     """
-    if not 0 <= eta <= 1:
+    if eta is not None and not 0 <= eta <= 1:
         raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
-    if eta and name != "ddim":
-        raise OptionError(
-            f"--eta belongs to the sampler 'ddim', not to {name!r}.",
-            remedy="Leave out --eta, or use --sampler ddim.",
-        )
-    if name not in SAMPLERS:
-        raise unknown_name("sampler", name, SAMPLERS)
-    solver = SAMPLERS[name](eta, backbone)
-    if churn is None or not churn.amount:
-        return solver
-    if not isinstance(solver, Heun):
-        raise OptionError(
-            f"Churn belongs to the sampler 'heun', not to {name!r}.",
-            remedy="Leave out the churn, or use --sampler heun.",
-        )
-    return replace(solver, churn=churn)
+    return DDIM(eta or 0.0)
+
+
+def ddpm(backbone: Backbone) -> DDPM:
+    """The sampler ``ddpm``, with the backbone's fixed variance where it has learned none."""
+    return DDPM(backbone.fixed_variance)
+
+
+def dpm_plus_plus(backbone: Backbone) -> DPMSolverPP2M:
+    """The sampler ``dpm++``."""
+    return DPMSolverPP2M()
+
+
+def heun(backbone: Backbone, churn: Churn | None = None) -> Heun:
+    """The sampler ``heun``; by default without churn."""
+    return Heun(churn or Churn(), backbone.level_at)

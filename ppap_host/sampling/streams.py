@@ -90,6 +90,11 @@ class ImageNoise:
             generator(of_image(own, k, stage, name)) for own, k in zip(seeds, indices, strict=True)
         ]
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The streams of the images, for who draws from them without :meth:`__call__`."""
+        return list(self._streams)
+
     def __call__(self) -> Tensor:
         """The next draw for every image, float32 [b, c, h, w] on the CPU."""
         return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])

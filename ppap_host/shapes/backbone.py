@@ -102,12 +102,8 @@ class ShapesBackbone(Backbone):
     ) -> Prediction:
         """Noise and variance coefficient; ``x`` on the variance-preserving line."""
         time = torch.full((len(x),), level.time, device=x.device)
-        velocity, v = self.networks.predict(
-            x.to(self.dtype, memory_format=torch.channels_last),
-            time,
-            condition["states"],
-            condition["pooled"],
-        )
+        given = x.to(self.dtype, memory_format=torch.channels_last)
+        velocity, v = self.networks.predict(given, time, condition["states"], condition["pooled"])
         eps = level.sigma * x + level.alpha * velocity.to(x.dtype)
         # Between the two bounds of the variance; a network may say a little more or less.
         return Prediction(eps, v.to(x.dtype).clamp(-1, 1))

@@ -79,7 +79,8 @@ class GaussianWorld(Backbone):
 class PullGuide(Guide):
     """Wants the image to be the target itself, -(x - y)^2 / 2; exact, without weights.
 
-    It is the linear measurement by the identity, so that every recipe can ask it.
+    It is the linear measurement by the identity, so that every recipe can ask it, and looks at
+    whatever a backbone makes.
 
     Args:
         world: whose denoiser it looks through where it is told the noise, so that it knows noised
@@ -89,10 +90,11 @@ class PullGuide(Guide):
     """
 
     name = "pull"
+    looks_at = None
 
     def __init__(
         self,
-        world: GaussianWorld | None = None,
+        world: Backbone | None = None,
         *,
         blind: bool = False,
         broken: tuple[int, ...] = (),
@@ -130,7 +132,7 @@ class PullGuide(Guide):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Half the squared difference, summed over the image."""
-        loss = (output - target).square().sum(dim=(1, 2, 3)) / 2
+        loss = (output - target).square().flatten(1).sum(dim=1) / 2
         if self.blind:
             return 0.0 * loss
         factor = torch.ones_like(loss)
@@ -139,7 +141,7 @@ class PullGuide(Guide):
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean squared difference."""
-        return (student - teacher).square().mean(dim=(1, 2, 3))
+        return (student - teacher).square().flatten(1).mean(dim=1)
 
     def operator(self, target: Tensor) -> LinearOperator:
         """The identity."""
@@ -151,7 +153,7 @@ class PullGuide(Guide):
 
     def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
         """Mean absolute difference."""
-        return {"error": (output - target).abs().mean(dim=(1, 2, 3)).tolist()}
+        return {"error": (output - target).abs().flatten(1).mean(dim=1).tolist()}
 
 
 class _Itself(LinearOperator):

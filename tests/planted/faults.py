@@ -36,6 +36,10 @@ def _method(preset: str, *solvers: str) -> tuple[str, ...]:
     )
 
 
+def _choice(name: str) -> tuple[str, ...]:
+    return (f"{_EQ}/test_choices.py::test_{name}",)
+
+
 def _part(name: str) -> tuple[str, ...]:
     return (f"{_EQ}/test_parts.py::test_{name}",)
 
@@ -714,5 +718,78 @@ FAULTS: tuple[Fault, ...] = (
         "return float(np.interp(-level.log_snr, self._noise, np.arange(len(self._noise))))",
         "return float(np.interp(level.log_snr, self._noise, np.arange(len(self._noise))))",
         _loss("the_noise_aware_classifier_is_told_the_step_of_the_same_noise"),
+    ),
+    # Methods that draw, choose or renoise.
+    Fault(
+        "DSG's turned noise is not brought back to its length",
+        f"{_RECIPES}/places.py",
+        "mixed = mixed * (radius / (_lengths(mixed) + self.least))",
+        "pass",
+        _choice("dsg_turns_the_noise_of_a_step_and_keeps_its_length[ddim]"),
+    ),
+    Fault(
+        "DAPS renoises to the level that it came from",
+        f"{_RECIPES}/places.py",
+        "then.alpha * estimate.x0 + then.sigma * estimate.asking()",
+        "then.alpha * estimate.x0 + estimate.level.sigma * estimate.asking()",
+        _choice("daps_samples_between_the_flows_end_and_the_guide_and_renoises"),
+    ),
+    Fault(
+        "a Langevin update has the variance of its step, not twice that",
+        f"{_RECIPES}/chains.py",
+        "x = x + size * drift + math.sqrt(2 * size) * noise",
+        "x = x + size * drift + math.sqrt(size) * noise",
+        _choice("daps_samples_between_the_flows_end_and_the_guide_and_renoises"),
+    ),
+    Fault(
+        "SVDD looks at candidates at the level that they came from",
+        f"{_SAMPLING}/selecting.py",
+        "self._foreseen(asked, state, step.then)",
+        "self._foreseen(asked, state, step.now)",
+        _choice("svdd_keeps_the_next_state_whose_prediction_is_worth_most[ddpm]"),
+    ),
+    Fault(
+        "weights that no resampling has used up are lost",
+        f"{_RECIPES}/selections.py",
+        "total = log if self.published else log + before.weight",
+        "total = log",
+        _choice("potentials_multiply_to_that_of_the_image[True-max]"),
+    ),
+    Fault(
+        "the last potential forgets those before",
+        f"{_RECIPES}/selections.py",
+        "return state, self.factor * end - before.product",
+        "return state, self.factor * end",
+        _choice("potentials_multiply_to_that_of_the_image[False-max]"),
+    ),
+    Fault(
+        "the image of a population is its first particle",
+        f"{_SAMPLING}/selecting.py",
+        "return first + ranks.argmax(dim=1)",
+        "return first",
+        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n-2.0]"),
+    ),
+    Fault(
+        "what a solver remembers stays behind when particles are selected",
+        f"{_SAMPLING}/loop.py",
+        "x, estimate, memory = picked((x, estimate, memory), index, len(x))",
+        "x, estimate = picked((x, estimate), index, len(x))",
+        _choice("what_a_solver_remembers_goes_with_its_particle"),
+    ),
+    Fault(
+        "optimised noise does not keep its length",
+        f"{_RECIPES}/starts.py",
+        "moved = moved * (length / torch.linalg.vector_norm(moved, dim=axes, keepdim=True))",
+        "pass",
+        _choice("initial_noise_follows_the_gradient_of_its_image_and_keeps_its_length[ddim]"),
+    ),
+    Fault(
+        "CFG++ leads on with the guided noise",
+        f"{_RECIPES}/estimate.py",
+        "x0=self.x0 - self.offset, eps=self.eps + ratio * self.offset",
+        "x0=self.x0 - self.offset, eps=self.eps",
+        _choice(
+            "cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditional[0.6-ddim0]"
+        ),
     ),
 )

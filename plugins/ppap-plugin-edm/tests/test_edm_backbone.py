@@ -30,7 +30,7 @@ from ppap_host.recipes.presets import NAIVE, X0, X0_THROUGH
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver, make_solver
+from ppap_host.sampling.solvers import DDIM, DDPM, Churn, DPMSolverPP2M, Heun, Solver, heun
 from ppap_host.sampling.streams import ImageNoise
 
 TINY: dict[str, Any] = {
@@ -325,7 +325,7 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_form_of_the_states(chu
 def test_churn_is_made_by_name_and_goes_to_levels_that_the_network_knows() -> None:
     backbone = tiny("iDDPMPrecond")
     assert isinstance(backbone.network, iDDPMPrecond)
-    solver = make_solver("heun", 0.0, backbone, Churn(4.0))
+    solver = heun(backbone, Churn(4.0))
     assert isinstance(solver, Heun) and solver.churn == Churn(4.0)
     seen: list[NoiseLevel] = []
     walk = backbone.walk(6)

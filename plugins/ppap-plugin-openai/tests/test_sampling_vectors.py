@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.solvers import DDIM, DDPM, Solver
 
+PUBLISHED = replace(NAIVE, absolute=True)
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
@@ -186,7 +188,7 @@ def one_step(
     def step(solver: Solver, guided: bool, clip: bool = True) -> tuple[Tensor, Any]:
         backbone = StubBackbone(schedule, clip)
         backbone.answer = Prediction(given["eps"], given["v"])
-        guidance = [Guidance(GradientGuide(), given["gradient"], NAIVE, 1.0)] if guided else []
+        guidance = [Guidance(GradientGuide(), given["gradient"], PUBLISHED, 1.0)] if guided else []
         evaluator = Evaluator(
             backbone,
             ClassifierFree(backbone, {}, {}),
@@ -235,7 +237,7 @@ def test_vector_sampling_trajectory(case: vectors.Case) -> None:
     if "classifier" in case.config:
         flags = ADMClassifierConfig.from_flags(case.config["classifier"])
         classifier = NoiseAwareClassifier(load_adm_classifier(case.folder / "classifier.pt", flags))
-        guides = [Guidance(classifier, io["y"], NAIVE, sampling["classifier_scale"])]
+        guides = [Guidance(classifier, io["y"], PUBLISHED, sampling["classifier_scale"])]
     condition = backbone.encode_classes(io["y"].tolist()) if config["class_cond"] else {}
     # The reference draws at every step even where eta = 0 multiplies the draw by nothing.
     draws = iter(io["noise"]) if "noise" in io else iter(())

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.guides.guide import Guide
@@ -30,6 +33,30 @@ class Measure:
 
     value: float
     error: float | None = None
+
+
+class Operations(TorchDispatchMode):
+    """Counts the floating point operations within, by torch's own formulas, gradients included.
+
+    (Torch's ``FlopCounterMode`` also follows modules, which does not go with ``autograd.grad``.)
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs and counts an operation."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 # Errors of measures

@@ -230,49 +230,62 @@ def plot_search(record: Mapping[str, Any], path: Path) -> None:
     panels = list(axes.flat)
     for ax in panels[count:]:
         ax.set_axis_off()
-    higher = settings["higher_is_better"]
     scores = [t["judged"]["score"] for t in good]
-    errors = [t["judged"]["error"] or 0.0 for t in good]
     numbers = [t["number"] for t in good]
-    best = next(t for t in good if t["number"] == record["best"])
+    best = _best(record, good)
     points = None
     for ax, dimension in zip(panels, space, strict=False):
         at = _positions(ax, dimension, [t["values"][dimension["name"]] for t in good])
-        ax.errorbar(
-            at, scores, yerr=errors, fmt="none", ecolor=COLOURS[7], elinewidth=0.8, zorder=1
-        )
         points = ax.scatter(at, scores, c=numbers, cmap="viridis", s=26, zorder=2)
         here = at[good.index(best)]
         ax.scatter([here], [best["judged"]["score"]], s=90, facecolors="none",
                    edgecolors=COLOURS[5], linewidths=1.6, zorder=3, label="best")  # fmt: skip
         _unguided(ax, record)
         ax.set_xlabel(dimension["name"])
-        ax.set_ylabel(settings["objective"])
+        ax.set_ylabel("score")
     if points is not None:
         whole = MaxNLocator(integer=True)
         bar = figure.colorbar(points, ax=panels[len(space) - 1], pad=0.01, ticks=whole)
         bar.set_label("trial", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         panels[0].legend(fontsize=8, frameon=False)
-    last = panels[len(space)]
-    so_far: list[float] = []
-    for score in scores:
-        so_far.append(max([score, *so_far[-1:]]) if higher else min([score, *so_far[-1:]]))
-    last.plot(numbers, scores, "o", color=COLOURS[7], markersize=3.5, label="a trial")
-    last.step(numbers, so_far, where="post", color=COLOURS[0], linewidth=1.8, label="best so far")
-    _unguided(last, record)
-    last.xaxis.set_major_locator(MaxNLocator(integer=True))
-    last.set_xlabel("trial")
-    last.set_ylabel(settings["objective"])
-    last.legend(fontsize=8, frameon=False)
+    _frontier(panels[len(space)], figure, record, good)
     name = settings["recipe_name"]
-    better = "higher" if higher else "lower"
+    better = "higher" if settings["higher_is_better"] else "lower"
     figure.suptitle(
         f"{settings['guide']['name']}, {name}: {settings['objective']} ({better} is better) by "
         f"{settings['judged_by']}",
         fontsize=9.5,
     )
     save_figure(figure, path)
+
+
+def _frontier(ax: Any, figure: Any, record: Mapping[str, Any], good: list[Any]) -> None:
+    """Measure against cost, coloured by the distance to clean images."""
+    found = [t["judged"]["measured"] for t in good]
+    cost, measure = ([f[key] for f in found] for key in ("cost", "measure"))
+    far = [f["distance"] or 0.0 for f in found]
+    points = ax.scatter([c / 1e9 for c in cost], measure, c=far, cmap="magma_r", s=26)
+    marks = {"start": (good[0], "s"), "best": (_best(record, good), "o")}
+    for label, (trial, marker) in marks.items():
+        at = trial["judged"]["measured"]
+        ax.scatter([at["cost"] / 1e9], [at["measure"]], s=90, marker=marker, facecolors="none",
+                   edgecolors=COLOURS[5], linewidths=1.6, label=label)  # fmt: skip
+    plain = record["unguided"]["measured"]
+    ax.scatter([plain["cost"] / 1e9], [plain["measure"]], marker="x", color=COLOURS[6],
+               label="unguided")  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_xlabel("GFLOP an image")
+    ax.set_ylabel(record["settings"]["objective"])
+    ax.legend(fontsize=8, frameon=False)
+    if any(far):
+        bar = figure.colorbar(points, ax=ax, pad=0.01)
+        bar.set_label("Fréchet distance", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+
+
+def _best(record: Mapping[str, Any], good: list[Any]) -> Any:
+    return next(t for t in good if t["number"] == record["best"])
 
 
 def _positions(ax: Any, dimension: Mapping[str, Any], values: list[Any]) -> list[float]:
@@ -285,7 +298,7 @@ def _positions(ax: Any, dimension: Mapping[str, Any], values: list[Any]) -> list
         return [float(choices.index(value)) for value in values]
     low, high = float(dimension["low"]), float(dimension["high"])
     margin = 0.03
-    if dimension["log"]:
+    if dimension["log"] and high > low:
         from matplotlib.ticker import NullFormatter
 
         ax.set_xscale("log")

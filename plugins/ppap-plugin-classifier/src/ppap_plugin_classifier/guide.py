@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,14 +56,6 @@ class ClassifierGuide(Guide):
     """
 
     name = "classifier"
-    # All from elucd on: best of `ppap search --guide classifier --recipe NAME --only scale
-    # --num 12 --steps 20 --budget 6` with a --scale-range of three decades (docs/search.md);
-    # elucd within the range where the Frechet distance is less than twice that of no guidance.
-    default_scale: Mapping[str, float] = {
-        "": 8.0, "x0": 32.0, "naive": 10.0,
-        "elucd": 0.1, "elucd-edm": 2.9, "dps": 0.25, "freedom": 30.0, "lgd-mc": 0.048,
-        "mpgd": 1.4, "ugd": 0.25, "tfg": 5.6, "adam-dps": 0.05, "adam-mpgd": 0.09,
-    }  # fmt: skip
     tuning_steps = 600
 
     def __init__(self, model: str | None = None) -> None:

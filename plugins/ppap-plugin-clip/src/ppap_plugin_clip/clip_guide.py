@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
@@ -37,11 +35,6 @@ class ClipGuide(ClipEyes):
     """
 
     name = "clip"
-    # What changes the next state, or the clean point without its noise, adds up over the steps:
-    # there a hundred times as much drives pixels out of bounds.
-    default_scale: Mapping[str, float] = {
-        "": 4.0, "x0": 2.0, "dps": 0.03, "freedom": 0.03, "mpgd": 0.03,
-    }  # fmt: skip
 
     def __init__(self, model: str | None = None) -> None:
         checkpoint = load_checkpoint(self.name, model)

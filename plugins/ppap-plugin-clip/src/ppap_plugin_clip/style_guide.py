@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
@@ -34,10 +32,6 @@ class StyleGuide(ClipEyes):
     """
 
     name = "style"
-    # Ten times as much overshoots in these recipes: the gradient does not fade near the target.
-    default_scale: Mapping[str, float] = {
-        "": 1.0, "x0": 0.1, "x0-through": 0.1, "freedom": 0.003, "mpgd": 0.003,
-    }  # fmt: skip
     target_kinds = ("photo",)
     averages_pixels = True  # a Gram matrix is a mean over the patches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,13 +46,6 @@ class DepthGuide(Guide):
     """
 
     name = "depth"
-    # All from elucd on: best of `ppap search --guide depth --recipe NAME --only scale --steps 20`
-    # with a --scale-range of three or four decades (docs/search.md).
-    default_scale: Mapping[str, float] = {
-        "": 1.0, "ppap": 2.0,
-        "elucd": 0.016, "elucd-edm": 9.5, "dps": 0.01, "freedom": 0.0052, "lgd-mc": 0.03,
-        "mpgd": 0.074, "ugd": 3.0, "tfg": 0.03, "adam-dps": 0.05, "adam-mpgd": 0.05,
-    }  # fmt: skip
     averages_pixels = True
     target_kinds = ("photo", *KINDS)
 

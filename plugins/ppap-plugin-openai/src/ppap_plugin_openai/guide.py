@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
 from ppap_host.files.models import own_path
+from ppap_host.files.reading import read_text
 from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.labels import Labels
 from ppap_host.guides.targets import Given, Target
@@ -52,7 +53,6 @@ class ADMClassifierGuide(Guide):
 
     name = "adm-classifier"
     # The paper's for its conditional models at 64 and 256 pixels; see the documentation.
-    default_scale: Mapping[str, float] = {"": 1.0}
     _files: tuple[Path, ...] = ()
     _remarks: tuple[str, ...] = ()
 
@@ -219,10 +219,7 @@ def _labels_beside(model: Path, count: int) -> tuple[Labels, tuple[Path, ...]]:
     path = model.with_name(f"{model.name}.txt")
     if not path.is_file():
         return Labels.numbered(count), ()
-    try:
-        names = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the class names cannot be read.") from error
+    names = read_text(path, CheckpointError, "Write one line for each class.").splitlines()
     if len(names) != count:
         raise CheckpointError(
             f"{path}: {len(names)} class names for {count} classes.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -54,23 +54,6 @@ class _Measuring(nn.Module):
         return self._operator((x.shape[-2], x.shape[-1]))(x)
 
 
-# Both but "" and pigdm: best of `ppap search --guide GUIDE --recipe NAME --only scale --steps 20`
-# with a --scale-range of two to four decades (docs/search.md); GUIDE is super-resolution, whose
-# strengths serve all problems but the one that has nothing to go by in parts of the image.
-RESTORING: Mapping[str, float] = {
-    "": 1.0, "pigdm": 1.0,
-    "x0": 48.0, "x0-through": 30.0, "elucd": 3.0, "elucd-edm": 21.0, "dps": 0.0089,
-    "freedom": 0.56, "lgd-mc": 0.56, "mpgd": 0.3, "ugd": 3.0, "tfg": 0.1,
-    "adam-dps": 0.05, "adam-mpgd": 0.16,
-}  # fmt: skip
-INPAINTING: Mapping[str, float] = {
-    "": 1.0, "pigdm": 1.0,
-    "x0": 30.0, "x0-through": 28.0, "elucd": 0.9, "elucd-edm": 30.0, "dps": 0.021,
-    "freedom": 0.1, "lgd-mc": 0.018, "mpgd": 0.56, "ugd": 23.0, "tfg": 0.09,
-    "adam-dps": 0.05, "adam-mpgd": 1.0,
-}  # fmt: skip
-
-
 class RestorationGuide(Guide):
     """Steers towards images x with A x = y, for a linear measurement A and its given result y.
 
@@ -88,7 +71,6 @@ class RestorationGuide(Guide):
     def __init__(self, problem: Problem) -> None:
         self.name = problem.name
         self.problem = problem
-        self.default_scale = INPAINTING if isinstance(problem, Inpainting) else RESTORING
         self._network = _Measuring(problem.operator).eval()
 
     def network(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,13 +47,6 @@ class SegmentationGuide(Guide):
     """
 
     name = "segmentation"
-    # All from elucd on: best of `ppap search --guide segmentation --recipe NAME --only scale
-    # --steps 20` with --scale-range 0.0001:0.01 and others of three decades (docs/search.md).
-    default_scale: Mapping[str, float] = {
-        "": 0.1, "ppap": 1.0,
-        "elucd": 0.0048, "elucd-edm": 9.5, "dps": 0.001, "freedom": 0.003, "lgd-mc": 0.0095,
-        "mpgd": 0.0032, "ugd": 0.3, "tfg": 0.0052, "adam-dps": 0.05, "adam-mpgd": 0.21,
-    }  # fmt: skip
     averages_pixels = True
     target_kinds = ("photo", "labels", "mask")
     tuning_steps = 500

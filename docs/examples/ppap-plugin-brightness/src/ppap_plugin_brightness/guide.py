@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from jaxtyping import Float
 from PIL import Image, ImageColor
 from torch import Tensor, nn
@@ -34,7 +31,6 @@ class BrightnessGuide(Guide):
     """
 
     name = "brightness"
-    default_scale: ClassVar[Mapping[str, float]] = {"": 2.0}
     # The mean over pixels makes the gradient tiny; the host undoes that.
     averages_pixels = True
 

@@ -32,8 +32,6 @@ class PaletteGuide(Guide):
     """
 
     name = "palette"
-    # Chosen by eye on the built-in backbone; "" serves x0, x0-through and what was not tried.
-    default_scale: Mapping[str, float] = {"": 30.0, "dps": 0.05, "freedom": 1.0, "mpgd": 1.0}
     # The loss is a mean over pixels, which makes the gradient tiny; the host undoes that.
     averages_pixels = True
 

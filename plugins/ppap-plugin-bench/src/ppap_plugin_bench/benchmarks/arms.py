@@ -25,10 +25,11 @@ from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.guides.guide import Guide
+from ppap_host.plugins.loading import load_sampler
+from ppap_host.plugins.registry import registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Denoiser, Guidance, Health
 from ppap_host.sampling.loop import Event, sample
-from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.evaluation import (
@@ -150,13 +151,15 @@ class Sampling:
 
     Attributes:
         steps: a count or a spacing.
-        sampler: a name of :data:`ppap_host.sampling.names.SAMPLER_SUMMARIES`.
+        sampler: a name of ``ppap.list_samplers()``.
         batch: images at a time; the outcome does not depend on it but for rounding.
+        eta: of DDIM.
     """
 
     steps: int | str = 25
     sampler: str = "ddim"
     batch: int = 16
+    eta: float = 0.0
 
 
 def tensor_hash(*tensors: Tensor) -> str:
@@ -320,21 +323,25 @@ class Bench:
 
 
 class Counted:
-    """A denoiser that counts how often it is asked, a batch counting once.
+    """A denoiser that counts how often it is asked for an image, whatever the batch.
+
+    Args:
+        images: in the batch; a population is asked for each of its particles.
 
     Attributes:
         evaluations: all of them.
         differentiated: those that a gradient is taken through.
     """
 
-    def __init__(self, denoise: Denoiser) -> None:
-        self.denoise = denoise
+    def __init__(self, denoise: Denoiser, images: int) -> None:
+        self.denoise, self.images = denoise, images
         self.evaluations = self.differentiated = 0
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         """The prediction."""
-        self.evaluations += 1
-        self.differentiated += int(x.requires_grad)
+        rows = len(x) // self.images
+        self.evaluations += rows
+        self.differentiated += rows * x.requires_grad
         return self.denoise(x, level)
 
 
@@ -362,14 +369,14 @@ def make_images(
         ``evaluations`` of the backbone and how many of them were ``differentiated``.
     """
     count = len(assignment)
-    walk = backbone.walk(sampling.steps)
-    solver = make_solver(sampling.sampler, 0.0, backbone)
+    solver = load_sampler(registry(), sampling.sampler, backbone, sampling.eta)
+    walk = solver.walk(backbone, sampling.steps)
     empty = {key: value.to(device) for key, value in backbone.encode_prompts([""]).items()}
     health, done, seconds = Health(), [], []
     watch(what, 0, count * len(walk))
     for first in range(0, count, sampling.batch):
         rows = range(first, min(first + sampling.batch, count))
-        denoise = Counted(ClassifierFree(backbone, empty, empty))
+        denoise = Counted(ClassifierFree(backbone, empty, empty), len(rows))
 
         def step(report: Event, rows: range = rows) -> None:
             reached = rows.start * report.steps + len(rows) * (report.index + 1)

@@ -29,13 +29,13 @@ from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins import builtin
+from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import X0
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import fitting_set
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import make_solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.arms import (
     Assignment,
@@ -58,6 +58,7 @@ Family = Literal["unguided", "noised", "predicted", "through"]
 GROUPS: dict[str, tuple[str, ...]] = {
     "steering": ("class", "depth", "segmentation"),
     "restoring": ("super-resolution", "inpainting"),
+    "rewarding": ("symmetry",),
 }
 """Tasks whose images are compared with renders as one set: few images make a poor distance."""
 
@@ -133,9 +134,14 @@ class Method:
         return [Guidance(self.guide, targets, self.recipe, self.scale)]
 
     @property
-    def recurrence(self) -> int:
-        """Evaluations of the backbone for one step."""
-        return 1 if self.recipe is None else self.recipe.recurrence
+    def evaluations(self) -> int:
+        """Of the backbone, for one step of an image."""
+        return 1 if self.recipe is None else self.recipe.evaluations
+
+    @property
+    def eta(self) -> float:
+        """Of DDIM: noise for recipes that need some, none for the others."""
+        return float(bool(self.recipe is not None and self.recipe.needs))
 
 
 @dataclass(frozen=True)
@@ -285,16 +291,16 @@ def family(recipe: Recipe | None) -> Family:
     return "through" if recipe.through_backbone else "predicted"
 
 
-def steps_for(budget: Budget, evaluations: int, recurrence: int, ratio: float, most: int) -> int:
+def steps_for(budget: Budget, evaluations: int, each: int, ratio: float, most: int) -> int:
     """How many steps a method takes.
 
     Args:
         evaluations: of the backbone, the budget, or those of the reference.
-        recurrence: evaluations a step.
+        each: evaluations a step.
         ratio: cost of a step, repetitions included, over that of the reference.
         most: steps that the backbone knows.
     """
-    equal = max(1, evaluations // recurrence)
+    equal = max(1, evaluations // each)
     wanted = max(LEAST_STEPS, round(evaluations / ratio))
     if budget == "evaluations" or abs(wanted - equal) <= PRECISION * equal:
         wanted = equal
@@ -522,11 +528,12 @@ class _Maker:
     def _steps(self, method: Method, targets: Tensor, count: int) -> list[float]:
         """Seconds of each of ``count`` steps, spread over all noise, of one batch."""
         marks = [self.clock()]
+        solver = load_sampler(registry(), self.settings.sampler, self.backbone, method.eta)
         sample(
             self.backbone,
             ClassifierFree(self.backbone, self._empty, self._empty),
-            self.backbone.walk(count),
-            make_solver(self.settings.sampler, 0.0, self.backbone),
+            solver.walk(self.backbone, count),
+            solver,
             ImageNoise(self.settings.seed, range(len(targets)), self.backbone.state_shape),
             method.guidance(targets),
             device=self.device,
@@ -545,7 +552,7 @@ class _Maker:
         place: str,
     ) -> Point:
         most = len(self.backbone.levels())
-        steps = steps_for(budget, self.settings.evaluations, method.recurrence, cost.ratio, most)
+        steps = steps_for(budget, self.settings.evaluations, method.evaluations, cost.ratio, most)
         settings = {
             **self._identity,
             "count": len(asked),
@@ -562,7 +569,7 @@ class _Maker:
                 "method": {**method.who, "scale": method.scale},
                 "targets": tensor_hash(asked.targets),
             }
-        sampling = Sampling(steps, self.settings.sampler, self.settings.batch)
+        sampling = Sampling(steps, self.settings.sampler, self.settings.batch, method.eta)
         what = f"{task}, {method.name}, {steps} steps ({place})"
 
         def make() -> Cell:

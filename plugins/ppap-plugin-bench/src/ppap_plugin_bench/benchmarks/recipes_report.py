@@ -123,7 +123,7 @@ def is_far(result: TaskResult, point: Point) -> bool:
     Never where images are compared with the truth itself, and nothing can please a judge but that.
     """
     plain = result.find(point.budget, UNGUIDED)
-    if plain is None or result.name not in GROUPS["steering"]:
+    if plain is None or result.name in GROUPS["restoring"]:
         return False
     return point.measures["frechet"].value > FAR * plain.measures["frechet"].value
 

@@ -55,6 +55,7 @@ MEASURES = {
     "psnr": Column("PSNR, dB", "up", 2),
     "ssim": Column("SSIM", "up"),
     "residual": Column("residual", "down", 4),
+    "reward": Column("reward", "up"),
 }
 
 CURVES = {

@@ -78,7 +78,10 @@ class RestoringWorld(ShapesWorld):
     def guide(self, name: str) -> Guide:
         """The installed guide with the model it ships, or for the measurement of this world."""
         if name not in self._guides:
-            self._guides[name] = load_guide(registry(), name, MODELS.get(name))
+            installed = name in MODELS
+            self._guides[name] = (
+                load_guide(registry(), name, MODELS[name]) if installed else super().guide(name)
+            )
         return self._guides[name]
 
     def assignment(

@@ -1,4 +1,4 @@
-"""The tasks of ``ppap bench recipes``, for the command line too: imports nothing heavy."""
+"""What benchmarks are about, for the command line too: imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,5 +8,15 @@ TASKS = {
     "segmentation": "segmentation",
     "super-resolution": "super-resolution",
     "inpainting": "inpainting",
+    "symmetry": "symmetry",
 }
-"""Task -> the guide that is asked."""
+"""Tasks of ``ppap bench recipes`` -> the guide that is asked."""
+
+REWARDS = ("symmetry",)
+"""Guides that are made here, not installed."""
+
+STEERS = ("symmetry", "counting", "colour", "reward")
+"""What guides in ``ppap bench strength``."""
+
+GROUNDS = ("shapes", "small")
+"""Its backbones."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files import images, writing
 from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.guides.functions import FunctionGuide
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_backbone, load_guide
 from ppap_host.plugins.registry import registry
@@ -22,6 +23,7 @@ from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
 from ppap_plugin_bench import geometry
 from ppap_plugin_bench.benchmarks.arms import Assignment
+from ppap_plugin_bench.benchmarks.tasks import REWARDS
 from ppap_plugin_bench.evaluation import (
     Measure,
     bootstrap_measure,
@@ -42,6 +44,14 @@ QUALITY = ("pure", "well_shaped", "solids", "straightness")
 
 Judge = tuple[Callable[[Tensor], dict[str, Measure]], Callable[[Tensor], list[str]]]
 """Measures of images in [-1, 1], and a word on each image."""
+
+
+def symmetry(x: Tensor) -> Tensor:
+    """How much images [n, 3, h, w] are their own mirror images: minus their mean square distance.
+
+    Nobody trained it, and the world is not made that way: a reward that is told in one line.
+    """
+    return -(x - x.flip(-1)).square().mean(dim=(1, 2, 3))
 
 
 def class_targets(count: int) -> Tensor:
@@ -109,6 +119,7 @@ class ShapesWorld:
         "classifier": ("Class", "accuracy", True),
         "depth": ("Depth", "depth_error", False),
         "segmentation": ("Segmentation", "miou", True),
+        "symmetry": ("Symmetry, a reward", "reward", True),
     }
 
     def __init__(self, checkpoint: str | None = None) -> None:
@@ -121,7 +132,9 @@ class ShapesWorld:
         return Judges.load()
 
     def guide(self, name: str) -> Guide:
-        """The installed guide with the model it ships."""
+        """The installed guide with the model it ships, or a reward of the benchmark's own."""
+        if name in REWARDS:
+            return FunctionGuide(symmetry, name, rewards=True)
         return load_guide(registry(), name)
 
     def features(self, x: Tensor) -> Tensor:
@@ -156,12 +169,14 @@ class ShapesWorld:
     ) -> Assignment:
         """As :meth:`World.assignment`."""
         scenes = VALIDATION_SEED if validation else FRESH_SEED
-        size = self.backbone.state_shape[1:]
+        size = self.backbone.image_size
         if guide.name == "classifier":
             rows = [guide.read_target(name, size).value for name in CLASS_NAMES]
             labels = class_targets(count)
             targets = torch.cat([rows[k] for k in labels.tolist()])
             identity: dict[str, Any] = {"classes": len(CLASS_NAMES)}
+        elif guide.name in REWARDS:
+            targets, identity = torch.zeros(count, 0), {}
         else:
             pictures = images.from_tensor(to_unit(self.real(scenes, count)))
             files = [folder / f"{scenes}-{k:03d}.png" for k in range(count)]
@@ -181,7 +196,7 @@ class ShapesWorld:
 
     def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
         """The targets' pictures, and what the guide sees in them."""
-        if guide.name == "classifier":
+        if guide.name == "classifier" or guide.name in REWARDS:
             return []
         shown = to_unit(self.real(FRESH_SEED, count))
         with torch.no_grad():
@@ -202,6 +217,11 @@ class ShapesWorld:
         """The judge of a kind of guide, and its word on each image."""
         if guide == "classifier":
             return self._class_judge(count)
+        if guide in REWARDS:
+            return (
+                lambda x: {"reward": mean_measure(symmetry(x))},
+                lambda x: [f"{value:.2f}" for value in symmetry(x).tolist()],
+            )
         if guide == "depth":
             return self._depth_judge(scenes, count)
         return self._segment_judge(scenes, count)

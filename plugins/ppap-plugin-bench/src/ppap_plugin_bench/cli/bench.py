@@ -32,7 +32,7 @@ from ppap_host.cli.surroundings import INTERRUPTED
 from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import CheckpointError, OptionError, unknown_name
 from ppap_plugin_bench.benchmarks.elucd_options import PARTS, named_models
-from ppap_plugin_bench.benchmarks.tasks import TASKS
+from ppap_plugin_bench.benchmarks.tasks import GROUNDS, REWARDS, STEERS, TASKS
 
 if TYPE_CHECKING:
     from ppap_plugin_bench.benchmarks.elucd import Outcome as ElucdOutcome
@@ -229,7 +229,7 @@ def recipes(
     open_it: OpenIt = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Compare all recipes on five tasks in the built-in world, at equal cost.
+    """Compare all recipes on six tasks in the built-in world, at equal cost.
 
     Once each recipe gets as many evaluations of the backbone, once as much time as x0 takes for
     them. Strengths are the guides' own. Writes a table, a plot of quality against time, and
@@ -245,7 +245,7 @@ def recipes(
     for name in recipe or []:
         if name not in presets:
             raise unknown_name("recipe", name, presets, "Only the host's own are compared.")
-    _check_installed(TASKS[name] for name in tasks)
+    _check_installed(TASKS[name] for name in tasks if TASKS[name] not in REWARDS)
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         try:
@@ -430,3 +430,97 @@ def capacity(
     else:
         _findings((out / "capacity.md").read_text(encoding="utf-8"))
         tell_path("Report", out / "capacity.md")
+
+
+@app.command()
+def strength(
+    out: Annotated[Path, options.out(_REPORT)],
+    num: Annotated[int, options.num("Images of each combination.")] = 48,
+    steps: Annotated[
+        list[int] | None,
+        option(
+            "--steps", panel=COMMON, metavar="NUMBER", min=1, help="Repeatable. [default: 8, 50]"
+        ),
+    ] = None,
+    guide: Annotated[
+        list[str] | None,
+        option(
+            "--guide", "-g", panel=COMMON, metavar="NAME", autocompletion=complete.among(STEERS),
+            help=f"{', '.join(STEERS)}; repeatable. [default: all]",
+        ),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        option(
+            "--backbone", panel=COMMON, metavar="NAME", autocompletion=complete.among(GROUNDS),
+            help=f"{', '.join(GROUNDS)}; repeatable. [default: both]",
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        option(
+            "--recipe", "-r", panel=COMMON, metavar="NAME[:KEY=VALUE,...]",
+            autocompletion=complete.of("recipe"),
+            help="Repeatable. [default: all that need neither experts nor an operator]",
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        option(
+            "--grid", panel=COMMON, metavar="NUMBER,...",
+            help="Scales tried beside 1; none for none. [default: 0.5,2,4]",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
+    ] = 16,
+    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """See what the default strength does for guides that nobody tuned for.
+
+    Mirror symmetry, a counting network, a colour and a reward guide the built-in backbone and a
+    small one that is trained first. Each is compared with unguided images and with the best scale
+    of a grid. What an interrupted benchmark has finished is kept.
+    """
+    for given, known, kind in ((guide, STEERS, "guide"), (backbone, GROUNDS, "backbone")):
+        for name in given or []:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    scales = _scales(grid)
+    with progress_bar() as watch:
+        watch("loading libraries", 0, 1)
+        try:
+            from ppap_plugin_bench.benchmarks import strength as benchmark
+
+            settings = benchmark.Settings(
+                num, tuple(steps or (8, 50)), tuple(guide or STEERS), tuple(backbone or GROUNDS),
+                tuple(recipe or ()), benchmark.GRID if scales is None else scales, seed, batch,
+            )  # fmt: skip
+            results = benchmark.run(out, settings, _command(), watch)
+        except KeyboardInterrupt:
+            raise _interrupted(out) from None
+    if as_json:
+        print_json(results)
+        return
+    _findings((out / "strength.md").read_text(encoding="utf-8"))
+    _end(results["seconds"], "Table", out / "strength.md")
+
+
+def _scales(text: str | None) -> tuple[float, ...] | None:
+    """Scales as they are written, None for the default.
+
+    Raises:
+        OptionError: they are none.
+    """
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text != "none" else ()
+    except ValueError:
+        found = (0.0,)
+    if any(not 0 < scale < float("inf") for scale in found):
+        raise OptionError(
+            f"--grid {text!r} is no list of scales.", remedy="Give positive numbers, as in 0.5,2,4."
+        )
+    return found

@@ -96,7 +96,7 @@ def evaluate(
     sampler: Annotated[
         str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
             help=f"{SAMPLERS} [default: the backbone's]",
         ),
     ] = None,
@@ -135,16 +135,16 @@ def evaluate(
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.files.writing import write_json
+        from ppap_host.plugins.loading import load_sampler
         from ppap_host.plugins.registry import registry
         from ppap_host.runs.choice import choose
         from ppap_host.runs.config import GuideConfig
-        from ppap_host.sampling.solvers import make_solver
         from ppap_host.shapes.backbone import ShapesBackbone
         from ppap_plugin_bench import shapes as measures
 
         backbone = ShapesBackbone(checkpoint)
         spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
-        solver = make_solver(sampler, eta, backbone)
+        solver = load_sampler(registry(), sampler, backbone, eta)
         settings = measures.Settings(
             steps=spaced,
             cfg=backbone.default_cfg if cfg is None else cfg,

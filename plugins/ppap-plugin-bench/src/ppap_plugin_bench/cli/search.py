@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +34,7 @@ from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import OptionError
 
 if TYPE_CHECKING:
-    from ppap_plugin_bench.search import Outcome
+    from ppap_plugin_bench.search import Judged, Outcome
 
 
 _SEARCH = "Search"
@@ -79,8 +78,17 @@ def search(
         ),
     ] = 50,
     num: Annotated[int, options.num("Images of a trial.", min=1)] = 16,
-    steps: Annotated[str, options.steps("Denoising steps, or a spacing.")] = "25",
+    steps: Annotated[
+        str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
+    ] = None,
     seed: Annotated[int, options.seed("Of images and proposals.", min=0)] = 0,
+    frontier: Annotated[
+        bool,
+        option(
+            "--frontier", panel=COMMON, metavar=None,
+            help="Vary scale, steps, every and interval: what the results cost.",
+        ),
+    ] = False,
     only: Annotated[
         list[str] | None,
         option(
@@ -88,6 +96,14 @@ def search(
             help="What to vary. [default: scale and the recipe's own parameters]",
         ),
     ] = None,
+    score: Annotated[
+        str,
+        option(
+            "--score", panel=_SEARCH, metavar="distance=NUMBER,cost=NUMBER",
+            help="Weights against the gain in the measure. [default: distance=0.1,cost=0.05]",
+            show_default=False,
+        ),
+    ] = "",
     scale: Annotated[
         float | None,
         option(
@@ -157,12 +173,12 @@ def search(
         option("--cfg", panel=MODEL, metavar="NUMBER", help="Classifier-free guidance scale."),
     ] = None,
     sampler: Annotated[
-        str,
+        str | None,
         option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.samplers,
-            help=SAMPLERS,
+            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
+            help=f"{SAMPLERS} [default: the backbone's]",
         ),
-    ] = "ddim",
+    ] = None,
     batch: Annotated[
         int,
         option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time."),
@@ -180,20 +196,25 @@ def search(
 
     ppap search --guide depth --recipe tfg --budget 50 --work tfg-depth
 
-    Writes trials.csv, search.png, best.txt with the command of the best trial, and search.json.
-    Every trial is kept: the same command goes on where it was stopped, or with a larger --budget.
+    A trial is scored by the part of the way from unguided images to perfect ones that its measure
+    has gone, less a weight times the growth of the Fréchet distance to clean images, less a weight
+    for each doubling of the cost.
+
+    Writes trials.csv, search.png, best.txt with the command of the best trial, frontier.json with
+    the trials that no other one beats in measure, distance and cost, and search.json. Every trial
+    is kept: the same command goes on where it was stopped, or with a larger --budget.
     """
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import GuideConfig, RunConfig, check_names
+    from ppap_plugin_bench.search.space import FRONTIER
 
     # The entry says what to install before torch is imported.
     registry().entry("guide", guide)
-    _check_installed(shapes=backbone == "shapes" and not target and judge is None)
     run = RunConfig(
         guides=(GuideConfig(guide, "", scale=scale, model=model, recipe=recipe, experts=experts),),
         backbone=backbone, checkpoint=checkpoint, prompt=prompt, class_index=class_index,
         backbone_options=backbone_options(backbone_option, vae=vae, upsampler=upsampler), cfg=cfg,
-        steps=spacing(steps), sampler=sampler, seed=seed, num=num,
+        steps=steps and spacing(steps), sampler=sampler, seed=seed, num=num,
         batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
     check_names(run, registry())
@@ -203,18 +224,21 @@ def search(
             f"--only {','.join(only)!r} leaves nothing to vary.",
             remedy="Give NAME,NAME,..., such as scale,rho.",
         )
+    if frontier:
+        names = tuple(dict.fromkeys((*names, *FRONTIER)))
     bounds = None if scale_range is None else _range(scale_range)
     check_weights(checkpoint)
     check_weights(model)
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         try:
-            from ppap_plugin_bench.search import SearchConfig
+            from ppap_plugin_bench.search import SearchConfig, Weights
             from ppap_plugin_bench.search import search as search_in
 
             config = SearchConfig(
-                run, tuple(target or ()), judge, measure, higher_is_better, names, bounds, budget
-            )
+                run, tuple(target or ()), judge, measure, higher_is_better, names, bounds,
+                Weights.read(score), budget,
+            )  # fmt: skip
             outcome = search_in(config, work, watch, tell=warn)
         except KeyboardInterrupt:
             from ppap_plugin_bench.search.session import trials_kept
@@ -230,16 +254,6 @@ def search(
         _show(outcome, work)
     if open_it:
         open_file(work / "search.png")
-
-
-def _check_installed(shapes: bool) -> None:
-    needed = ("optuna", "torchmetrics", "scipy") if shapes else ("optuna",)
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise OptionError(
-            f"The search needs {', '.join(missing)}.",
-            remedy="Install it with `pip install 'ppap-host[search]'`.",
-        )
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -260,24 +274,32 @@ def _show(outcome: Outcome, work: Path) -> None:
     names = [d.name for d in outcome.space]
     rows = []
     for trial in outcome.trials[:10]:
-        if trial.judged is None:
-            continue
-        error = "" if trial.judged.error is None else f" ± {trial.judged.error:.3f}"
-        values = [_cell(trial.values[name]) for name in names]
-        rows.append([str(trial.number), *values, f"{trial.judged.score:.4f}{error}"])
-    unguided = outcome.record["unguided"]
+        if trial.judged is not None:
+            values = [_cell(trial.values[name]) for name in names]
+            rows.append([str(trial.number), *values, *_judged(trial.judged)])
     show_table(
-        [Column(title, number=True) for title in ("trial", *names, checked.objective)],
+        [
+            Column(title, number=True)
+            for title in ("trial", *names, checked.objective, "frechet", "GFLOP", "score")
+        ],
         rows,
         f"{settings['guide']['name']}, {settings['recipe_name']}: {checked.objective} "
         f"({better} is better) by {checked.by}",
-        last=[["unguided", *("" for _ in names), f"{unguided['score']:.4f}"]],
+        last=[["unguided", *("" for _ in names), *_judged(outcome.unguided)]],
     )
     failed = sum(trial.judged is None for trial in outcome.trials)
     if failed:
         tell((f"{counted(failed, 'trial')} failed; {work / 'trials.csv'} says why.", "yellow"))
     tell(outcome.record["command"])
     tell_path("Plot", work / "search.png")
+
+
+def _judged(judged: Judged) -> list[str]:
+    error = "" if judged.error is None else f" ± {judged.error:.3f}"
+    found = judged.measured
+    distance = "" if found.distance is None else f"{found.distance:.2f}"
+    return [f"{found.measure:.4f}{error}", distance, f"{found.cost / 1e9:.3g}",
+            f"{judged.score:.3f}"]  # fmt: skip
 
 
 def _cell(value: float | int | bool | str) -> str:

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.batches import generate
-from ppap_host.runs.choice import choose
+from ppap_host.runs.choice import choose, read_interval
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
 from ppap_host.runs.setup import ActiveGuide, Setup, set_up
@@ -39,8 +40,20 @@ from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event
 from ppap_plugin_bench.benchmarks.arms import tensor_hash
 from ppap_plugin_bench.benchmarks.ppap import VALIDATION_NOISE
+from ppap_plugin_bench.evaluation import Operations
 from ppap_plugin_bench.search import validation
-from ppap_plugin_bench.search.space import Dimension, Value, dimensions, plain, shown, split_values
+from ppap_plugin_bench.search.score import USUAL, Measured, Weights, chosen, frontier
+from ppap_plugin_bench.search.space import (
+    INTERVAL,
+    SCALE,
+    STEPS,
+    Dimension,
+    Value,
+    dimensions,
+    parameters,
+    plain,
+    shown,
+)
 from ppap_plugin_bench.search.study import Judged, Trial, ranked, run_trials
 from ppap_plugin_bench.search.validation import Validation
 
@@ -48,14 +61,23 @@ Watch = Callable[[str, int, int], None]
 
 FORMAT = 1
 RECORD, TABLE, BEST, PLOT = "search.json", "trials.csv", "best.txt", "search.png"
+FRONTIER_FILE = "frontier.json"
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    measure: FiniteFloat
+    distance: FiniteFloat | None
+    cost: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Judged(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     score: FiniteFloat
+    measured: _Measured
     error: FiniteFloat | None = None
-    tie: FiniteFloat = 0.0
     details: dict[str, FiniteFloat | None] = {}
 
 
@@ -106,6 +128,7 @@ class SearchConfig:
         higher_is_better: of the measure; None where that is known.
         only: what is varied; empty for the strength and all that the recipe declares.
         scale_range: bounds of the strength; None takes some around the usual one.
+        weights: of distance and cost in the score.
         budget: trials in all, >= 1.
     """
 
@@ -116,6 +139,7 @@ class SearchConfig:
     higher_is_better: bool | None = None
     only: tuple[str, ...] = ()
     scale_range: tuple[float, float] | None = None
+    weights: Weights = USUAL
     budget: int = 50
 
     def __post_init__(self) -> None:
@@ -162,13 +186,17 @@ class Outcome:
     validation: Validation
 
     @property
+    def unguided(self) -> Judged:
+        """The same images without guidance."""
+        return Judged.from_dict(self.record["unguided"])
+
+    @property
     def better_than_unguided(self) -> bool:
         """Whether the best trial beats the same images without guidance."""
         best = self.trials[0].judged
         if best is None:
             return False
-        gain: float = best.score - self.record["unguided"]["score"]
-        return gain > 0 if self.validation.higher_is_better else gain < 0
+        return best.score > 0
 
 
 class Trials:
@@ -202,7 +230,11 @@ class Trials:
         choice = choose(asked, recipe, guide, stage.backbone, stage.walk, found)
         self.recipe: Recipe = choice.recipe
         self.scale = guide.usual_scale(self.recipe.name) if asked.scale is None else asked.scale
-        self.space = dimensions(self.recipe, self.scale, config.only, config.scale_range)
+        self.steps = stage.steps
+        self.space = dimensions(
+            self.recipe, self.scale, config.only, config.scale_range, self.steps,
+            asked.interval or "",
+        )  # fmt: skip
         guide.to(self.setup.device, pick_dtype(run.dtype, self.setup.device))
         size = self.setup.stages[-1].backbone.image_size
         if config.world_judges:
@@ -225,6 +257,7 @@ class Trials:
             asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
             choice.recipe_text, self.scale, choice.experts, choice.files,
         )  # fmt: skip
+        self._unguided: Judged | None = None
         self.model_files = {
             **file_hashes(stage.backbone.files(), stage.backbone.name),
             **file_hashes(guide.files(), guide.name),
@@ -238,34 +271,56 @@ class Trials:
             OptionError: the recipe cannot have these values.
             ValueError: an image is not finite.
         """
-        scale, others = split_values(values)
-        recipe = self.recipe.with_values(others)
-        return self._judged(recipe, self.scale if scale is None else scale)
+        recipe = self.recipe.with_values(parameters(values))
+        if INTERVAL in values:
+            recipe = replace(recipe, interval=read_interval(str(values[INTERVAL]) or ":"))
+        unguided = self.unguided().measured
+        scale = float(values.get(SCALE, self.scale))
+        steps = int(values[STEPS]) if STEPS in values else self.steps
+        measured, error, details = self._images_judged(recipe, scale, steps)
+        checked = self.validation
+        score = measured.score(
+            unguided, checked.objective, checked.higher_is_better, self.config.weights
+        )
+        return Judged(score, measured, error, details)
 
     def unguided(self) -> Judged:
-        """The same images without the guide."""
-        return self._judged(self.recipe, 0.0)
+        """The same images without the guide, at the steps that the search starts from."""
+        if self._unguided is None:
+            measured, error, details = self._images_judged(self.recipe, 0.0, self.steps)
+            self._unguided = Judged(0.0, measured, error, details)
+        return self._unguided
 
-    def _judged(self, recipe: Recipe, scale: float) -> Judged:
+    def known(self, unguided: Judged) -> None:
+        """What :meth:`unguided` has found before."""
+        self._unguided = unguided
+
+    def _images_judged(
+        self, recipe: Recipe, scale: float, steps: int | str
+    ) -> tuple[Measured, float | None, dict[str, float]]:
         health = Health()
         try:
-            x = self._images(recipe, scale, health)
+            x, cost = self._images(recipe, scale, steps, health)
         except SamplingError as error:
             raise ValueError(error.message) from error
         x = to_unit(to_pixels(x).cpu())
-        measures, ties = self.validation.judge(x), self.validation.tie(x)
+        measures, distance = self.validation.judge(x), self.validation.distance(x)
         found = measures[self.validation.objective]
         asked = max(sum(health.asked.values()), 1)
-        details = {name: measure.value for name, measure in measures.items()} | ties
+        details = {name: measure.value for name, measure in measures.items()}
         if scale:
             details["limited"] = round(sum(health.limited.values()) / asked, 4)
             details["skipped"] = round(sum(health.skipped.values()) / asked, 4)
-        return Judged(found.value, found.error, next(iter(ties.values()), 0.0), details)
+        return Measured(found.value, distance, cost), found.error, details
 
-    def _images(self, recipe: Recipe, scale: float, health: Health) -> Tensor:
-        """The images, RGB in about [-1, 1], float32 [n, 3, h, w]."""
+    def _images(
+        self, recipe: Recipe, scale: float, steps: int | str, health: Health
+    ) -> tuple[Tensor, float]:
+        """The images, RGB in about [-1, 1], float32 [n, 3, h, w], and what one costs."""
         stage, run = self.setup.stages[0], self.config.run
-        made = []
+        stage.steps, stage.walk = steps, stage.backbone.walk(steps)
+        made: list[Tensor] = []
+        cost = 0.0
         size = self.setup.config.batch or 1
         for first in range(0, run.num, size):
             rows = range(first, min(first + size, run.num))
@@ -275,8 +330,12 @@ class Trials:
                 done = rows.start * event.steps + len(rows) * (event.index + 1)
                 self.watch(done, run.num * event.steps)
 
-            made.append(generate(self.setup, list(rows), health, step))
-        return torch.cat(made)
+            # The same for every image: counted once, since counting takes time.
+            counter = Operations()
+            with nullcontext() if made else counter:
+                made.append(generate(self.setup, list(rows), health, step))
+            cost = cost or counter.count / len(rows)
+        return torch.cat(made), cost
 
     def identity(self) -> dict[str, Any]:
         """JSON values on which the trials depend, all but the trials' number."""
@@ -294,6 +353,7 @@ class Trials:
                 asdict(d) | {"start": plain(d.start), "choices": list(d.choices)}
                 for d in self.space
             ],
+            "weights": asdict(self.config.weights),
             "objective": checked.objective,
             "higher_is_better": checked.higher_is_better,
             "judged_by": checked.by,
@@ -302,10 +362,39 @@ class Trials:
             "model_files": self.model_files,
         }
 
+    def frontier(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """The points that no trial beats, and which of them each quality is; JSON values."""
+        checked, unguided = self.validation, self.unguided().measured
+        points = frontier(trials, higher_is_better=checked.higher_is_better)
+        best = chosen(
+            points, unguided, checked.objective, checked.higher_is_better, self.config.weights
+        )
+        return {
+            "format": FORMAT,
+            "guide": self.config.guide.name,
+            "backbone": self.config.run.backbone,
+            "recipe": self.recipe.name,
+            "experts": self._active.experts,
+            "measure": checked.objective,
+            "judged_by": checked.by,
+            "unguided": asdict(unguided),
+            "points": [
+                {"values": self._settings(trial.values), **asdict(trial.judged.measured)}
+                for trial in points
+                if trial.judged is not None
+            ],
+            "qualities": {name: self._settings(trial.values) for name, trial in best.items()},
+        }
+
+    def _settings(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """What a trial has tried, with what was not varied."""
+        given = {SCALE: self.scale, STEPS: self.steps, INTERVAL: self.config.guide.interval or ""}
+        return {name: plain(value) for name, value in (given | dict(values)).items()}
+
     def command(self, values: Mapping[str, Value]) -> str:
         """The ``ppap run`` that uses these values."""
         run, guide = self.config.run, self.config.guide
-        scale, others = split_values(values)
+        others = parameters(values)
         given = split_recipe(guide.recipe or run.recipe or self.recipe.name)[1]
         settings = given | {name: shown(value) for name, value in others.items()}
         recipe = self.recipe.name
@@ -316,7 +405,9 @@ class Trials:
         words += ["--target", self.validation.example]
         options = {
             "model": model, "experts": guide.experts, "recipe": recipe,
-            "scale": shown(self.scale if scale is None else scale), "steps": str(run.steps),
+            "scale": shown(values.get(SCALE, self.scale)),
+            "steps": str(values.get(STEPS, self.steps)),
+            "interval": str(values.get(INTERVAL, guide.interval or "")) or None,
         }  # fmt: skip
         usual = RunConfig()
         for key in ("backbone", "checkpoint", "prompt", "cfg", "sampler", "eta", "dtype"):
@@ -423,10 +514,11 @@ def _search(
         raise _DOCUMENT.fail(
             str(folder / RECORD), f"a trial that is none of this search: {error}"
         ) from None
-    higher = checked.higher_is_better
     if record["unguided"] is None:
         state["what"] = "without guidance"
         record["unguided"] = asdict(attempt.unguided())
+    else:
+        attempt.known(Judged.from_dict(record["unguided"]))
     used: list[tuple[Kind, str]] = [("guide", config.guide.name), ("backbone", config.run.backbone)]
     record |= {
         "budget": config.budget,
@@ -441,7 +533,7 @@ def _search(
     }
 
     def keep(trials: Sequence[Trial]) -> None:
-        order = ranked(trials, higher_is_better=higher)
+        order = ranked(trials)
         best = order[0] if order and order[0].judged is not None else None
         record["trials"] = [trial.to_dict() for trial in trials]
         record["best"] = None if best is None else best.number
@@ -451,6 +543,7 @@ def _search(
         write_file(folder / TABLE, table(trials, space, checked).encode())
         if best is not None:
             write_file(folder / BEST, f"{record['command']}\n".encode())
+            write_json(folder / FRONTIER_FILE, attempt.frontier(trials), indent=1)
 
     def tried(values: Mapping[str, Value]) -> Judged:
         words = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
@@ -463,16 +556,13 @@ def _search(
 
     after(done)
     try:
-        trials = run_trials(
-            space, tried, config.budget, config.seed, higher_is_better=higher, done=done,
-            after=after,
-        )  # fmt: skip
+        trials = run_trials(space, tried, config.budget, config.seed, done=done, after=after)
     finally:
         if record["best"] is not None:
             from ppap_plugin_bench.plots import plot_search
 
             plot_search(record, folder / PLOT)
-    order = ranked(trials, higher_is_better=higher)
+    order = ranked(trials)
     if order[0].judged is None:
         raise OptionError(
             f"All {len(order)} trials failed, the first with: {trials[0].problem}.",
@@ -527,14 +617,20 @@ def table(trials: Sequence[Trial], space: Sequence[Dimension], checked: Validati
     others = [name for name in details if name != checked.objective]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    heading = [checked.objective, "standard error", *others, "judged by", "seconds", "problem"]
+    heading = [
+        "score", checked.objective, "standard error", "frechet", "gigaflops", *others, "judged by",
+        "seconds", "problem",
+    ]  # fmt: skip
     writer.writerow(["trial", *names, *heading])
     for trial in trials:
         row: list[Any] = [trial.number, *(shown(trial.values[name]) for name in names)]
         if trial.judged is None:
-            row += [""] * (2 + len(others))
+            row += [""] * (5 + len(others))
         else:
-            row += [f"{trial.judged.score:.6g}", _number(trial.judged.error)]
+            measured = trial.judged.measured
+            row += [_number(trial.judged.score), _number(measured.measure)]
+            row += [_number(trial.judged.error), _number(measured.distance)]
+            row += [_number(measured.cost / 1e9)]
             row += [_number(trial.judged.details.get(name)) for name in others]
         writer.writerow([*row, checked.by, f"{trial.seconds:.1f}", trial.problem or ""])
     return out.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,15 @@ Value = float | int | bool | str
 
 SCALE = "scale"
 """Name of the guidance strength among the dimensions."""
+
+STEPS, INTERVAL = "steps", "interval"
+"""Names of what a search can vary beside the recipe: steps, and where a guide is asked."""
+
+FRONTIER = (SCALE, STEPS, "every", INTERVAL)
+"""What decides what guidance costs, and the strength that goes with it."""
+
+INTERVALS = ("", ":-2", ":0", ":2", ":4")
+"""Log-SNRs in which a guide may be asked: everywhere, or in noise alone."""
 
 REACH = 30.0
 """The strengths that are tried go from the usual one over this to the usual one times this."""
@@ -140,14 +149,17 @@ def dimensions(
     scale: float,
     only: Sequence[str] = (),
     scale_range: tuple[float, float] | None = None,
+    steps: int | str = 50,
+    interval: str = "",
 ) -> tuple[Dimension, ...]:
     """What is varied of a recipe.
 
     Args:
         scale: the strength of the first trial, > 0.
-        only: ``scale`` and names of :meth:`Recipe.tunable`; empty takes ``scale`` and all of the
-            recipe's own parameters.
+        only: ``scale``, ``steps``, ``interval`` and names of :meth:`Recipe.tunable`; empty takes
+            ``scale`` and all of the recipe's own parameters.
         scale_range: bounds of the strength; None takes :data:`REACH` times more and less.
+        steps, interval: of the first trial.
 
     Raises:
         UnknownNameError: the recipe has no such parameter.
@@ -156,18 +168,29 @@ def dimensions(
     known = recipe.tunable()
     own = [p.name for p in recipe.parameters if p.name in known]
     for name in only:
-        if name not in (SCALE, *known):
-            raise unknown_name(f"parameter of the recipe {recipe.name!r}", name, (SCALE, *known))
+        if name not in (SCALE, STEPS, INTERVAL, *known):
+            others = (SCALE, STEPS, INTERVAL, *known)
+            raise unknown_name(f"parameter of the recipe {recipe.name!r}", name, others)
     wanted = list(dict.fromkeys(only)) or [SCALE, *own]
     if scale_range is not None and SCALE not in wanted:
         raise OptionError(
             "--scale-range belongs to a search for the strength, and --only leaves it out.",
             remedy="Leave out one of them, or add scale to --only.",
         )
+    if STEPS in wanted and not isinstance(steps, int):
+        raise OptionError(
+            f"The number of steps cannot be varied from the spacing {steps!r}.",
+            remedy="Give a number with --steps, or leave out steps.",
+        )
+    made: dict[str, Callable[[], Dimension]] = {
+        SCALE: lambda: _strength(scale, scale_range),
+        STEPS: lambda: _steps(int(steps)),
+        INTERVAL: lambda: Dimension(
+            INTERVAL, interval, choices=tuple(dict.fromkeys((interval, *INTERVALS)))
+        ),
+    }
     return tuple(
-        _strength(scale, scale_range)
-        if name == SCALE
-        else _of_parameter(known[name], recipe.value(name))
+        made[name]() if name in made else _of_parameter(known[name], recipe.value(name))
         for name in wanted
     )
 
@@ -189,6 +212,10 @@ def _strength(start: float, bounds: tuple[float, float] | None) -> Dimension:
     return Dimension(SCALE, float(inside), low, high, log=True)
 
 
+def _steps(start: int) -> Dimension:
+    return Dimension(STEPS, start, min(start, max(2, start // 10)), start, log=True)
+
+
 def _of_parameter(parameter: Parameter, start: Any) -> Dimension:
     """The dimension of a parameter; its range is widened to hold a finite start."""
     if parameter.choices:
@@ -203,7 +230,6 @@ def _of_parameter(parameter: Parameter, start: Any) -> Dimension:
     return Dimension(parameter.name, start, low, high, log)
 
 
-def split_values(values: Mapping[str, Value]) -> tuple[float | None, dict[str, Value]]:
-    """The strength among the values, None if it is not varied, and the recipe's parameters."""
-    others = {name: value for name, value in values.items() if name != SCALE}
-    return (float(values[SCALE]) if SCALE in values else None), others
+def parameters(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of the values that are the recipe's."""
+    return {k: value for k, value in values.items() if k not in (SCALE, STEPS, INTERVAL)}

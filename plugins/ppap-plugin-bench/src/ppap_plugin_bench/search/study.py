@@ -14,6 +14,7 @@ from typing import Any
 
 from ppap_host.plugins.containment import in_a_line
 from ppap_host.sampling.streams import derived
+from ppap_plugin_bench.search.score import UNKNOWN, Measured
 from ppap_plugin_bench.search.space import Dimension, Value, plain
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
@@ -24,16 +25,31 @@ class Judged:
     """What came of one trial.
 
     Attributes:
-        score: the measure that is searched by; NaN if it could not be measured.
-        error: its standard error, None if it has none.
-        tie: decides between equal scores, lower is better.
+        score: what it is worth, more is better (:mod:`ppap_plugin_bench.search.score`); NaN if it
+            could not be measured.
+        measured: what the score is made of.
+        error: standard error of the measure, None if it has none.
         details: whatever else was measured, by name.
     """
 
     score: float
+    measured: Measured = UNKNOWN
     error: float | None = None
-    tie: float = 0.0
     details: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Judged:
+        """From JSON values.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none.
+        """
+        details = {
+            name: math.nan if value is None else value  # as JSON has it
+            for name, value in record.get("details", {}).items()
+        }
+        measured = Measured(**record["measured"])
+        return cls(**{**record, "details": details, "measured": measured})
 
 
 @dataclass(frozen=True)
@@ -74,34 +90,27 @@ class Trial:
         values = {d.name: d.read(record["values"][d.name]) for d in space}
         judged = None
         if record["judged"] is not None:
-            details = {
-                name: math.nan if value is None else value  # as JSON has it
-                for name, value in record["judged"].get("details", {}).items()
-            }
-            judged = Judged(**record["judged"] | {"details": details})
+            judged = Judged.from_dict(record["judged"])
         return cls(record["number"], values, judged, record["problem"], record["seconds"])
 
 
-def ranked(trials: Sequence[Trial], *, higher_is_better: bool) -> list[Trial]:
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """The trials, best first.
 
-    Equal scores are decided by :attr:`Judged.tie`, then by the lower strength, then by who came
-    first. Those that failed come last.
+    Equal scores are decided by the lower strength, then by who came first. Those that failed come
+    last.
     """
 
-    def worth(trial: Trial) -> tuple[float, float, float, int]:
+    def worth(trial: Trial) -> tuple[float, float, int]:
         if trial.judged is None:
-            return (math.inf, 0.0, 0.0, trial.number)
-        score, tie = trial.judged.score, trial.judged.tie
+            return (math.inf, 0.0, trial.number)
         strength = float(trial.values.get("scale", 0.0))
-        return (-score if higher_is_better else score, tie, strength, trial.number)
+        return (-trial.judged.score, strength, trial.number)
 
     return sorted(trials, key=worth)
 
 
-def propose(
-    space: Sequence[Dimension], trials: Sequence[Trial], seed: int, *, higher_is_better: bool
-) -> dict[str, Value]:
+def propose(space: Sequence[Dimension], trials: Sequence[Trial], seed: int) -> dict[str, Value]:
     """What to try next: first the start, then a few points spread over the space, then by Optuna.
 
     The spread points are Halton's (1960), shifted so that the start is the first of them. Then the
@@ -124,7 +133,7 @@ def propose(
     sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=1)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     known = {d.name: d.distribution() for d in space}
-    order = ranked(trials, higher_is_better=higher_is_better)
+    order = ranked(trials)
     places = {trial.number: place for place, trial in enumerate(order)}
     good = sum(trial.judged is not None for trial in trials)
     for trial in trials:
@@ -155,7 +164,6 @@ def run_trials(
     budget: int,
     seed: int,
     *,
-    higher_is_better: bool,
     done: Sequence[Trial] = (),
     after: Callable[[list[Trial]], None] = lambda trials: None,
 ) -> list[Trial]:
@@ -173,7 +181,7 @@ def run_trials(
     """
     trials = list(done)
     while len(trials) < budget:
-        values = propose(space, trials, seed, higher_is_better=higher_is_better)
+        values = propose(space, trials, seed)
         before = next((t for t in trials if t.values == values), None)
         if before is None:
             trials.append(_tried(len(trials), values, attempt))

@@ -14,6 +14,7 @@ from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
 from ppap_plugin_bench.evaluation import Measure, frechet_distance, mean_measure
+from ppap_plugin_bench.search.score import PERFECT
 
 RESTORATIONS = ("super-resolution", "inpainting", "deblur", "motion-deblur", "colourise")
 """Guides that measure a picture; in the built-in world the picture itself is the truth."""
@@ -21,15 +22,8 @@ RESTORATIONS = ("super-resolution", "inpainting", "deblur", "motion-deblur", "co
 JUDGED = ("classifier", "depth", "segmentation", *RESTORATIONS)
 """Guides whose results the built-in world can judge by itself."""
 
-HIGHER_IS_BETTER = {
-    "accuracy": True, "right": True, "probability": True, "miou": True, "pixel-accuracy": True,
-    "delta<1.25": True, "psnr": True, "similarity": True,
-    "abs-rel": False, "rmse": False, "error": False, "style": False, "depth_error": False,
-}  # fmt: skip
-"""Measures by name; of others the user must say it."""
-
 REFERENCES = 128
-"""Renders that images are compared with as a set, to decide between equal scores."""
+"""Renders that images are compared with as a set."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Validation:
         higher_is_better: of it.
         by: who measures, for people.
         own: whether the guide itself measures, and not someone who took no part.
-        tie: decides between equal scores, lower is better.
+        distance: Fréchet distance of the images to clean ones; None where there are none.
         example: a target as the user would give it.
         identity: JSON values that tell these targets from others.
     """
@@ -54,7 +48,7 @@ class Validation:
     higher_is_better: bool
     by: str
     own: bool
-    tie: Callable[[Tensor], dict[str, float]]
+    distance: Callable[[Tensor], float | None]
     example: str
     identity: Mapping[str, Any]
 
@@ -93,9 +87,8 @@ def of_shapes(
         by = "a network that never guided"
     reference = world.features(to_unit(world.real(VALIDATION_SEED + 5, REFERENCES)))
 
-    def tie(x: Tensor) -> dict[str, float]:
-        made = world.features(x)
-        return {"frechet": frechet_distance(reference, made) if len(made) > 1 else 0.0}
+    def distance(x: Tensor) -> float | None:
+        return frechet_distance(reference, world.features(x)) if len(x) > 1 else None
 
     return Validation(
         targets=asked.targets,
@@ -104,7 +97,7 @@ def of_shapes(
         higher_is_better=higher,
         by=by,
         own=False,
-        tie=tie,
+        distance=distance,
         example=CLASS_NAMES[int(class_targets(1)[0])]
         if guide.name == "classifier"
         else str(folder / f"{VALIDATION_SEED}-000.png"),
@@ -151,7 +144,9 @@ def of_targets(
     objective = names[0] if measure is None else measure
     if objective not in names:
         raise unknown_name(f"measure of the guide {who.name!r}", objective, names)
-    higher = HIGHER_IS_BETTER.get(objective) if higher_is_better is None else higher_is_better
+    higher = higher_is_better
+    if higher is None and objective in PERFECT:
+        higher = PERFECT[objective] > 0
     if higher is None:
         raise OptionError(
             f"Whether more or less of {objective!r} is better is not known.",
@@ -164,7 +159,7 @@ def of_targets(
         higher_is_better=higher,
         by=f"the guide {who.name!r}" + (" itself" if judge is None else ""),
         own=judge is None,
-        tie=lambda x: {},
+        distance=lambda x: None,
         example=texts[0],
         identity={"targets": list(texts)},
     )
