@@ -1,5 +1,6 @@
 """``ppap run``: generate images under guidance."""
 
+# Long because every option of the command is declared here, once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,13 @@ def run(
         str | None,
         option(
             "--prompt", "-p", panel=COMMON, metavar="TEXT", help="For backbones that read text."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        option(
+            "--negative-prompt", panel=MODEL, metavar="TEXT",
+            help="What --cfg leads away from.",
         ),
     ] = None,
     num: Annotated[int | None, options.num("Images to make. [default: 4]")] = None,
@@ -188,11 +196,18 @@ def run(
             help="Classifier-free guidance scale of prompt or class.",
         ),
     ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        option(
+            "--guidance-scale", panel=MODEL, metavar="NUMBER",
+            help="What a distilled network is told, beside --cfg (Flux, Qwen-Image).",
+        ),
+    ] = None,
     image: Annotated[
         str | None,
         option(
             "--image", panel=MODEL, metavar="FILE",
-            help="Picture to fill in, for inpainting backbones.",
+            help="Picture to start from, to fill in, or for a control network.",
         ),
     ] = None,
     mask: Annotated[
@@ -202,6 +217,50 @@ def run(
             help="White where the picture is to be made anew.",
         ),
     ] = None,
+    strength: Annotated[
+        float | None,
+        option(
+            "--strength", panel=MODEL, metavar="NUMBER",
+            help="How far --image is left, 0 to 1. [default: the pipeline's]",
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        option("--height", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        option("--width", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        option(
+            "--lora", panel=MODEL, metavar="FILE[:STRENGTH]",
+            help="Low-rank patches of a pipeline; repeatable.",
+        ),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        option(
+            "--pipeline", panel=MODEL, metavar="NAME=VALUE",
+            help="A further argument of a pipeline's call; repeatable.",
+        ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        option(
+            "--offload", panel=MACHINE, metavar="NAME",
+            autocompletion=complete.among(("none", "model", "sequential")),
+            help="Networks of a pipeline wait in memory: none, model, sequential.",
+        ),
+    ] = None,
+    tiling: Annotated[
+        bool,
+        option(
+            "--tiling", panel=MACHINE, metavar=None,
+            help="Decode a pipeline's large images in tiles.",
+        ),
+    ] = False,
     sampler: Annotated[
         str | None,
         option(
@@ -246,7 +305,8 @@ def run(
     batch: Annotated[
         int | None,
         option(
-            "--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time. [default: 8]"
+            "--batch", panel=MACHINE, metavar="NUMBER",
+            help="Images at a time. [default: the backbone's]",
         ),
     ] = None,
     device: Annotated[str | None, options.device(" [default: auto]")] = None,
@@ -286,9 +346,14 @@ def run(
         out = Path(configured)
     given: dict[str, Any] = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
-        "image": image, "mask": mask,
+        "negative_prompt": negative_prompt, "guidance_scale": guidance_scale,
+        "image": image, "mask": mask, "strength": strength, "height": height, "width": width,
+        "pipeline": options.values("--pipeline", pipeline) or None,
         "class_index": class_index,
-        "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
+        "backbone_options": backbone_options(
+            backbone_option, vae=vae, upsampler=upsampler, lora=",".join(lora or []) or None,
+            offload=offload, tiling="yes" if tiling else None,
+        ) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
         "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype, "unguided": unguided,

@@ -19,7 +19,7 @@ def ppap_backbones() -> list[Entry]:
         ),
         Entry(
             "diffusers",
-            "ppap_host.pipelines.backbone:load",
+            "ppap_host.pipelines.loading:load",
             "a pipeline of diffusers (Stable Diffusion, SDXL, SD 3, PixArt, ...) by --checkpoint",
         ),
     ]

@@ -82,6 +82,7 @@ class RecipeUnderTest:
         rows: Sequence[int] = range(3),
         steps: int = 8,
         clip: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Clean states of a run in the analytic world; None guides by nothing.
 
@@ -94,7 +95,7 @@ class RecipeUnderTest:
         """
         if scale is None:
             scale = 0.05 if recipe is not None and recipe.absolute else 1.0
-        world = GaussianWorld(_SIZE)
+        world = GaussianWorld(_SIZE, shape=shape)
         world.clip = clip
         # The rows of a population's particles lie together.
         size = 1 if recipe is None else recipe.particles
@@ -326,6 +327,21 @@ def broken_guide(subject: RecipeUnderTest) -> None:
     for k in (0, 2):
         gap = differ(found[k : k + 1], sound[k : k + 1])
         require(gap < 1e-3, f"NaN in image 1 changes image {k} by {gap:.1%}.")
+
+
+@RECIPE.claim(
+    "any-state",
+    why="Backbones make video [b, c, t, h, w], sound [b, c, n] and vectors [b, d] as well.",
+    remedy="Reduce over all dimensions but the first (ppap_host.recipes.gradients.sides), spread "
+    "one number an image with each(), or raise OptionError where a part makes no sense.",
+)
+def any_state(subject: RecipeUnderTest) -> None:
+    """It guides states of any rank, and leaves their shape alone."""
+    for shape in ((2,), (1, 12), (2, 3, 4, 4)):
+        found = subject.run(subject.recipe, shape=shape)
+        told = tuple(found.shape[1:])
+        require(told == shape, f"States of shape {shape} end as {told}.")
+        require(found.isfinite().all(), f"States of shape {shape} are not finite in the end.")
 
 
 def check_recipe(recipe: Recipe, *, seed: int = 0) -> list[Check]:
