@@ -110,13 +110,9 @@ def check(
     if kind is not None and wanted is None:
         raise OptionError(f"--kind {kind!r} is unknown.", remedy=f"Give {', '.join(CHECKED)}.")
     settings = Settings(
-<<<<<<< HEAD
-        target, model, checkpoint, backbone_options(vae, upsampler, backbone_option), prompt,
-        (size, size), _shape(shape),
-=======
         target, model, checkpoint,
         backbone_options(backbone_option, vae=vae, upsampler=upsampler), prompt, (size, size),
->>>>>>> diffusers
+        _shape(shape),
     )  # fmt: skip
     rows, results = [], []
     with progress_bar() as watch:
