@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
@@ -27,6 +28,7 @@ from ppap_host.plugins import builtin
 from ppap_host.plugins.entry_points import KNOWN_COMMANDS, owner, plugin_commands
 from ppap_host.recipes.recipe import Parameter as RecipeParameter
 from ppap_host.recipes.recipe import Recipe, parts_of
+from ppap_host.sampling.names import DIFFUSERS, NO_SAMPLERS
 from ppap_host.testing import backbones, guides
 from ppap_host.testing import recipes as testing_recipes
 
@@ -155,7 +157,7 @@ def _values(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     plain = options[0] if options else kind
     if typing.get_origin(plain) is list:
         (plain,) = typing.get_args(plain)
-    words = _VALUES[plain]
+    words = _VALUES.get(plain, "a number")  # with a parser of its own
     if isinstance(info, OptionInfo) and info.metavar not in (None, "NUMBER", "TEXT"):
         words = "`" + str(info.metavar).replace("|", "\\|") + "`"
     if info.min is not None and info.max is not None:
@@ -289,12 +291,16 @@ def _part(part: object) -> str:
 def _experts(recipe: Recipe) -> str:
     if recipe.needs_experts:
         return "needed"
+    if recipe.guideless:
+        return "–"
     return "if named"
 
 
 def _guide(recipe: Recipe) -> str:
     """What is done to the guide itself."""
-    told = []
+    if recipe.guideless:
+        return "none"
+    told = [] if recipe.moves else ["by values alone"]
     if math.isfinite(recipe.softplus):
         told.append(f"Softplus({recipe.softplus:g})")
     if (recipe.joint, recipe.marginal) != (1, 1):
@@ -303,10 +309,16 @@ def _guide(recipe: Recipe) -> str:
 
 
 def _setting(recipe: Recipe, parameter: RecipeParameter) -> str:
-    value = recipe.value(parameter.name)
+    value = dataclasses.replace(recipe, absolute=True).value(parameter.name)
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     shown = f"{shown:g}" if isinstance(shown, float) else shown
     return f"`{parameter.name}={shown}`"
+
+
+def _moved(measured: dict[str, float] | None) -> str:
+    if measured is None:
+        return "not measured"
+    return f"{measured['mean']:.2g} on average, {measured['most']} at most"
 
 
 def recipe_tables() -> str:
@@ -314,13 +326,17 @@ def recipe_tables() -> str:
     entries = [(entry, entry.load()) for entry in builtin.ppap_recipes()]
     lines = ["| recipe | what it is |", "|---|---|"]
     lines += [f"| `{entry.name}` | {entry.summary} |" for entry, _ in entries]
-    lines += ["", "They consist of these parts. A recipe with two rows makes two moves:", ""]
+    lines += ["", "They consist of these parts. A recipe with two rows does two things:", ""]
     lines += [
-        "| recipe | view | energy | gradient | ascent | place | strength |",
+        "| recipe | view | energy | gradient | ascent | place or selection | strength |",
         "|---|---|---|---|---|---|---|",
     ]
     used: dict[str, type] = {}
     for _, recipe in entries:
+        if recipe.selection is not None and not recipe.moves:
+            shown = [_part(recipe.view), _part(recipe.energy), *["–"] * 3, _part(recipe.selection)]
+            used |= {type(p).__name__: type(p) for p in (recipe.view, recipe.selection)}
+            lines.append(" | ".join([f"| `{recipe.name}`", *shown, "–"]) + " |")
         for number, move in enumerate(recipe.moves):
             used |= {type(part).__name__: type(part) for part in parts_of(move)}
             gradient = ", ".join(_part(p) for p in move.gradient) or "as it is"
@@ -329,19 +345,33 @@ def recipe_tables() -> str:
             lines.append(
                 " | ".join([f"| `{recipe.name}`" if not number else "| and", *cells]) + " |"
             )
+        if recipe.selection is not None and recipe.moves:
+            lines.append(" | ".join(["| and", *["–"] * 4, _part(recipe.selection), "–"]) + " |")
     lines += [
         "",
         "And these settings, which `--recipe NAME:SETTING=VALUE,...` changes:",
         "",
-        "| recipe | the guide | a step is taken | experts | settings |",
-        "|---|---|---|---|---|",
+        "| recipe | the guide | evaluations a step | needs | experts | settings "
+        "| in another batch |",
+        "|---|---|---:|---|---|---|---|",
     ]
+    batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
     for _, recipe in entries:
-        again = "once" if recipe.recurrence == 1 else f"{recipe.recurrence} times"
+        needs = {
+            "": "–", "noise": "a sampler with noise", "gaussian": "`ddpm`, or `ddim` with eta",
+        }  # fmt: skip
         own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(
-            f"| `{recipe.name}` | {_guide(recipe)} | {again} | {_experts(recipe)} | {own} |"
+            f"| `{recipe.name}` | {_guide(recipe)} | {recipe.evaluations} | {needs[recipe.needs]} "
+            f"| {_experts(recipe)} | {own} | {_moved(batches['recipes'].get(recipe.name))} |"
         )
+    lines += [
+        "",
+        f"The last column is how far an image is from itself when {batches['images']} are made at "
+        f"once and not one by one, over {batches['steps']} steps of the built-in backbone on one "
+        "machine (`python docs/batches.py`): the mean over an image and the most of a pixel, in "
+        "steps of 8 bits. What rounding grows to depends on the guide and its strength.",
+    ]
     lines += ["", "| part | what it does |", "|---|---|"]
     for name, kind in used.items():
         first = (inspect.getdoc(kind) or "").split("\n\n")[0]
@@ -440,11 +470,34 @@ def target_table() -> str:
     return "\n".join(lines)
 
 
+def sampler_table() -> str:
+    """diffusers' schedulers that are samplers, and for which backbones."""
+    lines = ["| sampler | scheduler of diffusers | method | for |", "|---|---|---|---|"]
+    for name, one in DIFFUSERS.items():
+        kind = getattr(diffusers, one.kind)
+        given = ", ".join(f"`{key}={value}`" for key, value in one.settings.items())
+        takes = "trained_betas" in inspect.signature(kind.__init__).parameters
+        own = takes and name != "ipndm"
+        lines.append(
+            f"| `{name}` | `{one.kind}`{' with ' + given if given else ''} | {one.summary} | "
+            f"{'any backbone' if own else 'pipelines with its schedule'} |"
+        )
+    return "\n".join(lines)
+
+
+def refused_table() -> str:
+    """diffusers' schedulers that are no samplers, and why."""
+    rows = [f"| `{kind}` | {why} |" for kind, why in sorted(NO_SAMPLERS.items())]
+    return "\n".join(["| scheduler | it |", "|---|---|", *rows])
+
+
 TABLES = {
     "checks": check_tables,
     "commands": command_table,
     "modules": module_tables,
     "recipes": recipe_tables,
+    "samplers": sampler_table,
+    "refused": refused_table,
     "elucd": elucd_report,
     "bench_recipes": bench_report,
     "spoiled": spoiled_table,

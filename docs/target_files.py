@@ -24,12 +24,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from ppap_plugin_depth.guide import DepthGuide
-from ppap_plugin_restore.guide import deblur, inpainting
+from ppap_plugin_restore.guide import inpainting
 from ppap_plugin_segmentation.guide import SegmentationGuide
 from ppap_plugin_segmentation.palettes import CITYSCAPES_IDS, CITYSCAPES_NAMES, PALETTES
 from ppap_plugin_segmentation.targets import APART
 
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.functions import FunctionGuide
 from ppap_host.guides.guide import Guide
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import SEGMENTS, sample_scenes
@@ -305,7 +306,7 @@ def _kept(name: str) -> Guide:
     if name == "metres":
         return DepthGuide(_saved(_metric))
     if name == "photo":
-        return deblur()
+        return FunctionGuide(lambda x, y: (x - y).square().mean((1, 2, 3)), name, targeted=True)
     if name == "shapes":
         return SegmentationGuide()
     return SegmentationGuide(_saved(lambda folder: _segformer(folder, name)))
@@ -406,6 +407,11 @@ def _labels() -> list[Case]:
         Case("aachen_labelIds.png", "Cityscapes' label ids", "cityscapes", "{}",
              image(ids[city].astype(np.uint8)), city),
         Case("aachen_trainIds.png", "Cityscapes' train ids", "cityscapes", "{}", image(city), city),
+        Case("nineteen.png", "train ids with 19 for what is open", "cityscapes", "{}",
+             image(np.where(disc(), 19, city).astype(np.uint8)), "index 19, but the network has"),
+        Case("void.png", "the same, said to be so", "cityscapes", "labels,ignore=19:{}",
+             image(np.where(disc(), 19, city).astype(np.uint8)),
+             np.where(disc(), OPEN, city.astype(int))),
         Case("ids.png", "label ids under another name", "cityscapes", "labels,ids=cityscapes:{}",
              image(ids[city].astype(np.uint8)), city),
         Case("annotation.png", "an annotation for do_reduce_labels", "ade20k from 1", "{}",
@@ -417,6 +423,8 @@ def _labels() -> list[Case]:
              image(np.where(disc(), 6, seg).astype(np.uint8)), "index 6, but the network has 6"),
         Case("unknown.png", "colours of no palette", "shapes", "{}", image(painted), "no palette"),
         Case("dark.jpg", "a label map saved as JPEG", "ade20k", "{}", image(seg), "saved as JPEG"),
+        Case("bright.jpg", "one of 150 classes", "ade20k", "{}", image(many, quality=95),
+             "photograph", doubted=True),
         Case("colours.jpg", "colours saved as JPEG", "voc", "{}",
              image(coloured(voc, "voc"), quality=95), "saved as JPEG"),
         Case("white.png", "a mask without its class", "shapes", "{}",
@@ -447,6 +455,12 @@ def _masks() -> list[Case]:
              inside),
         Case("red.png", "red on transparency", "shapes", "cone={}", layer(disc(), (230, 20, 20)),
              inside),
+        Case("brush.png", "a brush of half its strength", "shapes", "cone={}",
+             image(np.dstack([red, white // 2])), inside),
+        Case("empty.png", "nothing is marked", "shapes", "cone={}", image(0 * white), 0 * inside,
+             doubted=True),
+        Case("light.png", "254 and 255", "shapes", "cone={}", image(white // 255 + 254),
+             np.ones(SIZE), doubted=True),
         Case("on-black.png", "red on black", "shapes", "cone={}", image(red), inside),
         Case("small.png", "16 bits, 0 and 100", "shapes", "cone={}",
              image((disc() * 100).astype(np.uint16)), inside),
@@ -473,6 +487,7 @@ def _masks() -> list[Case]:
 
 def _depths() -> list[Case]:
     depth, near = metres(), 1 / metres()
+    unit = (near - near.min()) / np.ptp(near)
     known = np.where(holes(), np.nan, holed())
     millimetres = (depth * 1000).round()
     disparity = np.where(holes(), np.inf, 100 * near)
@@ -496,10 +511,16 @@ def _depths() -> list[Case]:
              image(stretched(near, 255), "RGB"), near),
         Case("control.jpg", "the same as JPEG", "depth", "disparity:{}",
              image(stretched(near, 255), quality=98), near),
+        Case("unit.npy", "floats stretched to 0 and 1", "depth", "{}", array(unit),
+             "depth as often as its inverse"),
+        Case("unit-said.npy", "the same, said to be inverse", "depth", "inverse:{}", array(unit),
+             near),
+        Case("below.npy", "depth with numbers below zero", "depth", "depth:{}", array(depth - 3),
+             1 / np.where(depth > 3, depth - 3, np.nan), doubted=True),
         Case("far.png", "8 bits, far is white", "depth", "depth:{}",
              image(stretched(depth, 255)), -depth),
         Case("grey-photo.png", "a grey photograph, said to be one", "depth", "photo:{}",
-             image(photograph(), "L"), "photograph"),
+             image(photograph(), "L"), "photograph", doubted=True),
         Case("stereo.pfm", "PFM, infinite where unknown", "depth", "disparity:{}",
              content(pfm(disparity)), 1 / known),
         Case("guess.pfm", "PFM of no kind", "depth", "{}", content(pfm(disparity)),
@@ -525,6 +546,8 @@ def _depths() -> list[Case]:
              content(pgm(millimetres.astype(int), 8191)), depth),
         Case("mm.tiff", "millimetres in floats", "metres", "depth:{}",
              image((depth * 1000 + 0.25).astype(np.float32)), "does not say its unit"),
+        Case("unit-metres.npy", "floats stretched to 0 and 1", "metres", "depth:{}", array(unit),
+             "does not say its unit"),
         Case("metres.npy", "metres", "metres", "depth:{}", array(depth), depth),
         Case("pixels.npy", "disparity with its camera", "metres",
              "disparity,focal=500,baseline=0.2:{}", array(100 / depth), depth),

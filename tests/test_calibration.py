@@ -472,7 +472,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "calibration_world", plugin)
     found = Registry([metadata.EntryPoint("calibration_world", "calibration_world", "ppap")])
     monkeypatch.setattr("ppap_host.plugins.registry.registry", lambda: found)
-    monkeypatch.setattr("ppap_host.experts.harvest.registry", lambda: found)
+    monkeypatch.setattr("ppap_host.runs.harvesting.registry", lambda: found)
 
 
 @pytest.mark.usefixtures("plugged")
@@ -518,7 +518,7 @@ def test_the_command_says_what_does_not_go_together(ppap_here: Any, folder: Path
         (("-b", "gaussian", "--view", "predicted", "--experts", "e.safetensors"), "on noised im"),
         (("--harvest", "h", "--labels"), "--harvest and --labels exclude"),
         (("--harvest", "h", "--images", folder), "--harvest and --images exclude"),
-        (("--harvest", "h"), "no harvest"),
+        (("--harvest", "h"), "There is no folder"),
         (("-b", "gaussian", "--labels"), "no labelled images"),
         (("-b", "gaussian", "--ranges", 0), "--ranges 0"),
     ):

@@ -109,7 +109,7 @@ class Trial:
         assert told.unconditional is not None
         if not self.plus:
             return told
-        return Prediction(told.unconditional, None, told.eps)
+        return Prediction(told.unconditional, unconditional=told.eps)
 
     def step(self, solver: Solver, step: Step, denoise: Any = None) -> None:
         evaluator = Evaluator(

@@ -103,10 +103,10 @@ def test_list_as_json(ppap_here: Call) -> None:
 
 
 def test_list_names_the_samplers_that_there_are(ppap_here: Call) -> None:
-    from ppap_host.sampling.solvers import SAMPLERS
+    from ppap_host.sampling.names import DIFFUSERS, SAMPLER_SUMMARIES
 
     rows = json.loads(ppap_here("list", "--json").out)["sampler"]
-    assert {row["name"] for row in rows} == set(SAMPLERS)
+    assert {row["name"] for row in rows} == {*SAMPLER_SUMMARIES, *DIFFUSERS}
 
 
 def test_list_in_a_pipe_has_a_line_for_each_thing(ppap_here: Call) -> None:
@@ -253,11 +253,11 @@ def test_a_long_message_stays_on_one_line(ppap: Call) -> None:
 
 
 def test_debug_shows_the_traceback(ppap: Call) -> None:
-    outcome = ppap("--debug", "run", "-g", "a")
+    outcome = ppap("--debug", "run", "-g", "a", "-t", "b", "-t", "c")
     assert outcome.code != 0
     assert outcome.out == ""
     assert "Traceback (most recent call last)" in outcome.err
-    assert "OptionError: 1 --guide but 0 --target" in outcome.err
+    assert "OptionError: 1 --guide but 2 --target" in outcome.err
 
 
 def test_a_mistake_of_the_host_itself_is_not_hidden(

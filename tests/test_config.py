@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,12 @@ run_configs = pictures.flatmap(
         prompt=text | st.lists(text, min_size=1, max_size=1).map(tuple),
         class_index=st.none() | st.integers(0, 1000),
         backbone_options=st.dictionaries(words, text, max_size=2),
+        negative_prompt=text | st.lists(text, min_size=1, max_size=1).map(tuple),
+        strength=st.none() | st.floats(0, 1),
+        height=st.none() | st.integers(1, 4096),
+        width=st.none() | st.integers(1, 4096),
+        guidance_scale=st.none() | number,
+        pipeline=st.dictionaries(words, text | number, max_size=2),
         image=st.just(pair and pair[0]),
         mask=st.just(pair and pair[1]),
         cfg=st.none() | number,
@@ -57,7 +62,7 @@ run_configs = pictures.flatmap(
         churn_noise=st.floats(0.01, 2),
         seed=st.integers(0, 2**63 - 1) | st.tuples(st.integers(0, 9)),
         num=count,
-        batch=count,
+        batch=st.none() | count,
         device=text,
         dtype=text,
         unguided=st.booleans(),
@@ -214,7 +219,7 @@ def test_options_pair_with_guides_in_order() -> None:
         {"name": "a", "target": "x", "scale": 1.0, "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0, "model": "n"},
     ]
-    some = {"target": ["-", "y"], "scale": [math.nan, 2.0], "model": ["m", "-"]}
+    some = {"target": ["-", "y"], "scale": ["-", 2.0], "model": ["m", "-"]}
     assert pair_guides(["a", "b"], some) == [
         {"name": "a", "model": "m"},
         {"name": "b", "target": "y", "scale": 2.0},

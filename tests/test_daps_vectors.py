@@ -101,7 +101,7 @@ def test_vector_daps(case: vectors.Case, dtype: torch.dtype) -> None:
         )  # fmt: skip
         recipe = replace(
             DAPS, place=Renoised(clip=False), strength=Constant(), gradient=(), ascent=ascent,
-            limit=math.inf, parameters=(),
+            limit=math.inf, absolute=True,
         )  # fmt: skip
         noise: dict[str, Iterator[Tensor]] = {
             "normal": iter(io["noise_bank"]),

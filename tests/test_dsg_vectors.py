@@ -68,7 +68,7 @@ class Trial:
             self.backbone.weights["v"] = self.io["variance.v"]
         recipe = replace(
             DSG, view=PredictedThrough("exact" if clip else "none"), gradient=(Seen(self.kept),),
-            limit=math.inf, place=Sphere(rate, own_radius=False, least=least),
+            limit=math.inf, absolute=True, place=Sphere(rate, own_radius=False, least=least),
         )  # fmt: skip
         self.guidance = [Guidance(measurement(self.io, "residual_norm"), NOTHING, recipe, 1.0)]
         self.noise: Iterator[Tensor] = iter(self.io["noise_bank"])

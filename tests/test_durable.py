@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ppap_host.experts.tuning import STATE, TuningConfig, tune
 from ppap_host.files import reading
 from ppap_host.files.errors import CheckpointError, OptionError, OutputError, RecordError
 from ppap_host.files.folders import Job, inside, numbered
+from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.reading import Document, read_bytes, read_toml, require_regular
 from ppap_host.files.writing import UNFINISHED, write_file
 from ppap_host.runs.harvesting import harvest
@@ -379,3 +381,65 @@ def test_a_harvest_says_which_of_its_files_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(made.images_file(1))
     with pytest.raises(CheckpointError, match="a pipe"):
         Harvest.open(made.folder)
+
+
+_HAMMER = """
+import sys
+from pathlib import Path
+from ppap_host.files.errors import OutputError
+from ppap_host.files.folders import Job
+folder, held = Path(sys.argv[1]), 0
+for _ in range(300):
+    try:
+        with Job(folder):
+            (folder / "alone").touch(exist_ok=False)
+            (folder / "alone").unlink()
+            held += 1
+    except OutputError:
+        pass
+print(held)
+"""
+
+
+def test_a_lock_goes_with_its_job_and_is_never_two_jobs(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", _HAMMER, str(tmp_path / "x")], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=plain_environment(),
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for child in begun:
+        out, err = child.communicate()
+        assert not err, err.decode()
+        assert int(out) > 0
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["here", "thread", "pool"])
+def test_nothing_is_fetched_from_any_thread_that_begins_meanwhile(where: str) -> None:
+    told: list[BaseException | None] = []
+
+    def ask() -> None:
+        with socket.socket() as client:
+            try:
+                client.connect(("127.0.0.1", 9))
+            except (OSError, CheckpointError) as error:
+                told.append(error)
+
+    def all_ways() -> None:
+        if where == "pool":
+            with ThreadPoolExecutor() as pool:
+                pool.submit(lambda: ThreadPoolExecutor().submit(ask).result()).result()
+        elif where == "thread":
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+        else:
+            ask()
+
+    with nothing_fetched("a record"):
+        all_ways()
+    all_ways()
+    assert [type(error) for error in told] == [CheckpointError, ConnectionRefusedError]

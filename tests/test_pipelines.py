@@ -445,17 +445,22 @@ def test_the_safety_checker_is_not_loaded(tmp_path: Path) -> None:
     assert by_name(tmp_path).name == "diffusers"
 
 
-@pytest.mark.parametrize("kind", ["KandinskyPipeline", "FluxPipeline", None, "os"])
-def test_an_unknown_pipeline_is_answered_with_the_known_ones(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["TomorrowsPipeline", "DDIMScheduler", None, "os"])
+def test_a_class_that_is_no_pipeline_is_refused(kind: Any, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
-    with pytest.raises(CheckpointError, match=r"not known.*StableDiffusionPipeline") as caught:
+    with pytest.raises(CheckpointError, match="no such pipeline") as caught:
         by_name(tmp_path)
     assert str(kind) in str(caught.value)
 
 
-def test_unknown_pipelines_in_memory_are_refused_too() -> None:
-    with pytest.raises(CheckpointError, match="DiTPipeline"):
+def test_what_is_no_pipeline_in_memory_is_refused_too() -> None:
+    with pytest.raises(CheckpointError, match="DiTPipeline is no pipeline"):
         PipelineBackbone(type("DiTPipeline", (), {})())
+
+
+def test_the_hosts_samplers_refuse_pipelines_that_they_do_not_know() -> None:
+    with pytest.raises(OptionError, match=r"do not know FluxPipeline.*takes its own steps"):
+        _ = PipelineBackbone(tiny("flux")).family
 
 
 @pytest.mark.parametrize(

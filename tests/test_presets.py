@@ -21,6 +21,8 @@ from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Gradient
 from ppap_host.recipes.energies import MonteCarlo, Point
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import Smoothed
 from ppap_host.recipes.places import CleanPoint, Entering
 from ppap_host.recipes.presets import (
     ADAM_DPS,
@@ -133,6 +135,15 @@ def test_settings_of_a_recipe_are_read_as_they_are_written(values: dict[str, flo
         ("tfg:sigma-fades=perhaps", "yes nor no"),
         ("x0:recurrence=0", "recurrence"),
         ("elucd:softplus=nan", "out of range"),
+        ("tfg:samples=0", "samples=0"),
+        ("lgd-mc:samples=1000000", "less than or equal to 100"),
+        ("x0:smoothing=inf", "less than or equal to 1"),
+        ("adam-dps:beta1=1", "less than 1"),
+        ("freedom:recurrence=1e18", "from 1 to 100"),
+        ("elucd:gamma=inf", "finite"),
+        ("elucd:joint=0", "joint is above 0"),
+        ("x0:softplus=0", "softplus is above 0"),
+        ("ugd:rate=1e400", "finite"),
         ("tgf", "tfg"),
     ],
 )
@@ -210,3 +221,11 @@ def test_moments_are_kept_for_each_guide_and_forgotten_with_the_batch() -> None:
 def test_pigdm_is_refused_for_a_guide_that_measures_nothing() -> None:
     with pytest.raises(OptionError, match="no linear measurement"):
         Guidance(QuadraticGuide(), torch.zeros(1), PIGDM, 1.0)
+
+
+def test_no_smoothing_leaves_the_gradient_as_it_is() -> None:
+    recipe = load_recipe(registry(), "x0:smoothing=0")
+    (smoothed,) = [part for part in recipe.gradient if isinstance(part, Smoothed)]
+    gradient = torch.randn(2, 3, 8, 8)
+    level = GaussianBackbone(shape=(3, 8, 8)).walk(4).levels[0]
+    assert torch.equal(smoothed(gradient, Estimate(level, gradient, gradient, gradient)), gradient)

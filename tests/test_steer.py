@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,9 +19,10 @@ from PIL import Image
 from pipelines import ContrastGuide, tiny
 from torch import Tensor, nn
 
+import ppap_host as ppap
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Prediction
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange, Walk
-from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError
+from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError, SamplingError
 from ppap_host.guides.guide import Guide
 from ppap_host.pipelines import steering
 from ppap_host.pipelines.backbone import PipelineBackbone
@@ -858,3 +860,49 @@ def test_what_makes_no_picture_is_refused() -> None:
     pipe.channels = 4
     with steer(pipe, asks()), pytest.raises(OptionError, match="no autoencoder makes a picture"):
         pipe(2, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": -1}, {"seed": 2.5}, {"seed": float("nan")}, {"balance": "weighed"}, {"frames": 0},
+        {"frames": float("nan")}, {"frames": "x"},
+    ],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        steer(tiny("sd"), asks(), **options)
+
+
+def test_pictures_that_the_pipeline_loses_are_told() -> None:
+    pipe = tiny("sd")
+    broken: list[int] = []
+
+    def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
+        (state,) = output if isinstance(output, tuple) else (output.sample,)
+        return (state.index_fill(0, torch.tensor(broken), float("nan")),)
+
+    pipe.unet.register_forward_hook(spoil)
+    broken[:] = [1, 3]  # both branches of the second picture
+    with (
+        pytest.warns(GuidanceWarning, match="image 1 of the batch is lost"),
+        steer(pipe, asks()) as report,
+    ):
+        made = run(pipe)
+    assert made[0].isfinite().all()
+    assert any("float32" in note for note in report.notes)
+    broken[:] = [0, 1, 2, 3]
+    with pytest.raises(SamplingError, match="not finite at step 0"), steer(pipe, asks()):
+        run(pipe)
+
+
+def test_what_was_understood_of_targets_is_noted(tmp_path: Path) -> None:
+    Image.new("L", (64, 64), 90).save(tmp_path / "grey.png")
+    pipe = tiny("sd")
+    guidance = ppap.guidance("depth", target=str(tmp_path / "grey.png"), experts="none")
+    with (
+        pytest.warns(GuidanceWarning, match="is grey and was taken"),
+        steer(pipe, guidance) as report,
+    ):
+        run(pipe)
+    assert sum(note.startswith("Target: photograph") for note in report.notes) == 1

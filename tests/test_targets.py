@@ -195,7 +195,7 @@ def test_what_cannot_be_a_photograph_in_memory_is_refused(value: Any, said: str)
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("value", [3, None, ["a.png"], b"a.png", {"file": "a.png"}], ids=str)
+@pytest.mark.parametrize("value", [3, None, ["a.png"], b"a.png"], ids=str)
 def test_what_is_no_target_is_refused(value: Any) -> None:
     with pytest.raises(TargetError, match="cannot be a"):
         Given.of(value)
@@ -365,3 +365,45 @@ def test_pipes_and_devices_are_never_waited_for(tmp_path: Path, read: str) -> No
         given = Given.of(tmp_path / name)
         with pytest.raises(TargetError, match="not a regular file"):
             given.mask((8, 8)) if read == "mask" else getattr(given, read)()
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"path": "room.png", "as": "depth", "unit": "mm"}, "depth,unit=mm:room.png"),
+        ({"path": "room.png", "as": "depth", "holes": 0.5}, "depth,holes=0.5:room.png"),
+        ({"path": "a.png", "as": "mask", "invert": True}, "mask,invert=yes:a.png"),
+        ({"path": "a.npy", "as": "photo", "range": [0, 255]}, "photo,range=0..255:a.npy"),
+    ],
+)
+def test_a_table_is_what_a_text_is(table: dict[str, Any], text: str) -> None:
+    found, written = Given.of(table), Given.of(text, KINDS)
+    assert (found.value, found.kind, found.settings) == (
+        written.value, written.kind, written.settings
+    )  # fmt: skip
+    assert Given.of(found.table) == found or Given.of(found.table).text == text
+
+
+def test_a_table_holds_what_a_text_cannot() -> None:
+    odd = {"path": "depth:a,b.png", "as": "labels", "palette": "my: own, colours.txt"}
+    assert Given.of(odd, KINDS).table == odd
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {}, {"as": "depth"}, {"path": 3}, {"path": "", "as": "depth"}, {"path": "a", "unit": "mm"},
+        {"path": "a", "as": 3}, {"path": "a", "as": "depth", "unit": {"mm": 1}},
+        {"path": "a", "as": "depth", "unit": None}, {"path": "a", "as": "dpeth"},
+    ],
+)  # fmt: skip
+def test_a_table_that_is_no_target_is_refused(table: dict[str, Any]) -> None:
+    with pytest.raises(TargetError) as caught:
+        Given.of(table, ("photo", "depth"))
+    assert caught.value.remedy
+
+
+def test_masked_arrays_know_their_holes() -> None:
+    values = np.ma.masked_greater(np.arange(6.0).reshape(2, 3) + 1, 4)
+    numbers, _, _ = target(values, "depth").numbers()
+    assert np.isnan(numbers).tolist() == values.mask.tolist()

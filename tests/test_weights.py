@@ -653,7 +653,7 @@ def test_a_folder_without_permission(site: Site, tmp_path: Path, as_user: None) 
 
 def test_a_folder_in_the_place_of_the_file(site: Site, tmp_path: Path) -> None:
     (tmp_path / "toy.pt").mkdir()
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is a folder"):
         fetch(site.file, tmp_path)
 
 

@@ -17,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as Flow
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
 from pipelines import clip, filled, modular, tiny, tokenizer, unet, vae
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 ROOM = Image.new("RGB", (16, 16), (200, 120, 40))
@@ -210,13 +211,16 @@ def _kandinsky(name: str) -> Parts:
             image_mean=[0.5] * 3, image_std=[0.5] * 3,
         ),
     }  # fmt: skip
-    # An empty prompt has no token here, and no mean over them.
     return parts, {"prompt": "a dog", "negative_prompt": "snow", "prior_num_inference_steps": 2}
 
 
 def _long_tokenizer() -> Any:
     found = tokenizer()
     found.model_max_length = 77
+    # An empty prompt has no token here, and a mean over none is none.
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 9)]
+    )
     return found
 
 
@@ -618,7 +622,7 @@ def _ltx(name: str) -> Parts:
     decoder = diffusers.AutoencoderKLLTXVideo(
         latent_channels=4, block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
         layers_per_block=(1, 1), decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, False), decoder_spatio_temporal_scaling=(True, True),
+        spatio_temporal_scaling=(True, False), decoder_spatio_temporal_scaling=(True, False),
         decoder_inject_noise=(False,) * 3, upsample_residual=(False, False),
         upsample_factor=(1, 1), timestep_conditioning=False, patch_size=1, patch_size_t=1,
         down_block_types=("LTXVideoDownBlock3D",) * 2, encoder_causal=True, decoder_causal=False,
@@ -808,7 +812,7 @@ def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
     pipe = modular(name, parts, without)
     takes = {each.name for each in pipe.blocks.inputs}
     call = {k: v for k, v in {**COMMON, "num_frames": 5, **values, **more}.items() if k in takes}
-    for key in ("image", "mask_image", "control_image", "strength"):
+    for key in ("image", "mask_image", "control_image", "strength", "control_mode"):
         if key not in more:
             call.pop(key, None)
     outputs = {each.name for each in pipe.blocks.outputs}

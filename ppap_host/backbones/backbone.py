@@ -61,11 +61,14 @@ class Backbone(ABC):
             stays as predicted, as in diffusers' DDIM.
         fixed_variance: which fixed variance the reverse process uses when none is learned.
         default_cfg: classifier-free guidance scale used when the user names none.
+        least_cfg: the scale up to which there is no classifier-free guidance, as 1 in diffusers,
+            where 0 means the plain conditional model; None where 0 ignores the condition.
         cfg_channels: how many of the state's first channels classifier-free guidance changes, None
             for all; the others keep the conditional prediction.
         state_dtype: of the state while it is sampled; what :meth:`predict` computes in is its own
             affair.
         start_temperature: what the initial noise is multiplied with.
+        default_batch: how many images are made at a time where the user names no number.
         default_steps: how many steps it takes where the user names none, or a spacing of them.
         default_sampler: the solver where the user names none.
         default_eta: stochasticity of DDIM where the user names neither it nor another solver.
@@ -81,10 +84,12 @@ class Backbone(ABC):
     clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
     default_cfg: float = 1.0
+    least_cfg: float | None = None
     cfg_channels: int | None = None
     state_dtype: torch.dtype = torch.float32
     class_count: int | None = None
     start_temperature: float = 1.0
+    default_batch: int = 8
     default_steps: int | str = 50
     default_sampler: str = "ddim"
     default_eta: float = 0.0

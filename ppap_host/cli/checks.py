@@ -97,13 +97,14 @@ def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> N
         if code is not None:
             remedy = "Give FILE.py:NAME, a guide or a function in a file."
             require_regular(code[0], OptionError, remedy)
-    for path in (config.image, config.mask):
-        if path is not None:
-            _check_picture(path, moved)
+    for given in (config.image, config.mask):
+        if given is not None:
+            _check_picture(given, moved)
     check_weights(config.checkpoint)
     for guide in config.guides:
         for target in guide.target if isinstance(guide.target, tuple) else (guide.target,):
-            if isinstance(target, str) and is_path(_behind_head(target), _PICTURES):
+            is_file = isinstance(target, str) and is_path(_behind_head(target), _PICTURES)
+            if is_file or isinstance(target, Mapping):
                 _check_picture(target, moved)
         check_weights(guide.model)
         if guide.calibration is not None:
@@ -119,14 +120,15 @@ def _behind_head(text: str) -> str:
     return text if os.path.exists(text) else _HEAD.sub("", text, count=1)
 
 
-def _check_picture(text: str, moved: Mapping[str, str]) -> None:
-    """Whether a file begins as a picture or a map does.
+def _check_picture(given: str | Mapping[str, object], moved: Mapping[str, str]) -> None:
+    """Whether a file, or that of a table, begins as a picture or a map does.
 
     Raises:
         TargetError: it does not, or cannot be read.
     """
     from ppap_host.files.decoding import check_header
 
+    text = given if isinstance(given, str) else str(given.get("path") or ".")
     for path in (text, _behind_head(text)):
         path = os.path.expanduser(path)
         if path in moved:

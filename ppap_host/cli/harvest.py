@@ -116,9 +116,9 @@ def harvest(
         processes = join(device)
         config = HarvestConfig(
             backbone=backbone, checkpoint=checkpoint,
-            backbone_options=backbone_options(vae, upsampler, backbone_option), num=num,
-            prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler, eta=eta,
-            seed=seed,
+            backbone_options=backbone_options(backbone_option, vae=vae, upsampler=upsampler),
+            num=num, prompts=texts, cfg=cfg, steps=steps and spacing(steps), sampler=sampler,
+            eta=eta, seed=seed,
             shard=shard, batch=_usual_batch(shard) if batch is None else batch,
             device=own_device(device, processes), dtype=dtype,
         )  # fmt: skip

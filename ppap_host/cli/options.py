@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -110,22 +111,44 @@ def steps(help: str, panel: str = COMMON) -> Any:
     return option("--steps", panel=panel, metavar="NUMBER|SPACING", help=help)
 
 
-def backbone_options(
-    vae: str | None, upsampler: str | None, others: list[str] | None
-) -> dict[str, str]:
+def backbone_options(others: list[str] | None, **named: str | None) -> dict[str, str]:
     """What a backbone's factory is given besides its checkpoint.
+
+    Args:
+        named: those that have options of their own.
 
     Raises:
         OptionError: an entry of ``others`` is not KEY=VALUE.
     """
-    found = {"vae": vae, "upsampler": upsampler}
-    options = {key: value for key, value in found.items() if value is not None}
-    for text in others or []:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise OptionError(f"--backbone-option {text!r} has no value.", remedy="Give KEY=VALUE.")
+    options = {key: value for key, value in named.items() if value is not None}
+    for key, value in _pairs("--backbone-option", others):
         options[key.replace("-", "_")] = value
     return options
+
+
+def values(option: str, given: list[str] | None) -> dict[str, Any]:
+    """Arguments by name, read as JSON where they are that, and else as text.
+
+    Raises:
+        OptionError: an entry is not NAME=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for key, value in _pairs(option, given):
+        try:
+            found[key.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[key.replace("-", "_")] = value
+    return found
+
+
+def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
+    pairs = [text.partition("=") for text in given or []]
+    for key, equals, value in pairs:
+        if not (key and equals):
+            raise OptionError(
+                f"{option} {key + equals + value!r} has no value.", remedy="Give KEY=VALUE."
+            )
+    return [(key, value) for key, _, value in pairs]
 
 
 def spacing(steps: str) -> int | str:

@@ -1,8 +1,8 @@
 """``ppap run``: generate images under guidance."""
 
+# Long because every option of the command is declared here, once.
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,10 +56,10 @@ OWN = "-"
 """Of an option for each guide: what the guide gets where the option is left out."""
 
 
-def _number_or_own(text: str) -> float:
-    """A number; NaN, which nobody can mean, for :data:`OWN`."""
+def _number_or_own(text: str) -> float | str:
+    """A number, or :data:`OWN`."""
     try:
-        return math.nan if text == OWN else float(text)
+        return text if text == OWN else float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no number.") from None
 
@@ -81,7 +81,7 @@ def run(
         ),
     ] = None,
     scale: Annotated[
-        list[float] | None,
+        list[Any] | None,
         option(
             "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
             help="Strength of each guide, 1 being the same share of a step for all. [default: the "
@@ -92,6 +92,13 @@ def run(
         str | None,
         option(
             "--prompt", "-p", panel=COMMON, metavar="TEXT", help="For backbones that read text."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        option(
+            "--negative-prompt", panel=MODEL, metavar="TEXT",
+            help="What --cfg leads away from.",
         ),
     ] = None,
     num: Annotated[int | None, options.num("Images to make. [default: 4]")] = None,
@@ -189,11 +196,18 @@ def run(
             help="Classifier-free guidance scale of prompt or class.",
         ),
     ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        option(
+            "--guidance-scale", panel=MODEL, metavar="NUMBER",
+            help="What a distilled network is told, beside --cfg (Flux, Qwen-Image).",
+        ),
+    ] = None,
     image: Annotated[
         str | None,
         option(
             "--image", panel=MODEL, metavar="FILE",
-            help="Picture to fill in, for inpainting backbones.",
+            help="Picture to start from, to fill in, or for a control network.",
         ),
     ] = None,
     mask: Annotated[
@@ -203,6 +217,50 @@ def run(
             help="White where the picture is to be made anew.",
         ),
     ] = None,
+    strength: Annotated[
+        float | None,
+        option(
+            "--strength", panel=MODEL, metavar="NUMBER",
+            help="How far --image is left, 0 to 1. [default: the pipeline's]",
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        option("--height", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        option("--width", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        option(
+            "--lora", panel=MODEL, metavar="FILE[:STRENGTH]",
+            help="Low-rank patches of a pipeline; repeatable.",
+        ),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        option(
+            "--pipeline", panel=MODEL, metavar="NAME=VALUE",
+            help="A further argument of a pipeline's call; repeatable.",
+        ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        option(
+            "--offload", panel=MACHINE, metavar="NAME",
+            autocompletion=complete.among(("none", "model", "sequential")),
+            help="Networks of a pipeline wait in memory: none, model, sequential.",
+        ),
+    ] = None,
+    tiling: Annotated[
+        bool,
+        option(
+            "--tiling", panel=MACHINE, metavar=None,
+            help="Decode a pipeline's large images in tiles.",
+        ),
+    ] = False,
     sampler: Annotated[
         str | None,
         option(
@@ -247,7 +305,8 @@ def run(
     batch: Annotated[
         int | None,
         option(
-            "--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time. [default: 8]"
+            "--batch", panel=MACHINE, metavar="NUMBER",
+            help="Images at a time. [default: the backbone's]",
         ),
     ] = None,
     device: Annotated[str | None, options.device(" [default: auto]")] = None,
@@ -287,9 +346,14 @@ def run(
         out = Path(configured)
     given: dict[str, Any] = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
-        "image": image, "mask": mask,
+        "negative_prompt": negative_prompt, "guidance_scale": guidance_scale,
+        "image": image, "mask": mask, "strength": strength, "height": height, "width": width,
+        "pipeline": options.values("--pipeline", pipeline) or None,
         "class_index": class_index,
-        "backbone_options": backbone_options(vae, upsampler, backbone_option) or None,
+        "backbone_options": backbone_options(
+            backbone_option, vae=vae, upsampler=upsampler, lora=",".join(lora or []) or None,
+            offload=offload, tiling="yes" if tiling else None,
+        ) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
         "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype, "unguided": unguided,
@@ -330,18 +394,14 @@ def run(
         finish(execute(settings, folder), as_json, open_it)
 
 
-def _is_own(value: Any) -> bool:
-    return value == OWN or (isinstance(value, float) and math.isnan(value))
-
-
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """One table a guide, its options matched in order.
 
     Args:
         guides: names, or ``FILE.py:NAME`` of one's own code.
         options: by the names of :class:`~ppap_host.runs.config.GuideConfig`, each for all guides
-            or for none. :data:`OWN` (NaN for a number) is as if the guide had not been given one,
-            which is how a reward has no target beside guides that have one.
+            or for none. :data:`OWN` is as if the guide had not been given one, which is how a
+            reward has no target beside guides that have one.
 
     Raises:
         OptionError: the counts do not match; shows what was understood.
@@ -368,7 +428,7 @@ def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dic
     tables = []
     for i, (guide, own) in enumerate(zip(guides, code, strict=True)):
         table = {"name": guide} if own is None else {"name": own[1], "what": guide}
-        tables.append(table | {k: v[i] for k, v in options.items() if v and not _is_own(v[i])})
+        tables.append(table | {k: v[i] for k, v in options.items() if v and v[i] != OWN})
     return tables
 
 
@@ -380,12 +440,30 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
     # A slip of the pen is answered before torch is imported.
     check_run(settings, registry(), moved or {})
     check_new(out, "run.json", "a run")
+    told: list[str] = []
+
+    def begun(record: Mapping[str, Any]) -> None:
+        """What was understood and chosen, while there is time to stop."""
+        for said in dict.fromkeys(row["understood"] for row in record["targets"]):
+            remark(f"Target: {said}")
+        used = record["used"]
+        for one in used["guides"]:
+            if one["experts"]:
+                remark(f"{one['name']}: guided by the experts {one['experts']}")
+            scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
+            detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
+        where = f"{used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}"
+        detail(f"{settings.backbone}: {where}")
+        told.extend(record["warnings"])
+        for warning in told:
+            warn(warning)
+
     with progress_bar() as watch:
         try:
             watch("loading libraries", 0, 1)
             from ppap_host.runs.run import run as run_settings
 
-            result = run_settings(settings, out, watch, moved)
+            result = run_settings(settings, out, watch, moved, begun)
         except KeyboardInterrupt:
             if not (out / "run.json").exists():
                 # Interrupted while libraries were imported: leave a record all the same.
@@ -395,17 +473,9 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
             kept = counted(len(list(out.glob("[0-9]*.png"))), "finished image")
             remark(f"Interrupted: {kept} in {out}", "yellow")
             raise typer.Exit(INTERRUPTED) from None
-    for said in dict.fromkeys(row["understood"] for row in result.record["targets"]):
-        remark(f"Target: {said}")
-    used = result.record["used"]
-    for one in used["guides"]:
-        if one["experts"]:
-            remark(f"{one['name']}: guided by the experts {one['experts']}")
-        scale = f"{'absolute ' if one['absolute'] else ''}scale {one['scale']:g}"
-        detail(f"{one['name']}: recipe {one['recipe']}, {scale}")
-    detail(f"{settings.backbone}: {used['steps']} steps, cfg {used['cfg']:g}, on {used['device']}")
     for warning in result.record["warnings"]:
-        warn(warning)
+        if warning not in told:
+            warn(warning)
     return result
 
 

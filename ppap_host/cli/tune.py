@@ -213,7 +213,7 @@ def tune(
             watch("estimating", 0, 1)
             cost = _estimated(
                 guide, model, backbone or "shapes", checkpoint,
-                backbone_options(vae, None, backbone_option), config(), num, harvest_steps,
+                backbone_options(backbone_option, vae=vae), config(), num, harvest_steps,
                 harvest_cfg, device, dtype, seen,
             )  # fmt: skip
         if as_json:

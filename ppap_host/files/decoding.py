@@ -161,9 +161,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 def _one_channel(values: NDArray[Any]) -> NDArray[Any] | None:
     """[h, w] of an array that has one channel or several equal ones."""
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]
-    elif values.ndim == 3 and (
+    if values.ndim == 3 and (
         values.shape[2] == 1 or (values.shape[2] == 3 and (values == values[..., :1]).all())
     ):
         values = values[..., 0]
@@ -268,7 +266,7 @@ def decode(path: Path, near: tuple[int, int] | None = None, key: str | None = No
         head = file.read(64)
         file.seek(0)
         if head.startswith(b"\x93NUMPY"):
-            return _no_key(Decoded(name, "npy", _read_npy(file, path)), key)
+            return _no_key(Decoded(name, "npy", _without_batch(_read_npy(file, path))), key)
         if head.startswith(b"\x76\x2f\x31\x01"):
             return _read_exr(name, path, key)
         if head.startswith(b"PK\x03\x04"):
@@ -319,6 +317,13 @@ def _no_key(decoded: Decoded, key: str | None) -> Decoded:
     return decoded if any(decoded.original) else replace(decoded, original=_size(decoded.pixels))
 
 
+def _without_batch(values: NDArray[Any]) -> NDArray[Any]:
+    """An array without leading axes of length one."""
+    while values.ndim > 2 and values.shape[0] == 1:
+        values = values[0]
+    return values
+
+
 def _size(pixels: Image.Image | NDArray[Any]) -> tuple[int, int]:
     if isinstance(pixels, Image.Image):
         return pixels.size
@@ -335,7 +340,9 @@ def from_memory(value: Image.Image | NDArray[Any], name: str) -> Decoded:
         with _explained(name):
             return _no_key(_decoded(name, value, None), None)
     _check_array(name, value.shape, value.dtype)
-    return _no_key(Decoded(name, "array", value), None)
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
+    return _no_key(Decoded(name, "array", _without_batch(value)), None)
 
 
 def _decoded(name: str, image: Image.Image, near: tuple[int, int] | None) -> Decoded:
@@ -473,7 +480,7 @@ def _read_npz(name: str, file: IO[bytes], key: str | None) -> Decoded:
             shape, _, dtype = read(member)
             _check_array(what, shape, dtype)
         with archive.open(members[chosen]) as member:
-            values = np.lib.format.read_array(member, allow_pickle=False)
+            values = _without_batch(np.lib.format.read_array(member, allow_pickle=False))
     note = (f"its array {chosen!r}",)
     return Decoded(name, "npz", values, notes=note, original=_size(values))
 

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ppap_host.files.errors import OutputError, PpapError
 from ppap_host.files.writing import UNFINISHED, cannot_write, make_folder
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 LOCK: Final = ".lock"
-"""File by which a job holds its folder. The system lets go of it when the job ends or is killed."""
+"""File by which a job holds its folder, which goes when the job ends. The system lets go of the
+lock also if the job is killed."""
 
 _held: dict[str, int] = {}
 """Folders that this process holds, and the threads that do."""
@@ -42,7 +46,8 @@ class Job:
         # Not a thread's: whoever ends a job may be another one than who began it.
         lock = FileLock(folder / LOCK, thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            while not _acquired(lock, folder / LOCK):
+                pass
         except Timeout:
             raise OutputError(
                 f"Another job is at work in {str(folder)!r}.",
@@ -58,7 +63,11 @@ class Job:
         """Lets go of the folder; a second call does nothing."""
         if self._lock is None:
             return
-        _remove_empty(self.folder, self._created)
+        with suppress(OSError):  # Windows lets no open file go
+            (self.folder / LOCK).unlink()
+        if self._created:
+            with suppress(OSError):  # not empty
+                os.rmdir(self.folder)
         _held.pop(self._key, None)
         self._lock.release()
         self._lock = None
@@ -82,13 +91,23 @@ def _sweep(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
-def _remove_empty(folder: Path, created: bool) -> None:
-    """Removes the lock where there is nothing else, and the folder if it was made for the job."""
-    with suppress(OSError):
-        if set(os.listdir(folder)) <= {LOCK}:
-            (folder / LOCK).unlink(missing_ok=True)
-            if created:
-                os.rmdir(folder)
+def _acquired(lock: FileLock, path: Path) -> bool:
+    """Takes a lock; false if its file was removed meanwhile, as a job does that ends.
+
+    Raises:
+        Timeout: another job has it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        lock.acquire(timeout=0)
+        # While it is open its number is no other's: it was there, and is, so it is what is locked.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return True
+        lock.release()
+        return False
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -30,6 +30,14 @@ Images = Annotated[int, Field(ge=1, le=100_000_000)]
 Batch = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+"""Pixels along a side of an image."""
+Count = Annotated[int, Field(ge=1, le=100)]
+"""How often something is done within one step of sampling."""
+Repeats = Annotated[int, Field(ge=0, le=100)]
+"""The same where it may be left out."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moving average."""
 Steps = Annotated[int, Field(ge=1, le=1_000_000)] | Annotated[str, Field(min_length=1)]
 """A number of steps, or a spacing of them."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ppap_host.files.errors import TargetError, nearest
 
+_NUMBER = re.compile("[+-]?[0-9]{1,99}")
 _SHOWN = 12
 """So many classes are listed in full when a name is unknown."""
 
@@ -64,9 +65,7 @@ class Labels:
         Raises:
             TargetError: no class is called that, or several are, or the number is out of range.
         """
-        wanted = plain(text)
-        hits = [k for k in range(len(self)) if wanted in self._called(k)]
-        hits = hits or [k for k in range(len(self)) if wanted in self._also_called(k)]
+        hits = self.matches(text)
         if len(hits) == 1:
             return hits[0]
         if hits:
@@ -75,18 +74,24 @@ class Labels:
                 f"The label {text!r} means {len(hits)} classes: {'; '.join(shown)}.",
                 remedy="Give the number of the one you mean.",
             )
-        if re.fullmatch(r"[+-]?[0-9]{1,99}", text.strip()):
-            index = int(text)
-            if 0 <= index < len(self):
-                return index
+        if _NUMBER.fullmatch(text.strip()):
             raise TargetError(
-                f"There is no class {index}: the network has {len(self)}.",
+                f"There is no class {int(text)}: the network has {len(self)}.",
                 remedy=f"Give a number from 0 to {len(self) - 1} or the name of a class.",
             )
         raise TargetError(
             f"No class is called {text[:100]!r}.",
-            remedy=f"{self._suggestion(wanted)} {else_}".strip(),
+            remedy=f"{self._suggestion(plain(text))} {else_}".strip(),
         )
+
+    def matches(self, text: str) -> list[int]:
+        """The classes that ``text`` names by the rules of :meth:`find`: none, one or several."""
+        wanted = plain(text)
+        hits = [k for k in range(len(self)) if wanted in self._called(k)]
+        hits = hits or [k for k in range(len(self)) if wanted in self._also_called(k)]
+        if not hits and _NUMBER.fullmatch(text.strip()) and 0 <= int(text) < len(self):
+            hits = [int(text)]
+        return hits
 
     def _called(self, index: int) -> set[str]:
         whole = self.names[index]

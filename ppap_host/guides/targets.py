@@ -38,8 +38,8 @@ KINDS: Mapping[str, str] = {
 }
 """What a head can name, and what it means. Guides say which of them they take, and may add some."""
 
-Value = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
-"""What a target may be given as."""
+Value = str | os.PathLike[str] | Mapping[str, Any] | Image.Image | NDArray[Any] | Tensor
+"""What a target may be given as; a mapping is a path with what is known of it, as in TOML."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Given:
         """
         if isinstance(value, Given):
             given = replace(value, moved=value.moved if moved is None else moved)
+        elif isinstance(value, Mapping):
+            given = replace(cls._of_table(value), moved=moved)
         elif isinstance(value, os.PathLike):
             given = cls(os.fspath(value), is_path=True, moved=moved)
         elif isinstance(value, str | Image.Image | np.ndarray | Tensor):
@@ -127,6 +129,34 @@ class Given:
                 f"./ before it.",
             )
         return given
+
+    @classmethod
+    def _of_table(cls, table: Mapping[str, Any]) -> Given:
+        """From ``{path = "room.png", as = "depth", unit = "mm"}``, as TOML and records have it."""
+        rest = dict(table)
+        path, kind = rest.pop("path", None), rest.pop("as", None)
+        plain = [
+            v for value in rest.values() for v in (value if isinstance(value, list) else [value])
+        ]
+        if (
+            not (isinstance(path, str) and path and isinstance(kind, str | None))
+            or (rest and kind is None)
+            or not all(isinstance(v, str | int | float) for v in plain)
+        ):
+            raise TargetError(
+                f"The table {dict(table)} is no target.",
+                remedy='Write path = "FILE", as = one of '
+                f'{", ".join(KINDS)}, and its settings, such as unit = "mm".',
+            )
+        return target(Path(path), kind, **rest)
+
+    @property
+    def table(self) -> dict[str, str]:
+        """The same for TOML and records, which :meth:`of` reads as it is."""
+        if not isinstance(self.value, str):
+            raise TypeError("what is in memory has no table")
+        kind = {} if self.kind is None else {"as": self.kind}
+        return {"path": self.value, **kind, **self.settings}
 
     @property
     def head(self) -> str:
@@ -404,17 +434,25 @@ class Given:
             white, words = 1 - white, f"{words}, inverted"
         fit = fit_numbers(white.astype(np.float32), size, Image.Resampling.BOX).clip(0, 1)
         percent = 100 * float(fit.mean())
-        shown = (
-            f"{percent:.0f}" if 0.5 <= percent < 99.5 or percent in (0, 100) else f"{percent:.2g}"
-        )
+        shown = f"{percent:.0f}" if 0.5 <= percent < 99.5 or percent in (0, 100) else (
+            f"{percent:.3g}"
+        )  # fmt: skip
         understood = "; ".join(
             [f"mask with {shown} % white from {origin(self, decoded)}, {words}", *decoded.notes,
              how_fitted(decoded.original, size)]
         )  # fmt: skip
-        if looks_inverted(fit) and "invert" not in self.settings:
+        if fit.min() == fit.max():
+            what = "nothing in it is marked" if fit.max() < 0.5 else "all of it is marked"
+            doubts.append(f"{decoded.name} is the same everywhere: {what}.")
+        elif fit.min() > 0.5:
             doubts.append(
-                f"{decoded.name} is white along its whole border and black inside, as inverted "
-                "masks are. White is what is meant; if black is, give "
+                f"Nothing in {decoded.name[0].lower()}{decoded.name[1:]} is black, so that all of "
+                "it counts as white."
+            )
+        elif looks_inverted(fit) and "invert" not in self.settings:
+            doubts.append(
+                f"{decoded.name} is white along its border and black inside, as inverted masks "
+                "are. White is what is meant; if black is, give "
                 f"{self.as_('mask,invert=yes')}."
             )
         share = torch.from_numpy(fit.copy())[None]
@@ -694,9 +732,9 @@ _MIDDLE = 0.3
 
 
 def looks_inverted(mask: NDArray[np.float32]) -> bool:
-    """Whether a mask is white along its whole border and mostly, and black somewhere inside."""
+    """Whether a mask is white along most of its border and mostly, and black somewhere."""
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    return bool(border.mean() > 0.95 and mask.mean() > 0.5 and mask.min() < 0.5)
+    return bool(border.mean() > 0.75 and mask.mean() > 0.5 and mask.min() < 0.5)
 
 
 def _mask_values(given: Given, decoded: Decoded) -> tuple[NDArray[np.float64], str, list[str]]:
@@ -742,6 +780,9 @@ def _layer(
     words = "what is painted on transparency counts as white"
     spread = int(np.ptp(painted, axis=0).max()) if len(painted) else 0
     if by == "alpha" or spread <= 24:
+        levels = np.unique(alpha)
+        if len(levels) == 2 and levels[0] == 0:  # a brush that lets the ground through
+            alpha = (alpha > 0).astype(np.float64)
         return alpha, words, []
     raise TargetError(
         f"{decoded.name} has transparent parts and several colours, so that it is not clear what "

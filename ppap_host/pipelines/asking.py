@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files.errors import OptionError, OutputError
+from ppap_host.files.errors import OptionError
+from ppap_host.files.reading import Document
+from ppap_host.files.writing import make_folder, write_json
 from ppap_host.guides.guide import Guide
+from ppap_host.guides.targets import Target
 from ppap_host.pipelines.steering import Asked
 from ppap_host.plugins.loading import load_recipe
 from ppap_host.plugins.registry import Registry, registry
@@ -70,7 +72,7 @@ def _one(given: Any, name: str, found: Registry) -> Asked:
     if given.experts not in (None, NONE):
         expert_set_path(str(given.experts), found)
     guide, ours, _ = guide_of(given, found, [])
-    _target(guide, given, _ANY_SIZE, torch.device("cpu"))
+    targets = _targets(guide, given, _ANY_SIZE, torch.device("cpu"))
 
     def at_work(backbone: Backbone, device: torch.device) -> Guidance:
         if ours:
@@ -79,18 +81,19 @@ def _one(given: Any, name: str, found: Registry) -> Asked:
         chosen = calibrated(given, choose(given, given.recipe, guide, backbone, walk, found))
         usual = chosen.guide.usual_scale(chosen.recipe.name)
         scale = usual if given.scale is None else given.scale
-        rows = _target(chosen.guide, given, backbone.image_size, device)
+        targets[:] = _targets(chosen.guide, given, backbone.image_size, device)
+        rows = torch.cat([target.value for target in targets])
         return Guidance(chosen.guide, rows, chosen.recipe, scale, name)
 
-    return Asked(name, recipe, at_work)
+    return Asked(name, recipe, at_work, targets)
 
 
-def _target(
+def _targets(
     guide: Guide, given: GuideConfig, size: tuple[int, int], device: torch.device
-) -> Tensor:
-    """One row, or one a picture."""
+) -> list[Target]:
+    """One for all pictures, or one a picture."""
     targets = given.target if isinstance(given.target, tuple) else (given.target,)
-    return torch.cat([target_of(guide, target, size, device).value for target in targets])
+    return [target_of(guide, target, size, device) for target in targets]
 
 
 def written(guidance: Any, **options: Any) -> dict[str, Any]:
@@ -124,15 +127,21 @@ def save(values: Mapping[str, Any], folder: str | os.PathLike[str], file: str) -
                     f"The {which} is an object in memory, which no file can hold.",
                     remedy="Save guidance whose guides and targets have names.",
                 )
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {file!r} to {str(folder)!r}: {error.strerror}.",
-            remedy="Give another folder.",
-        ) from None
+    make_folder(Path(folder))
+    write_json(Path(folder) / file, values)
+
+
+_SAVED = Document("saved guidance", OptionError, "Give the folder that save_pretrained wrote.")
+
+
+class _Saved(BaseModel):
+    guidance: list[dict[str, Any]]
+    seed: Any = 0
+    balance: Any = "project"
+    frames: Any = 3
+    start: Any = None
+    stop: Any = None
+    around: dict[str, Any] | None = None
 
 
 def saved(folder: str | os.PathLike[str], file: str) -> dict[str, Any]:
@@ -142,14 +151,7 @@ def saved(folder: str | os.PathLike[str], file: str) -> dict[str, Any]:
         OptionError: there is no such file, it is damaged, or it names code.
     """
     path = Path(folder) / file
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        rows = list(values["guidance"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OptionError(
-            f"{str(path)!r} holds no saved guidance.",
-            remedy="Give the folder that save_pretrained wrote.",
-        ) from None
-    config = RunConfig.from_dict({"guides": rows}, str(path))
+    values = _SAVED.read(path, _Saved).model_dump(exclude_unset=True)
+    config = RunConfig.from_dict({"guides": values["guidance"]}, str(path))
     refuse_code(config, str(path))
     return {**values, "guidance": list(config.guides)}

@@ -1,63 +1,123 @@
-"""The backbone ``diffusers``: a pipeline of diffusers on the host's noise levels."""
+"""The backbone ``diffusers``: a pipeline that runs itself, or its networks in the host's loop."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import is_transformers_available
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk
-from ppap_host.files.errors import CheckpointError
-from ppap_host.files.models import from_pretrained, local_folder, no_larger_than, read_json
+from ppap_host.files.errors import CheckpointError, DeviceError, OptionError
+from ppap_host.pipelines.arguments import is_pipeline
 from ppap_host.pipelines.families import Family, family_named, supported
-from ppap_host.pipelines.schedules import as_rows, fixed_variance_of, learned_variance
-
-_REMEDY = (
-    "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "
-    "stable-diffusion-v1-5/stable-diffusion-v1-5."
+from ppap_host.pipelines.running import PipelineSteps, device_of, dtype_of
+from ppap_host.pipelines.schedules import (
+    as_rows,
+    fixed_variance_of,
+    learned_variance,
+    schedule_of,
 )
+from ppap_host.pipelines.steering import bounds, scheduler_of
+from ppap_host.runs.config import RunConfig
 
 
 class PipelineBackbone(Backbone):
-    """A diffusers pipeline whose networks, conditioning and decoder the host uses.
+    """A pipeline of diffusers, classic or modular.
 
-    The noise levels are those of the pipeline's scheduler, the steps the host's own. Its safety
-    checker, if it has one, has no part in this.
+    A run lets it take its own steps (:meth:`own_steps`), whatever its kind. The host's samplers,
+    harvests and whoever asks for predictions use its networks, conditioning and decoder instead, on
+    the noise levels of its scheduler, which is for the kinds of :data:`FAMILIES`.
 
     Args:
-        pipe: a pipeline in memory; its networks are frozen.
+        pipe: a pipeline in memory; its networks are frozen once the host's loop uses them.
         files: that it was read from.
         remarks: what had to be chosen among them, a sentence each.
+        names: of the checkpoint, from which a distilled one may be known.
+        offload: moves networks to the device while they compute, instead of :meth:`to`.
 
     Raises:
-        CheckpointError: pipelines of this kind, or with such a scheduler, are not known.
+        CheckpointError: its scheduler's levels cannot be known.
+        OptionError: it has no scheduler.
     """
 
     name = "diffusers"
+    least_cfg = 1.0
+    default_batch = 1
 
-    def __init__(self, pipe: Any, files: Sequence[Path] = (), remarks: Sequence[str] = ()) -> None:
-        made = family_named(type(pipe).__name__)
-        if made is None:
-            raise _unknown(type(pipe).__name__)
-        for module in _networks(pipe):
-            module.requires_grad_(False).eval()
-        self.family: Family = made(pipe)
-        self.state_shape = self.family.state_shape
-        self.default_cfg = self.family.default_cfg
-        self.clip = None if self.family.latent else _bounds(pipe.scheduler)
-        self.fixed_variance = fixed_variance_of(pipe.scheduler)
-        self._learned = learned_variance(pipe.scheduler)
+    def __init__(
+        self,
+        pipe: Any,
+        files: Sequence[Path] = (),
+        remarks: Sequence[str] = (),
+        *,
+        names: Sequence[str] = (),
+        offload: str = "none",
+    ) -> None:
+        if not is_pipeline(pipe):
+            raise CheckpointError(
+                f"A {type(pipe).__name__} is no pipeline of diffusers.",
+                remedy="Give a pipeline in memory, or its hub name or folder.",
+            )
+        self.pipe, self._offload = pipe, offload
+        scheduler = scheduler_of(pipe)
+        schedule_of(scheduler)
+        self._names = [*names, str(getattr(pipe.config, "_name_or_path", "") or "")]
+        self.fixed_variance = fixed_variance_of(scheduler)
+        self._learned = learned_variance(scheduler)
         self._files, self._remarks = tuple(files), tuple(remarks)
-        self.dtype: torch.dtype = self.family.net.dtype
+        self.device, self.dtype = device_of(pipe), dtype_of(pipe)
+
+    @cached_property
+    def family(self) -> Family:
+        """How the host's loop uses its networks.
+
+        Raises:
+            OptionError: it knows no such pipeline, or not with these networks.
+        """
+        made = family_named(type(self.pipe).__name__)
+        if made is None:
+            raise OptionError(
+                f"The host's own samplers do not know {type(self.pipe).__name__}; they know "
+                f"{supported()}.",
+                remedy="Leave out --sampler: the pipeline takes its own steps.",
+            )
+        for module in _networks(self.pipe):
+            module.requires_grad_(False).eval()
+        return made(self.pipe)
+
+    def own_steps(self, config: RunConfig, pictures: Mapping[str, Image.Image]) -> PipelineSteps:
+        """The pipeline made ready for a run; a copy of it with schedulers of its own.
+
+        Raises:
+            PpapError: it cannot be called or guided so.
+        """
+        if isinstance(config.backbone, str):  # ours, and read for this run
+            for module in _networks(self.pipe):
+                if self._asks_for_float32(module):
+                    nn.Module.to(module, dtype=self.dtype)
+        return PipelineSteps(self.pipe, config, pictures, self._names)
+
+    @cached_property
+    def state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """(channels, height, width) of a state at the size the network was trained for."""
+        return self.family.state_shape
+
+    @cached_property
+    def default_cfg(self) -> float:  # type: ignore[override]
+        """The pipeline's own default."""
+        return self.family.default_cfg
+
+    @cached_property
+    def clip(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """What a pixel model's x_0 is clipped to, as its scheduler does."""
+        return None if self.family.latent else bounds(self.pipe.scheduler)
 
     def walk(self, steps: int | str) -> Walk:
         """The levels that the pipeline's scheduler visits in so many steps, then the clean image.
@@ -68,6 +128,8 @@ class PipelineBackbone(Backbone):
 
     def levels(self) -> tuple[NoiseLevel, ...]:
         """The levels of its training; a grid of a thousand for continuous schedules."""
+        if family_named(type(self.pipe).__name__) is None:
+            return schedule_of(scheduler_of(self.pipe)).levels()
         return self.family.schedule.levels()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
@@ -108,16 +170,32 @@ class PipelineBackbone(Backbone):
         return self.family.image_size
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PipelineBackbone:
-        """Moves all networks; the autoencoder computes in float32 where float16 is asked for."""
-        for module in _networks(self.family.pipe):
-            if self.family.latent and module is self.family.pipe.vae:
-                continue  # it has a number format of its own
+        """Moves all networks, none of them through another number format.
+
+        With an ``offload`` they stay in memory and come to the device while they compute.
+
+        Raises:
+            DeviceError: there is nothing to offload from.
+        """
+        for module in _networks(self.pipe):
             # nn.Module's own `to`: diffusers' override warns about changes of precision.
-            nn.Module.to(module, device=device, dtype=dtype)
-        if self.family.autoencoder is not None:
-            self.family.autoencoder.to(device, dtype)
+            if not (dtype == torch.float16 and self._asks_for_float32(module)):
+                nn.Module.to(module, dtype=dtype)
+            if self._offload == "none":
+                nn.Module.to(module, device=device)
+        if self._offload != "none":
+            offloaded(self.pipe, self._offload, device)
         self.device, self.dtype = device, dtype
         return self
+
+    def _asks_for_float32(self, module: nn.Module) -> bool:
+        """Whether it is the autoencoder, and its configuration says that it overflows in float16.
+
+        The host's loop heeds that; pipelines that take their own steps have their own ways with it.
+        """
+        return module is getattr(self.pipe, "vae", None) and bool(
+            getattr(module, "config", {}).get("force_upcast")
+        )
 
     def files(self) -> Sequence[Path]:
         """Configurations and weights; none for a pipeline in memory."""
@@ -128,161 +206,26 @@ class PipelineBackbone(Backbone):
         return self._remarks
 
 
-def load(checkpoint: Any = None) -> PipelineBackbone:
-    """The backbone of a pipeline on the hub, in a folder, or in memory.
-
-    Only safetensors are read, and no code that comes with a pipeline is run.
-
-    Args:
-        checkpoint: hub name, folder with a ``model_index.json``, or the pipeline itself.
-
-    Raises:
-        CheckpointError: it cannot be found or downloaded, is no pipeline of a known kind, or has
-            no safetensors weights.
-    """
-    if checkpoint is None:
-        raise CheckpointError("The backbone 'diffusers' comes without weights.", remedy=_REMEDY)
-    if not isinstance(checkpoint, str):
-        return PipelineBackbone(checkpoint)
-    folder = local_folder(checkpoint, _REMEDY)
-    if folder is None:
-        folder = _downloaded(checkpoint)
-    described = folder / "model_index.json"
-    index = read_json(described, remedy=_REMEDY) if described.is_file() else None
-    if not isinstance(index, dict):
-        raise CheckpointError(
-            f"{checkpoint!r} gives no pipeline: it has no {described.name}.", remedy=_REMEDY
-        )
-    name = str(index.get("_class_name"))
-    family = family_named(name)
-    if family is None:
-        raise _unknown(name, f"{checkpoint!r} is a ")
-    if family.reads_text and not is_transformers_available():
-        raise CheckpointError(
-            f"{checkpoint!r} has text encoders, which need transformers.",
-            remedy="Install it with `pip install transformers`.",
-        )
-    left_out = {part: None for part in family.left_out if part in index}
-    if "requires_safety_checker" in index:
-        left_out["requires_safety_checker"] = False  # type: ignore[assignment]
-    parts = _parts(checkpoint, folder, index, left_out)
-    remarks: list[str] = []
-    variant = _variant(checkpoint, parts, remarks)
-    read = [path for part in parts for path in _read_of(part, variant)]
-    size = sum(path.stat().st_size for path in read if path.suffix == ".safetensors")
-    try:
-        with no_larger_than(checkpoint, size // 2):
-            pipe = from_pretrained(
-                getattr(diffusers, name), folder, use_safetensors=True, variant=variant, **left_out
-            )
-    except CheckpointError:
-        raise
-    # diffusers, transformers and safetensors raise anything for files that do not fit.
-    except Exception as error:
-        raise CheckpointError(
-            f"The {name} of {checkpoint!r} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}).",
-            remedy="Each of its networks needs safetensors weights that fit its configuration; "
-            "pickles (.bin, .ckpt) are not read.",
-        ) from error
-    for module in _networks(pipe):
-        nn.Module.to(module, dtype=torch.float32)
-    return PipelineBackbone(pipe, [folder / "model_index.json", *read], remarks)
-
-
-def _downloaded(name: str) -> Path:
-    """A pipeline of the hub, in its cache."""
-    problem: Exception | None = None
-    for variant in (None, "fp16"):
-        try:
-            index = DiffusionPipeline.load_config(name)
-            family = family_named(str(index.get("_class_name")))
-            left_out = {p: None for p in (family.left_out if family else ()) if p in index}
-            found = DiffusionPipeline.download(
-                name, use_safetensors=True, trust_remote_code=False, variant=variant, **left_out
-            )
-            return Path(found)
-        # diffusers and the hub's client each have exceptions of their own; whichever it was, there
-        # is no pipeline of this name, or none in this precision.
-        except Exception as error:
-            problem = problem or error
-    raise CheckpointError(
-        f"{name!r} gives no pipeline ({type(problem).__name__}).", remedy=_REMEDY
-    ) from problem
-
-
-def _parts(
-    name: str, folder: Path, index: Mapping[str, Any], left_out: Collection[str]
-) -> list[Path]:
-    """The folders of what a pipeline is made of, checked for code of their own."""
-    parts = []
-    for part, kind in index.items():
-        if part.startswith("_") or part in left_out or not isinstance(kind, list):
-            continue
-        library, of = [str(word) for word in (*kind, "", "")][:2]
-        if kind == [None, None]:
-            continue
-        path = folder / part
-        if library not in ("diffusers", "transformers") or Path(part).name != part:
-            raise _with_code(name, f"{library}.{of}")
-        for file in sorted(path.glob("*config.json")):
-            described = read_json(file)
-            own = isinstance(described, dict) and described.get("auto_map")
-            if own and of.startswith("Auto") and library == "transformers":
-                raise _with_code(name, f"the {of} in {part}")
-        parts.append(path)
-    return parts
-
-
-def _with_code(name: str, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"The pipeline {name!r} needs code of its own ({what[:200]}), which is never run.",
-        remedy="Give a pipeline that diffusers has all the parts of.",
-    )
-
-
-_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors"
-)
-_SETTINGS = (".json", ".txt", ".model")
-
-
-def _read_of(part: Path, variant: str | None) -> list[Path]:
-    """The files of a part that are read: its settings, its words, and one set of weights."""
-    found = sorted(path for path in part.glob("*") if path.is_file())
-    weights = [path for path in found if _WEIGHTS.fullmatch(path.name)]
-    half = [path for path in weights if ".fp16" in path.name]
-    chosen = half if half and variant else [path for path in weights if path not in half]
-    return sorted([path for path in found if path.suffix in _SETTINGS] + chosen)
-
-
-def _variant(name: str, parts: Sequence[Path], remarks: list[str]) -> str | None:
-    """The word fp16 where weights are there in half precision alone."""
-    for part in parts:
-        there = [path.name for path in part.glob("*.safetensors") if _WEIGHTS.fullmatch(path.name)]
-        if there and all(".fp16" in file for file in there):
-            remarks.append(f"{name!r} has half-precision weights only (*.fp16.safetensors).")
-            return "fp16"
-    return None
-
-
-def _unknown(name: str, where: str = "") -> CheckpointError:
-    return CheckpointError(
-        f"{where}{name}, and pipelines of this kind are not known here.",
-        remedy=f"Known: {supported()}.",
-    )
-
-
 def _networks(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def _bounds(scheduler: Any) -> tuple[float, float] | None:
-    """What a pixel model's x_0 is clipped to: as the scheduler does, static where it is dynamic."""
-    config = scheduler.config
-    if config.get("thresholding"):
-        return (-1.0, 1.0)
-    if not config.get("clip_sample", False):
-        return None
-    largest = float(config.get("clip_sample_range", 1.0))
-    return (-largest, largest)
+def offloaded(pipe: Any, how: str, device: torch.device) -> None:
+    """Lets networks stay in memory and come to the device while they compute.
+
+    Args:
+        how: "model", whole networks, or "sequential", layer by layer.
+
+    Raises:
+        DeviceError: the device is the memory itself.
+    """
+    if device.type == "cpu":
+        raise DeviceError(
+            f"--offload {how} moves networks between memory and a graphics card, and the run is on "
+            "the CPU.",
+            remedy="Leave it out, or give --device cuda.",
+        )
+    if how == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)

@@ -74,6 +74,10 @@ class Course:
         number, first = self._calls[index]
         return Step(self.walk, number, self._variance), first
 
+    def ends(self, index: int) -> bool:
+        """Whether a call is the last one of its step."""
+        return self.last(index) or self._calls[index + 1][1]
+
     def calls(self, number: int) -> list[int]:
         """The calls of a step, in order."""
         return [i for i, (step, _) in enumerate(self._calls) if step == number]

@@ -22,9 +22,10 @@ from diffusers import ModularPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from ppap_host.files.errors import OptionError
+from ppap_host.files.settings import read
 from ppap_host.pipelines.asking import asked, save, saved, written
 from ppap_host.pipelines.hooks import hooked
-from ppap_host.pipelines.steering import Report, Run, Steering, scheduler_of
+from ppap_host.pipelines.steering import Report, Run, Steering, SteeringOptions, scheduler_of
 
 _FILE = "ppap_guider.json"
 _STEER = "Use `with ppap.steer(pipe, ...)`, which guides any pipeline."
@@ -48,6 +49,7 @@ class Guider(BaseGuidance):  # type: ignore[misc]
         stop: float = 1.0,
         **options: Any,
     ) -> None:
+        read(SteeringOptions, {"start": start, "stop": stop}, "the guider")
         self._around, self._guidance, self._options = around, guidance, options
         self._steering = Steering(pipe, asked(guidance), **options)
         if self._steering.through:

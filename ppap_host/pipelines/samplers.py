@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -35,6 +35,7 @@ from ppap_host.pipelines.schedules import (
 )
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.sampling.names import DIFFUSERS, Scheduled, in_python
+from ppap_host.sampling.selecting import Particles
 from ppap_host.sampling.solvers import Evaluate, Solver
 from ppap_host.sampling.streams import Draw, ImageNoise
 
@@ -46,12 +47,14 @@ class ScheduledWalk(Walk):
     Attributes:
         scheduler: with its timesteps; copied for every batch.
         visited: the level of each call of its ``step``, on the backbone's line.
+        known: the scheduler's habits, once they were found out.
     """
 
     scheduler: Any = field(repr=False)
     schedule: Schedule = field(repr=False)
     course: Course = field(repr=False)
     visited: tuple[NoiseLevel, ...] = field(repr=False)
+    known: list[Habits] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass
@@ -66,6 +69,12 @@ class _Memory:
     x: Tensor
     own: Tensor
 
+    def picked(self, index: Tensor) -> _Memory:
+        """The memory with other rows; of the scheduler's, in what is shaped as the state."""
+        scheduler = _copied(self.scheduler)
+        vars(scheduler).update(_rows(vars(scheduler), index, self.own.shape))
+        return _Memory(scheduler, self.x[index], self.own[index])
+
 
 class FromDiffusers(Solver):
     """A scheduler of diffusers as a solver.
@@ -79,6 +88,8 @@ class FromDiffusers(Solver):
     Raises:
         OptionError: the scheduler cannot sample this backbone; says why.
     """
+
+    draws_itself = True
 
     def __init__(self, name: str, scheduled: Scheduled, backbone: Backbone, **options: Any) -> None:
         self.name, self._options = name, options
@@ -112,6 +123,24 @@ class FromDiffusers(Solver):
                 + ("flow-euler." if own is not None and "Flow" in own.__name__ else "euler."),
             )
 
+    @cached_property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """Whether its steps draw noise; found out by a rehearsal of the first."""
+        scheduler = copy.deepcopy(self._scheduler)
+        options = {} if self._shift is None else {"mu": self._shift}
+        with _quietly():
+            scheduler.set_timesteps(4, **options)
+            state = torch.zeros(1, 4, 8, 8)
+            given = {"timestep": scheduler.timesteps[0], "sample": state, "model_output": state}
+            getattr(scheduler, "scale_model_input", torch.add)(state, scheduler.timesteps[0])
+            drawn = habits(scheduler, given | self._options).draws
+        return "noise" if drawn else ""
+
+    @property
+    def reads_eps(self) -> bool:  # type: ignore[override]
+        """Where nothing is drawn, what a recipe keeps of the noise is kept."""
+        return not self.noise
+
     def walk(self, backbone: Backbone, steps: int | str) -> ScheduledWalk:
         """The levels that the scheduler visits in so many steps, then the clean state.
 
@@ -133,8 +162,8 @@ class FromDiffusers(Solver):
             ) from error
         there: Callable[[NoiseLevel], NoiseLevel]
         there = _itself if self._own else partial(_on_line_of, backbone)
-        levels = tuple(there(level) for level in course.walk.levels[:-1])
         visited = tuple(there(level) for level in course.visited[:-1])
+        levels = tuple(visited[course.calls(i)[0]] for i in range(len(course.walk)))
         return ScheduledWalk((*levels, CLEAN), scheduler, schedule, course, visited)
 
     def begin(self, noise: Tensor, temperature: float, walk: Walk) -> tuple[Tensor, Any]:
@@ -153,7 +182,7 @@ class FromDiffusers(Solver):
         course = walk.course
         if memory is None:
             memory = _Memory(copy.deepcopy(walk.scheduler), x, _as_own(x, course.calls(i)[0], walk))
-        scheduler = copy.deepcopy(memory.scheduler)
+        scheduler = _copied(memory.scheduler)
         calls = course.calls(i)
         own = memory.own.to(x)
         if not torch.equal(memory.x.to(x), x):  # a recipe has moved the state
@@ -169,32 +198,39 @@ class FromDiffusers(Solver):
                 estimate = replace(estimate, next_shift=estimate.next_shift * line)
             given = self._arguments(scheduler, own, time, draw)
             output, shift = self._output(estimate, call, walk, scheduler, given)
-            stepped = scheduler.step(model_output=output, **given, return_dict=False)
-            own = stepped[0]
+            with _quietly():
+                own = scheduler.step(model_output=output, **given, return_dict=False)[0]
             if shift is not None:
                 own = own + shift * walk.schedule.own_scale(course.walk.levels[i + 1])
             based_on = based_on or estimate
         assert based_on is not None
         last = i == len(walk) - 1
-        x = own if last else self._as_host(own, calls[-1] + 1, walk, copy.deepcopy(scheduler))
+        x = own if last else self._as_host(own, calls[-1] + 1, walk, _copied(scheduler))
         return x, replace(based_on, next_shift=None), _Memory(scheduler, x, own)
 
     def _as_host(self, own: Tensor, call: int, walk: ScheduledWalk, scheduler: Any) -> Tensor:
         """The scheduler's state as the host has it at a call."""
-        if isinstance(walk.schedule, VariancePreserving) and self._own:
-            # What the network is shown is the state at unit variance, as the scheduler rounds it.
-            scaled: Tensor = scheduler.scale_model_input(own, scheduler.timesteps[call])
-            return scaled
         level, there = walk.course.visited[call], walk.visited[call]
-        factor = there.alpha / level.alpha / walk.schedule.own_scale(level)
+        factor = there.alpha / level.alpha
+        if isinstance(walk.schedule, VariancePreserving):
+            # What networks are shown is the state at unit variance, as the scheduler rounds it.
+            own = scheduler.scale_model_input(own, scheduler.timesteps[call])
+        else:
+            factor /= walk.schedule.own_scale(level)
         return own if factor == 1 else own * factor
 
     def _arguments(self, scheduler: Any, own: Tensor, time: Tensor, draw: Draw) -> dict[str, Any]:
         given: dict[str, Any] = {"timestep": time, "sample": own, **self._options}
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            if not isinstance(draw, ImageNoise):
-                raise ValueError(f"The sampler {self.name!r} draws by itself: give ImageNoise.")
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        seeded = hasattr(scheduler, "noise_sampler_seed")
+        if not draws and not seeded:
+            return given
+        if not isinstance(draw, ImageNoise | Particles):
+            raise ValueError(f"The sampler {self.name!r} draws by itself: give ImageNoise.")
+        if draws:
             given["generator"] = draw.generators
+        if seeded and scheduler.noise_sampler_seed is None:  # a Brownian motion for each image
+            scheduler.noise_sampler_seed = [stream.initial_seed() for stream in draw.generators]
         return given
 
     def _output(
@@ -207,18 +243,20 @@ class FromDiffusers(Solver):
     ) -> tuple[Tensor, Tensor | None]:
         """What the scheduler is given for the network's output, and what is added to its state."""
         level, x = walk.visited[call], estimate.x
+        if estimate.offset is not None:  # not where a guide has moved it, but all of it
+            everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            estimate = replace(estimate, moved=everywhere)
         output = estimate.output if self._own else None
         predicted = (x - level.alpha * estimate.x0) / level.sigma
         if output is not None:
             predicted = output[:, : x.shape[1]]
             if not learned_variance(scheduler):
                 output = predicted
-        known: list[Habits] = []
 
         def found() -> Habits:
-            if not known:
-                known.append(habits(scheduler, given | {"model_output": predicted}))
-            return known[0]
+            if not walk.known:
+                walk.known.append(habits(scheduler, given | {"model_output": predicted}))
+            return walk.known[0]
 
         if output is None:
             # The noise that belongs to the guided x_0, clipped as the backbone asks.
@@ -232,12 +270,30 @@ class FromDiffusers(Solver):
         return torch.cat([predicted + moves, output[:, x.shape[1] :]], dim=1), shift
 
 
+def _rows(thing: Any, index: Tensor, shape: torch.Size) -> Any:
+    """Tensors of this shape with other rows, however deep in lists and dictionaries."""
+    if isinstance(thing, Tensor):
+        return thing[index.to(thing.device)] if thing.shape == shape else thing
+    if isinstance(thing, dict):
+        return {key: _rows(value, index, shape) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return type(thing)(_rows(value, index, shape) for value in thing)
+    return thing
+
+
+def _copied(scheduler: Any) -> Any:
+    """The scheduler as it is now; a Brownian motion is a function, and cannot be copied."""
+    brownian = getattr(scheduler, "noise_sampler", None)
+    return copy.deepcopy(scheduler, {id(brownian): brownian})
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without what diffusers says of its own future, to those who write code with it."""
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
+        warnings.filterwarnings("ignore", "Should have (ta|tb)", UserWarning)  # torchsde, rounding
         yield
 
 

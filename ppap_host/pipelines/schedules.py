@@ -224,10 +224,11 @@ class Karras(Schedule):
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
-        """By the scheduler's own sigmas."""
-        sigmas = [float(s) for s in scheduler.sigmas]
+        """By the scheduler's own sigmas and timesteps."""
+        sigmas, times = ([float(v) for v in of] for of in (scheduler.sigmas, scheduler.timesteps))
         last = CLEAN if not sigmas[-1] else self._level(sigmas[-1])
-        return (*(self._level(s) for s in sigmas[:-1]), last)
+        levels = (self._level(s) for s in sigmas[:-1])
+        return (*(replace(x, time=t) for x, t in zip(levels, times, strict=False)), last)
 
     def levels(self) -> tuple[NoiseLevel, ...]:
         """A grid that is even in log(sigma)."""
@@ -240,7 +241,8 @@ class Karras(Schedule):
         """At unit variance, to the last bit as the scheduler itself does it."""
         sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
         data = float(self.scheduler.config.sigma_data)
-        return x * (1 / ((sigma**2 + data**2) ** 0.5))
+        scaled: Tensor = x * (1 / ((sigma**2 + data**2) ** 0.5))
+        return scaled
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """(x - x_0) / sigma, written so that nothing is divided by a small sigma."""
@@ -266,13 +268,9 @@ class Consistency(Karras):
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """At unit variance, to the last bit as the scheduler itself does it."""
         sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
-        return x / ((sigma**2 + float(self.scheduler.config.sigma_data) ** 2) ** 0.5)
-
-    def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
-        """By the scheduler's own sigmas and timesteps."""
-        times = [*scheduler.timesteps, 0.0]
-        levels = super().visited(scheduler)
-        return tuple(replace(level, time=float(t)) for level, t in zip(levels, times, strict=False))
+        data = float(self.scheduler.config.sigma_data)
+        scaled: Tensor = x / ((sigma**2 + data**2) ** 0.5)
+        return scaled
 
     @staticmethod
     def _level(sigma: float) -> NoiseLevel:

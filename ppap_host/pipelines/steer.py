@@ -11,8 +11,8 @@ its networks that is not taken back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,8 +50,17 @@ class steer:
         balance: str = "project",
         frames: int | Sequence[int] = 3,
     ) -> None:
-        self._pipe = pipe
-        self._steering = Steering(pipe, asked(guidance), seed=seed, balance=balance, frames=frames)
+        self._begin(Steering(pipe, asked(guidance), seed=seed, balance=balance, frames=frames))
+
+    @classmethod
+    def by(cls, steering: Steering) -> steer:
+        """A block around what is loaded already."""
+        block = cls.__new__(cls)
+        block._begin(steering)
+        return block
+
+    def _begin(self, steering: Steering) -> None:
+        self._pipe, self._steering = steering.pipe, steering
         self._open = ExitStack()
         self._running: list[_Call] = []
         self._failed = False
@@ -63,14 +72,22 @@ class steer:
 
     def __enter__(self) -> Report:
         self._steering.report, self._failed = Report(), False
-        self._open.enter_context(hooked(self._pipe, "__call__", self._called))
-        self._open.enter_context(hooked(self._pipe, "__setattr__", self._set))
+        self._open.enter_context(self.hooks())
         return self.report
 
     def __exit__(self, kind: Any, *error: object) -> None:
         self._open.close()
         if kind is None:
             self._tell()
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """The guidance alone, without a report of its own and its warnings."""
+        with (
+            hooked(self._pipe, "__call__", self._called),
+            hooked(self._pipe, "__setattr__", self._set),
+        ):
+            yield
 
     def _called(self, pipe: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call, its scheduler's steps guided."""

@@ -15,30 +15,54 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import BoundArguments
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import GuidanceWarning, OptionError, SamplingError
+from ppap_host.files.settings import Fraction, Many, Seed, read, settings
 from ppap_host.guides.guide import Guide, Wrapped
+from ppap_host.guides.targets import Target
 from ppap_host.pipelines.course import Course, Habits, habits
 from ppap_host.pipelines.decoding import Decoder, Layout
 from ppap_host.pipelines.graphs import Reached, Recorded, bridged
 from ppap_host.pipelines.hooks import original
 from ppap_host.pipelines.schedules import Karras, Schedule, fixed_variance_of, schedule_of
+from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.sampling.balance import BALANCES, Balance
-from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
-from ppap_host.sampling.streams import ImageNoise
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
+from ppap_host.sampling.streams import ImageNoise, derived, word
+
+
+@settings
+class SteeringOptions:
+    """What is said of steering a pipeline besides its guidance.
+
+    Attributes:
+        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
+            touched.
+        balance: how several guides make room for each other.
+        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        start, stop: the part of the steps that a guider guides, in [0, 1].
+    """
+
+    seed: Seed = 0
+    balance: Literal["project", "sum"] = "project"
+    frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +73,13 @@ class Asked:
         name: what it is called in reports.
         recipe: None where it is chosen with the experts, for the size of the pictures.
         choose: the guide at work on a pipeline, with its experts if it has any, on a device.
+        targets: what was understood of its targets when it was last chosen.
     """
 
     name: str
     recipe: Recipe | None
     choose: Callable[[Backbone, torch.device], Guidance]
+    targets: list[Target] = field(default_factory=list)
 
     @classmethod
     def of(cls, guidance: Guidance) -> Asked:
@@ -127,10 +153,25 @@ class Report:
         """How often each guide's gradient was left out because it was not finite."""
         return dict(self.health.skipped)
 
-    def note(self, text: str) -> None:
-        """Adds a note, once."""
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, text: str) -> bool:
+        """Adds a note, once; whether it is new."""
+        if text in self.notes:
+            return False
+        self.notes.append(text)
+        return True
+
+    def warn(self, text: str) -> None:
+        """Adds a note and warns of it, once."""
+        if self.note(text):
+            warnings.warn(text, GuidanceWarning, stacklevel=3)
+
+    def tell(self, targets: Iterable[Target]) -> None:
+        """Notes what was understood of targets, and warns of what is not sure."""
+        for target in targets:
+            if target.understood:
+                self.note(f"Target: {target.understood}")
+            for doubt in target.doubts:
+                self.warn(doubt)
 
     def __str__(self) -> str:
         """In a few lines."""
@@ -150,10 +191,13 @@ class Steering:
     Args:
         pipe: the pipeline.
         asked: the guides.
-        seed: of what recipes draw, >= 0; neither the pipeline's generator nor the global one is
-            touched.
-        balance: how several guides make room for each other, "project" or "sum".
-        frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        seed, balance, frames: as in :class:`SteeringOptions`.
+
+    Attributes:
+        watch: told of every step that was taken, guided or not; None for nobody.
+        images: seeds and numbers of the images that are made, for what recipes draw; None where the
+            pipeline is somebody else's, whose pictures are told apart by their rows.
+        keep_gradients: whether what is told of a step has the guides' gradients.
 
     Raises:
         PpapError: the pipeline cannot be guided, or not by these recipes.
@@ -168,13 +212,18 @@ class Steering:
         balance: str = "project",
         frames: int | Sequence[int] = 3,
     ) -> None:
+        given = {"seed": seed, "balance": balance, "frames": frames}
+        read(SteeringOptions, given, "the steering of a pipeline")
         self.pipe, self.asked, self.seed = pipe, list(asked), seed
         self.balance: Balance = BALANCES[balance]
         self.decoder = Decoder(pipe, frames)
         self.report = Report()
+        self.watch: Callable[[Seen, Taken], None] | None = None
+        self.images: tuple[int | Sequence[int], Sequence[int]] | None = None
+        self.keep_gradients = False
         for each in asked:
             if each.recipe is not None:
-                _check(each.recipe)
+                check_recipe(each.recipe)
         schedule_of(scheduler_of(pipe))
 
     @property
@@ -217,9 +266,25 @@ class Run:
             given[part.guided] = changed
             args, kwargs = bound.args[1:], bound.kwargs
         if self._record is not None:
-            return self._recorded(call, bound, shift, part.at_the_end)
-        result = call(*args, **kwargs)
-        return result if shift is None else _shifted(result, shift, everywhere=part.at_the_end)
+            result = self._recorded(call, bound, shift, part.at_the_end)
+        else:
+            result = call(*args, **kwargs)
+            if shift is not None:
+                result = _shifted(result, shift, everywhere=part.at_the_end)
+        if self._steering.watch is not None:
+            with self._own_mode():
+                part.tell(self._steering.watch, _state(result))
+        return result
+
+    def opened(self, scheduler: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Opened:
+        """What a step would be taken of: its levels and pictures, before it is.
+
+        Raises:
+            OptionError: what the scheduler is given cannot be guided; says why.
+        """
+        given = _bound(scheduler, args, kwargs).arguments
+        with self._own_mode():
+            return self._part(scheduler, given, _callers_frame()).opened(given)
 
     def _not_yet_guided(self, scheduler: Any, given: Mapping[str, Any]) -> bool:
         """Whether the pipeline asks its scheduler for x_0 only, before it combines predictions."""
@@ -301,20 +366,26 @@ class _Part:
         self._layout = steering.decoder.layout(sample, frame)
         self._after = -1
         self._habits: Habits | None = None
-        with _own_randomness(sample.device, steering.seed):
+        with _own_randomness(sample.device, steering.seed, "choice"):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
             guidance = [
-                _at_work(a.choose(self._backbone, sample.device), self._looked_at(), len(sample))
+                _at_work(
+                    a.choose(self._backbone, sample.device), len(self._backbone.frames), len(sample)
+                )
                 for a in steering.asked
             ]
-        noise = ImageNoise(steering.seed, range(len(sample)), self._layout.plane)
+        steering.report.tell(t for a in steering.asked for t in a.targets)
+        seeds, images = steering.images or (steering.seed, range(len(sample)))
+        noise = ImageNoise(seeds, images, self._layout.plane)
         self._evaluator = Evaluator(
             self._backbone, self._denoise, guidance, ancestral=False,
             health=steering.report.health, balance=steering.balance, stream=noise.stream,
+            keep_gradients=steering.keep_gradients,
         )  # fmt: skip
         self._output: Tensor | None = None
         self._reached: Reached | None = None
         self._scale = 1.0
+        self._taken: tuple[int, Estimate, Tensor, Mapping[str, Said]] | None = None
 
     def changed(
         self, given: Mapping[str, Any], record: Recorded | None, returned: Tensor | None
@@ -333,10 +404,11 @@ class _Part:
         self._after, self.at_the_end = index, self._course.last(index)
         level = self._course.level(index)
         step, first = self._course.step(index)
+        watched = self._steering.watch is not None
         # What is to be added after a step of one that remembers becomes a part of all its calls.
-        first = first or (self._adds_after() and self._habits_of(given).remembers)
-        active = self._active(level, step.index, first)
-        if not active or not level.sigma:
+        acts = first or (self._adds_after() and self._habits_of(given).remembers)
+        active = self._active(level, step.index, acts)
+        if not level.sigma or not (active or (watched and first)):
             return output, None
         self._scale = self._schedule.own_scale(level)
         channels = sample.shape[1]
@@ -355,10 +427,16 @@ class _Part:
                     output if predicted is output else output[:, :channels], sample, returned, uses
                 )
         self._output = self._rows(predicted)
+        self._check_finite(given, index)
         x = self._rows(sample) / self._scale
-        with _own_randomness(sample.device, self._steering.seed + index):
+        with _own_randomness(sample.device, self._steering.seed, index):
             self._evaluator.begin()
-            guided = self._evaluator(x, level, step, first)
+            guided = self._evaluator(x, level, step, acts)
+        if watched and first:
+            assert self._evaluator.unguided is not None
+            self._taken = index, guided, self._evaluator.unguided, dict(self._evaluator.said)
+        if not active:
+            return output, None
         raw = (x - level.sigma * self._denoise(x, level).eps) / level.alpha
         moves, shift = self._course.told(index, guided, raw, lambda: self._habits_of(given))
         self._trace(given, index, level, moves)
@@ -370,6 +448,49 @@ class _Part:
         if predicted is not output:
             change = torch.cat([change, change.new_zeros(output[:, channels:].shape)], dim=1)
         return (output.detach().to(change.dtype) + change).to(output.dtype), shift
+
+    def opened(self, given: Mapping[str, Any]) -> Opened:
+        """What there is before a step is taken."""
+        index = self._course.place(self._scheduler, given["timestep"], self._after)
+        step, _ = self._course.step(index)
+        walk = Walk(self._course.walk.levels[step.index :])
+        return Opened(self._backbone, walk, self._layout.video)
+
+    def tell(self, watch: Callable[[Seen, Taken], None], state: Tensor) -> None:
+        """Tells of the step, if the call just made was its last one.
+
+        Args:
+            state: that the scheduler returned.
+        """
+        if self._taken is None or not self._course.ends(self._after):
+            return
+        index, estimate, unguided, said = self._taken
+        step, _ = self._course.step(index)
+        after = self._rows(state) / self._schedule.own_scale(step.then)
+        self._taken = None
+        watch(self._backbone, Taken(after, estimate, unguided, said))
+
+    def _check_finite(self, given: Mapping[str, Any], index: int) -> None:
+        """Tells of images that are lost already, whoever lost them.
+
+        Raises:
+            SamplingError: all of them are.
+        """
+        assert self._output is not None
+        lost = ~self._output.isfinite().flatten(1).all(dim=1)
+        if not bool(lost.any()):
+            return
+        rows = ", ".join(str(row) for row in torch.nonzero(lost).flatten().tolist()[:8])
+        text = (
+            f"What {type(self._steering.pipe).__name__} predicts is not finite at step {index} "
+            f"({str(given[self.guided].dtype).removeprefix('torch.')}): image {rows} of the batch "
+            "is lost."
+        )
+        if bool(lost.all()):
+            raise SamplingError(
+                text, remedy="Use float32, a smaller guidance_scale, or weights that are finite."
+            )
+        self._steering.report.warn(text)
 
     def _rows(self, state: Tensor) -> Tensor:
         """[b, c f, h, w] of a tensor of the pipeline, in float32 at least, without its graph."""
@@ -409,11 +530,6 @@ class _Part:
             self._habits = habits(self._scheduler, given)
         return self._habits
 
-    def _looked_at(self) -> int:
-        """How many pictures a guide is shown of each state."""
-        layout = self._layout
-        return len(self._steering.decoder.looked_at(layout)) if layout.video else 1
-
     def _trace(
         self, given: Mapping[str, Any], index: int, level: NoiseLevel, moves: Tensor
     ) -> None:
@@ -432,6 +548,38 @@ class _Part:
                 moved=root_mean_square(moves).flatten().tolist(),
             )
         )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step as the host's loop would have taken it.
+
+    Attributes:
+        x_next: the state that it leads to, [b, c f, h, w].
+        estimate: that it was based on, at its first evaluation.
+        x0_unguided: the network's own x_0 there.
+        said: what each guide said, by its name.
+    """
+
+    x_next: Tensor
+    estimate: Estimate
+    x0_unguided: Tensor
+    said: Mapping[str, Said]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a pipeline is about to make.
+
+    Attributes:
+        seen: its levels and pictures.
+        walk: the levels of the steps that are to come.
+        video: whether its states have frames.
+    """
+
+    seen: Seen
+    walk: Walk
+    video: bool
 
 
 class Seen(Backbone):
@@ -475,6 +623,11 @@ class Seen(Backbone):
     def decode(self, x0: Tensor) -> Tensor:
         """RGB in about [-1, 1], [b n, 3, H, W]: n frames of a video, one after the other."""
         return self._steering.decoder.decode(x0, self._layout)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Which frames of a video are looked at."""
+        return self._steering.decoder.looked_at(self._layout) if self._layout.video else (0,)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -547,24 +700,24 @@ def bounds(scheduler: Any) -> tuple[float, float] | None:
     return (-largest, largest)
 
 
-def _check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Whether a recipe can be had in a pipeline that takes its steps itself.
 
     Raises:
         OptionError: it cannot.
     """
-    if recipe.selection is not None or recipe.needs or recipe.replaces:
+    if recipe.selection or recipe.start or recipe.needs or recipe.replaces:
         raise OptionError(
             f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
             "several, and a pipeline takes its steps itself.",
-            remedy="Use it with ppap.sample on this pipeline as the backbone, or use the recipe "
-            "x0 here.",
+            remedy="Use the recipe x0, or the host's steps where they know the pipeline: "
+            "ppap.sample(pipe, ..., sampler='ddim'), on the command line --sampler ddim.",
         )
     if recipe.recurrence > 1:
         raise OptionError(
             f"The recipe {recipe.name!r} takes every step {recipe.recurrence} times, and the loop "
             "of a pipeline takes it once.",
-            remedy=f"Use {recipe.name}:recurrence=1.",
+            remedy=f"Use {recipe.name}:recurrence=1, or the host's steps: --sampler ddim.",
         )
     if any(move.place.enters for move in recipe.moves):
         raise OptionError(
@@ -580,7 +733,7 @@ def _at_work(guidance: Guidance, frames: int, states: int) -> Guidance:
     Raises:
         OptionError: the recipe cannot be had in a pipeline, or there are other targets than states.
     """
-    _check(guidance.recipe)
+    check_recipe(guidance.recipe)
     rows = guidance.target
     if len(rows) not in (1, states):
         raise OptionError(
@@ -594,13 +747,15 @@ def _at_work(guidance: Guidance, frames: int, states: int) -> Guidance:
 
 
 @contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """What is drawn from torch's global generators comes from ``seed``, and leaves no trace."""
+def _own_randomness(device: torch.device, seed: int, place: int | str) -> Iterator[None]:
+    """What is drawn from torch's global generators comes from ``seed`` and the place in the call,
+    and leaves no trace."""
+    number = word(derived("steering", seed, place))
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(number)
         if own:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
         yield
 
 

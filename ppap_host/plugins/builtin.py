@@ -19,7 +19,7 @@ def ppap_backbones() -> list[Entry]:
         ),
         Entry(
             "diffusers",
-            "ppap_host.pipelines.backbone:load",
+            "ppap_host.pipelines.loading:load",
             "a pipeline of diffusers (Stable Diffusion, SDXL, SD 3, PixArt, ...) by --checkpoint",
         ),
     ]
@@ -52,6 +52,7 @@ def ppap_recipes() -> list[Entry]:
             ("fk", "FK", "FK steering: particles resampled by value; any black box will do"),
             ("svdd", "SVDD", "SVDD: best of several next states by value; any black box will do"),
             ("unicode", "UNICODE", "UniCoDe: as fk, its particles also follow gradients, as x0"),
+            ("dno", "DNO", "noise optimised through the whole sampler; for runs of few steps"),
             ("cfg++", "CFG_PP", "CFG++: classifier-free guidance that renoises without; no guide"),
         )
     ]

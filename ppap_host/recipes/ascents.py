@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ppap_host.files.settings import Count, Finite, Positive, Repeats, settings
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -44,14 +45,14 @@ class Ascent(Protocol):
         """The way from ``start``, [b, ...]."""
 
 
-@dataclass(frozen=True)
+@settings
 class Gradient(Ascent):
     """Plain gradient ascent; one step is the gradient itself.
 
     More steps are the iterations of TFG (Ye et al., 2024, algorithm 1, line 8).
     """
 
-    steps: int = 1
+    steps: Count = 1
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The sum of the gradients, each taken where the ones before have led."""
@@ -62,7 +63,7 @@ class Gradient(Ascent):
         return way
 
 
-@dataclass(frozen=True)
+@settings
 class Adam(Ascent):
     """Adam from a fresh state at every evaluation, within the backbone's bounds.
 
@@ -76,9 +77,9 @@ class Adam(Ascent):
         cutoff: the loss from which on an image counts as done.
     """
 
-    steps: int = 5
-    rate: float = 0.01
-    cutoff: float = 0.0
+    steps: Repeats = 5
+    rate: Positive = 0.01
+    cutoff: Finite = 0.0
     after: ClassVar[bool] = True
     rated: ClassVar[bool] = True
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import OptionError
+from ppap_host.files.settings import Count, NotNegative, settings
 from ppap_host.guides.guide import Guide
 
 
@@ -76,7 +77,7 @@ class Point(Energy):
         """Every guide has a loss."""
 
 
-@dataclass(frozen=True)
+@settings
 class MonteCarlo(Energy):
     """The guide's likelihood averaged over noise around the point, -log mean_j exp(-loss(u + d_j)).
 
@@ -90,8 +91,8 @@ class MonteCarlo(Energy):
             r_t on every schedule.
     """
 
-    samples: int = 4
-    width: float = 1.0
+    samples: Count = 4
+    width: NotNegative = 1.0
     fading: bool = True
 
     def deviation(self, level: NoiseLevel) -> float:
@@ -113,7 +114,7 @@ class MonteCarlo(Energy):
         """Every guide has a loss."""
 
 
-@dataclass(frozen=True)
+@settings
 class LinearPosterior(Energy):
     """Minus log p(y | x_t) of a linear measurement y = A x_0, x_0 given x_t taken for Gaussian.
 
@@ -124,7 +125,7 @@ class LinearPosterior(Energy):
         noise: standard deviation of the measurement's noise in units of [-1, 1], >= 0.
     """
 
-    noise: float = 0.0
+    noise: NotNegative = 0.0
     in_pixels: ClassVar[bool] = True
 
     def __call__(self, question: Question, state: Tensor) -> Tensor:

@@ -153,10 +153,10 @@ class Estimate:
     loss: Float[Tensor, " b"] | None = None
     memory: dict[Hashable, Any] = field(default_factory=dict)
     scale: float = 1.0
-    mean: Float[Tensor, "b c h w"] | None = None
+    mean: Float[Tensor, "b ..."] | None = None
     deviation: Float[Tensor, "b ..."] | float = 0.0
     ends: tuple[Callable[[Tensor, Estimate], Tensor], ...] = ()
-    offset: Float[Tensor, "b c h w"] | None = None
+    offset: Float[Tensor, "b ..."] | None = None
     ask: Asking | None = field(default=None, repr=False)
 
     def onward(self) -> Estimate:
@@ -169,7 +169,8 @@ class Estimate:
         if self.offset is None:
             return self
         ratio = self.level.alpha / self.level.sigma
-        return replace(self, x0=self.x0 - self.offset, eps=self.eps + ratio * self.offset)
+        eps = self.eps + ratio * self.offset
+        return replace(self, x0=self.x0 - self.offset, eps=eps).moved_by(self.offset)
 
     def asking(self) -> Asking:
         """Whom to ask for more.

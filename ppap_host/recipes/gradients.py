@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppap_host.files.settings import Decay, Fraction, Positive, settings
 from ppap_host.recipes.estimate import Estimate
 
 _TINY = 1e-30
@@ -62,11 +63,11 @@ class Normalised:
         return torch.where(rms > 0, gradient / rms.clamp_min(_TINY), gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Clipped:
     """Every image's gradient at root mean square ``largest`` at most."""
 
-    largest: float = 1.0
+    largest: Positive = 1.0
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * min(1, largest / rms(gradient))."""
@@ -107,7 +108,7 @@ class RootSize:
         return gradient * math.sqrt(gradient[0].numel())
 
 
-@dataclass(frozen=True)
+@settings
 class PerRootLoss:
     """The gradient divided by the root of the loss.
 
@@ -119,7 +120,7 @@ class PerRootLoss:
         least: losses below it count as it, > 0.
     """
 
-    least: float = 1e-6
+    least: Positive = 1e-6
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient / sqrt(|loss|)."""
@@ -128,7 +129,7 @@ class PerRootLoss:
         return gradient / each(root, gradient).to(gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class AdamMoments:
     """Adam's moments of the gradient over the steps of the walk, m / (sqrt(v) + eps), unbiased.
 
@@ -140,9 +141,9 @@ class AdamMoments:
         eps: added to the root of the second moment, > 0.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
     sized: ClassVar[bool] = True
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
@@ -160,7 +161,7 @@ class AdamMoments:
         return torch.where(sound, ratio, gradient)
 
 
-@dataclass(frozen=True)
+@settings
 class Smoothed:
     """The gradient under a Gaussian filter, reflected at the borders.
 
@@ -173,10 +174,11 @@ class Smoothed:
     moment), which is smooth; the filter stands for that covariance at no cost.
 
     Attributes:
-        width: standard deviation, as a part of the shorter side of an image, or of the length.
+        width: standard deviation, as a part of the shorter side of an image, or of the length, in
+            [0, 1]; 0 for none.
     """
 
-    width: float = 3 / 64
+    width: Fraction = 3 / 64
 
     def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
         """gradient * N(0, width^2), channel by channel."""
@@ -186,6 +188,8 @@ class Smoothed:
         planes = gradient.reshape(len(gradient), -1, *size)
         channels = planes.shape[1]
         deviation = self.width * min(size)
+        if not deviation:
+            return gradient
         reach = min(math.ceil(3 * deviation), min(size) - 1)
         at = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
         kernel = torch.exp(-at.square() / (2 * deviation**2))

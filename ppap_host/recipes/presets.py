@@ -33,6 +33,7 @@ from ppap_host.recipes.places import (
 )
 from ppap_host.recipes.recipe import Move, Parameter, Recipe
 from ppap_host.recipes.selections import POTENTIALS, Branched, FeynmanKac
+from ppap_host.recipes.starts import NoiseAscent
 from ppap_host.recipes.strengths import (
     LinearSine,
     PosteriorSpread,
@@ -269,6 +270,15 @@ SVDD = Recipe(
     parameters=(
         Parameter("branches", ("selection.branches",), 1.0, 16.0),
         Parameter("temperature", ("selection.temperature",), 0.0, 1.0),
+    ),
+)
+DNO = Recipe(
+    name="dno",
+    view=Predicted(),
+    start=NoiseAscent(),
+    parameters=(
+        Parameter("iterations", ("start.iterations",), 1.0, 20.0),
+        Parameter("rate", ("start.rate",), 0.01, 1.0, log=True),
     ),
 )
 UNICODE = replace(

@@ -19,6 +19,7 @@ from ppap_host.recipes.energies import Energy, Point
 from ppap_host.recipes.gradients import GradientPart
 from ppap_host.recipes.places import Place
 from ppap_host.recipes.selections import Selection
+from ppap_host.recipes.starts import NoiseAscent
 from ppap_host.recipes.strengths import Constant, Strength
 from ppap_host.recipes.views import View
 
@@ -26,6 +27,7 @@ EVERYWHERE = NoiseRange(-math.inf, math.inf)
 ABSOLUTE = "absolute"
 """The setting by which a recipe is asked for with absolute strength, ``dps:absolute=yes``."""
 CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()
+MOST_STEPS, MOST_REPEATS = 1_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,11 @@ class Recipe:
     Attributes:
         name: what the user calls it.
         view, place, strength, gradient, energy, ascent, limit: of its (first) :class:`Move`.
-            Without a place the guide is asked for values alone, for a selection. Without a view
+            Without a place the guide is asked for a selection or a start alone. Without a view
             none is asked: such a recipe is one of the process itself.
         also: further moves, in this order.
         selection: how images are chosen by the guide's values, None if they are not.
+        start: how the initial noise is made better before the first step, None if it is not.
         leads: which branch of classifier-free guidance the noise of the next state is from;
             "unconditional" is CFG++.
         cfg: scale of classifier-free guidance where the user names none; None is the backbone's.
@@ -153,18 +156,26 @@ class Recipe:
     marginal: float = 1.0
     parameters: tuple[Parameter, ...] = ()
     selection: Selection | None = None
+    start: NoiseAscent | None = None
     leads: Literal["guided", "unconditional"] = "guided"
     cfg: float | None = None
     absolute: bool = False
 
     def __post_init__(self) -> None:
         self.moves  # noqa: B018  checks the first move's parts
-        if self.every < 1 or self.recurrence < 1:
-            raise ValueError("every and recurrence are at least 1")
-        if self.view is None and (self.place is not None or self.also or self.selection):
+        if not (1 <= self.every <= MOST_STEPS and 1 <= self.recurrence <= MOST_REPEATS):
+            raise ValueError(
+                f"every is from 1 to {MOST_STEPS}, recurrence from 1 to {MOST_REPEATS}"
+            )
+        if not self.softplus > 0:
+            raise ValueError("softplus is above 0, and inf for none")
+        if not (0 < self.joint < math.inf and 0 <= self.marginal < math.inf):
+            raise ValueError("joint is above 0, marginal at least 0, and both are finite")
+        alone = self.selection is None and self.start is None
+        if self.view is None and not (alone and self.place is None and not self.also):
             raise ValueError("what a guide is asked, it has to be shown: give a view")
-        if self.view is not None and self.place is None and self.selection is None:
-            raise ValueError("a guide is asked for something: give a place or a selection")
+        if self.view is not None and self.place is None and alone:
+            raise ValueError("a guide is asked for something: give a place, selection or start")
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -189,7 +200,8 @@ class Recipe:
 
     @property
     def _views(self) -> list[View]:
-        own = [self.view] if self.selection is not None and self.view is not None else []
+        alone = self.selection is None and self.start is None
+        own = [] if alone or self.view is None else [self.view]
         return own + [move.view for move in self.moves]
 
     @property
@@ -221,6 +233,8 @@ class Recipe:
         asked = 1 + sum(move.ascent.asks for move in self.moves)
         if self.selection is not None and self.view is not None and not self.view.sees_noise:
             asked += self.selection.branches - 1
+        if self.start is not None:  # there and back, and once more for the way back
+            asked += 2 * self.start.iterations
         return asked * self.recurrence * self.particles
 
     @property
@@ -296,10 +310,12 @@ class Recipe:
                 read = _read(known[name], value, _at(recipe, path))
                 try:
                     recipe = _with(recipe, path, read)
-                except ValueError as error:
+                except (ValueError, OptionError) as error:
+                    plain = isinstance(error, ValueError)
                     raise OptionError(
-                        f"{name}={value} does not go with the recipe {self.name!r}: {error}.",
-                        remedy="Give another value.",
+                        f"{name}={value} does not go with the recipe {self.name!r}"
+                        f"{f': {error}' if plain else ''}.",
+                        remedy=getattr(error, "remedy", "") or "Give another value.",
                     ) from None
         return recipe
 
@@ -337,9 +353,14 @@ def _read(parameter: Parameter, value: Any, present: Any) -> Any:
     whole = isinstance(present, int)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number) or number < 0 or (whole and not number.is_integer()):
+    if (
+        isinstance(value, bool)
+        or math.isnan(number)
+        or number < 0
+        or (whole and not number.is_integer())
+    ):
         kind = "a whole number" if whole else "a number"
         raise OptionError(
             f"{parameter.name}={value} is out of range.", remedy=f"Give {kind} of at least 0."

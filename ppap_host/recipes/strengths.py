@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ppap_host.files.settings import NotNegative, settings
 from ppap_host.recipes.estimate import Estimate, Step
 
 Course = Literal["increase", "decrease", "constant"]
@@ -21,18 +21,18 @@ class Strength(Protocol):
         """A number >= 0, or one for each image or entry, [b, ...]."""
 
 
-@dataclass(frozen=True)
+@settings
 class Constant:
     """The same at every level."""
 
-    factor: float = 1.0
+    factor: NotNegative = 1.0
 
     def __call__(self, estimate: Estimate) -> float:
         """``factor``."""
         return self.factor
 
 
-@dataclass(frozen=True)
+@settings
 class PosteriorSpread:
     """How far x_0 is still open: sigma / sqrt(alpha^2 + sigma^2), raised to ``power``.
 
@@ -40,8 +40,8 @@ class PosteriorSpread:
     PiGDM, section 3.1): close to 1 in pure noise, 0 for a clean image.
     """
 
-    factor: float = 1.0
-    power: float = 1.0
+    factor: NotNegative = 1.0
+    power: NotNegative = 1.0
 
     def __call__(self, estimate: Estimate) -> float:
         """The spread to the power, times ``factor``."""
@@ -49,18 +49,18 @@ class PosteriorSpread:
         return self.factor * math.pow(level.sigma / level.scale, self.power)
 
 
-@dataclass(frozen=True)
+@settings
 class SignalScale:
     """alpha of the level, times ``factor``; the weight of PiGDM's step (Song et al., 2023)."""
 
-    factor: float = 1.0
+    factor: NotNegative = 1.0
 
     def __call__(self, estimate: Estimate) -> float:
         """factor * alpha."""
         return self.factor * estimate.level.alpha
 
 
-@dataclass(frozen=True)
+@settings
 class Scheduled:
     """A course over the steps whose mean is ``factor`` (Ye et al., 2024, TFG, section 4).
 
@@ -69,7 +69,7 @@ class Scheduled:
             ("increase"), to 1 - alpha_i ("decrease"), or "constant".
     """
 
-    factor: float = 1.0
+    factor: NotNegative = 1.0
     course: Course = "increase"
 
     def __call__(self, estimate: Estimate) -> float:
@@ -85,7 +85,7 @@ class Scheduled:
         return step.kept() if self.course == "increase" else 1 - step.kept()
 
 
-@dataclass(frozen=True)
+@settings
 class SineVariance:
     """EluCD's strength: the variance of the ancestral step, and a sine over the steps.
 
@@ -99,7 +99,7 @@ class SineVariance:
         gamma: weight of the sine, >= 0; 0 leaves the variance alone.
     """
 
-    gamma: float = 0.3
+    gamma: NotNegative = 0.3
 
     def __call__(self, estimate: Estimate) -> Tensor:
         """The strength, [b, 1, ...] or one for each entry."""
@@ -111,7 +111,7 @@ class SineVariance:
         return variance + max(self.gamma * sine * largest, 0.0)
 
 
-@dataclass(frozen=True)
+@settings
 class LinearSine:
     """The strength of EluCD's EDM variant: a line down to near zero, and a sine.
 
@@ -124,9 +124,9 @@ class LinearSine:
         least: of the line, >= 0.
     """
 
-    maximum: float = 0.02
-    add: float = 0.3
-    least: float = 1e-5
+    maximum: NotNegative = 0.02
+    add: NotNegative = 0.3
+    least: NotNegative = 1e-5
 
     def __call__(self, estimate: Estimate) -> float:
         """The strength of the step."""

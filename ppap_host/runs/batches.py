@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import ClassifierFree, Condition, repeat_condition
 from ppap_host.files.errors import SamplingError
 from ppap_host.plugins.containment import contained, warn_of
+from ppap_host.runs.own import Batch, OwnSteps
 from ppap_host.runs.setup import Setup, Stage
 from ppap_host.sampling.balance import BALANCES
 from ppap_host.sampling.evaluator import Health
@@ -19,21 +20,6 @@ from ppap_host.sampling.loop import Event, stream
 from ppap_host.sampling.streams import ImageNoise
 
 NOT_FINITE = "Use --dtype float32, a smaller --cfg or --scale, or weights that are finite."
-
-
-@dataclass
-class Batch:
-    """The finished images of one batch.
-
-    Attributes:
-        indices: which images they are.
-        x: RGB in about [-1, 1], float32 [b, 3, h, w].
-        failed: image -> why it could not be made; its row of ``x`` means nothing.
-    """
-
-    indices: Sequence[int]
-    x: Tensor
-    failed: dict[int, str] = field(default_factory=dict)
 
 
 def batch_of(
@@ -50,6 +36,10 @@ def batch_of(
         guided: whether the guides are asked; without them it is what the backbone makes by itself.
         keep_gradients: whether events hold the guides' gradients.
     """
+    first = setup.stages[0]
+    if isinstance(first.backbone, OwnSteps):
+        guides = first.guidance(indices) if guided else []
+        return (yield from first.backbone.batch(indices, guides, health, keep_gradients))
     smaller: Tensor | None = None
     failed: dict[int, str] = {}
     for number, stage in enumerate(setup.stages):
@@ -60,6 +50,7 @@ def batch_of(
             enlarged = stage.backbone.conditioned_on(smaller)
             condition = {**repeat_condition(condition, len(indices)), **enlarged}
             unconditional = {**repeat_condition(unconditional, len(indices)), **enlarged}
+        assert stage.solver is not None  # this backbone takes the host's steps
         steps = stream(
             stage.backbone,
             ClassifierFree(
@@ -77,7 +68,7 @@ def batch_of(
         )
         for event in _watched(steps, stage, guided):
             for row, reason in event.failed.items():
-                failed.setdefault(indices[row], f"{reason} of {len(stage.walk)} ({stage.name})")
+                failed.setdefault(indices[row], reason)
             yield replace(event, stage=stage.name, images=tuple(indices))
         with torch.no_grad():
             smaller = stage.backbone.decode(event.x_next).float()

@@ -23,13 +23,14 @@ from ppap_host.files.settings import (
     NotNegative,
     Positive,
     Seed,
+    Side,
     Steps,
     read,
     settings,
 )
 from ppap_host.plugins.listing import check_sampler
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.sampling.names import BALANCE_SUMMARIES
+from ppap_host.sampling.names import BALANCE_SUMMARIES, PIPELINE
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -46,7 +47,8 @@ class GuideConfig:
 
     Attributes:
         name: what it is called in results. Where ``what`` is left out, also what steers.
-        target: what it should see: a label, a path, or another
+        target: what it should see: a label, a path, a table such as
+            ``{path = "room.png", as = "depth", unit = "mm"}``, or another
             :data:`~ppap_host.guides.targets.Value`. None for guides without one, such as rewards. A
             tuple has one target an image.
         scale: guidance strength; None takes the guide's own default for the recipe. 1 is the same
@@ -100,8 +102,17 @@ class RunConfig:
         prompt: text for text-conditional backbones, "" for none; one for all images or one each.
         class_index: of class-conditional backbones, >= 0; None for none; one for all or one each.
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
-        image, mask: a picture to be filled in where the mask is white; for inpainting backbones.
-        cfg: classifier-free guidance scale; None takes the backbone's default.
+        negative_prompt: what classifier-free guidance leads away from; one for all or one each.
+        image, mask: a picture to be filled in where the mask is white; a picture alone is where a
+            pipeline of diffusers starts from, or what its control network is shown. Paths
+            or tables, as of targets.
+        strength: how much of the way from noise to picture a pipeline goes that starts from a
+            picture, in [0, 1]; None takes the pipeline's default.
+        height, width: in pixels, of pipelines of diffusers; None takes the pipeline's default.
+        cfg: classifier-free guidance scale; None takes the backbone's default. Of a pipeline that
+            has a ``true_cfg_scale`` it is that.
+        guidance_scale: of such a pipeline, the strength that its distilled network is told.
+        pipeline: further arguments of a pipeline's call, by name.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
             and "x0" for the others. One that asks no guide ("cfg++") is the run's own, with or
             without guides that name theirs.
@@ -118,7 +129,8 @@ class RunConfig:
         seed: >= 0; image k depends on the seed and k alone. With one seed an image, image k is what
             its seed makes as image 0.
         num: images to make.
-        batch: images to make at a time, each particle of a population counting as one.
+        batch: images to make at a time, each particle of a population counting as one; None takes
+            the backbone's default.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.
@@ -130,9 +142,15 @@ class RunConfig:
     prompt: str | Annotated[tuple[str, ...], Many] = ""
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
-    image: str | None = None
-    mask: str | None = None
+    negative_prompt: str | Annotated[tuple[str, ...], Many] = ""
+    image: str | Mapping[str, Any] | None = None
+    mask: str | Mapping[str, Any] | None = None
+    strength: Fraction | None = None
+    height: Side | None = None
+    width: Side | None = None
     cfg: Finite | None = None
+    guidance_scale: Finite | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     balance: str = "project"
     steps: Steps | None = None
@@ -144,19 +162,24 @@ class RunConfig:
     churn_noise: Positive = 1.0
     seed: Seed | Annotated[tuple[Seed, ...], Many] = 0
     num: Images = 4
-    batch: Batch = 8
+    batch: Batch | None = None
     device: str = "auto"
     dtype: str = "float32"
     unguided: bool = False
 
     def __post_init__(self) -> None:
-        if (self.image is None) != (self.mask is None):
+        if self.image is None and self.mask is not None:
             raise OptionError(
-                "--image and --mask belong together.",
+                "--mask says what of --image is to be made anew, and there is no --image.",
                 remedy="Give the picture with --image, and with --mask one of the same picture "
                 "that is white where it is to be made anew.",
             )
-        lengths = {"prompt": self.prompt, "class": self.class_index, "seed": self.seed}
+        lengths = {
+            "prompt": self.prompt,
+            "negative prompt": self.negative_prompt,
+            "class": self.class_index,
+            "seed": self.seed,
+        }
         lengths |= {f"target of {g.name!r}": g.target for g in self.guides}
         for what, value in lengths.items():
             if isinstance(value, tuple) and len(value) not in (1, self.num):
@@ -243,9 +266,10 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        path = os.fspath(value)
+        return {"path": path} if ":" in path else path  # it is no head of a target
     if getattr(value, "in_memory", None) is False:  # a target with what is known of it
-        return value.text
+        return value.table if value.is_path or value.kind else value.value
     if isinstance(value, GuideConfig):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -294,7 +318,7 @@ def check_names(config: RunConfig, found: Registry) -> None:
         OptionError: the sampler is a scheduler that guides cannot use.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
-    if config.sampler is not None:
+    if config.sampler not in (None, PIPELINE):
         check_sampler(found, config.sampler)
     if isinstance(config.backbone, str):
         found.entry("backbone", config.backbone)

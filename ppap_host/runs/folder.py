@@ -14,7 +14,7 @@ from torch import Tensor
 from ppap_host.files.errors import OutputError, TargetError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import sha256_file
-from ppap_host.files.previews import array_bytes
+from ppap_host.files.previews import array_bytes, film_bytes
 from ppap_host.files.writing import copy_file, write_file, write_json, write_png
 from ppap_host.guides.targets import Given
 
@@ -67,6 +67,8 @@ class RunFolder:
         for entry, sample in zip(entries, samples, strict=True):
             if "data" in entry:
                 write_file(self.path / entry["data"], array_bytes(sample))
+            if "video" in entry:
+                write_file(self.path / entry["video"], film_bytes(sample, entry["fps"]))
 
     def write_sheet(self, record: Mapping[str, Any], sheet: Image.Image) -> None:
         """Writes ``sheet.png``."""

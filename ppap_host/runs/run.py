@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,10 @@ from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
 from ppap_host.files.previews import array_bytes, as_written, is_image, previews
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given
-from ppap_host.runs.batches import NOT_FINITE, Batch, batch_of
+from ppap_host.runs.batches import NOT_FINITE, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
+from ppap_host.runs.own import Batch
 from ppap_host.runs.setup import Setup, model_files, set_up
 from ppap_host.runs.sheet import Kept, Shown, sheet_of
 from ppap_host.sampling.evaluator import Health
@@ -33,6 +34,9 @@ from ppap_host.sampling.loop import Event
 
 Watch = Callable[[str, int, int], None]
 """Told of progress: (what is being done, done so far, in all)."""
+
+Begun = Callable[[Mapping[str, Any]], None]
+"""Told of the record when all is loaded and understood, before the first step."""
 
 SATURATED = 0.5
 """Share of an image's pixels at the bounds from which a run warns of it."""
@@ -241,7 +245,7 @@ class Run:
         config, record = self.setup.config, self.record
         try:
             # A population's particles are rows of a batch: no more of them at a time than images.
-            size = max(1, config.batch // self.setup.particles)
+            size = max(1, (config.batch or 1) // self.setup.particles)
             for first in range(0, config.num, size):
                 indices = list(range(first, min(first + size, config.num)))
                 with self.clock.part("sample"):
@@ -301,15 +305,17 @@ class Run:
         rows = [i for i, k in enumerate(batch.indices) if k not in batch.failed]
         record["failed"] |= {str(k): reason for k, reason in batch.failed.items()}
         indices, x = [batch.indices[i] for i in rows], batch.x[rows]
-        backbone = setup.stages[-1].backbone
-        x = as_written(x, backbone.makes)
-        pictures = previews(x, backbone.makes)
-        image = is_image(tuple(x.shape[1:]), backbone.makes)
+        makes = "video" if batch.fps else setup.stages[-1].backbone.makes
+        x = as_written(x, makes)
+        pictures = previews(x, makes)
+        image = is_image(tuple(x.shape[1:]), makes)
         with self.clock.part("measure"):
-            measures, views, losses = _measured(setup, indices, x)
-            entries = []
+            measures, views, losses = _measured(setup, indices, x, batch.looked_at)
+            entries: list[dict[str, Any]] = []
             for k, picture, sample, row in zip(indices, pictures, x, measures, strict=True):
-                of_data = {} if image else {"data": f"{k:05d}.npy"}
+                of_data: dict[str, Any] = {} if image else {"data": f"{k:05d}.npy"}
+                if batch.fps:
+                    of_data |= {"video": f"{k:05d}.webp", "fps": batch.fps}
                 digest = sha256_pixels(picture) if image else sha256_bytes(array_bytes(sample))
                 entries.append({
                     "index": k, "file": f"{k:05d}.png", **of_data, "pixels_sha256": digest,
@@ -317,9 +323,9 @@ class Run:
                 })  # fmt: skip
             plainly: list[Image.Image] = []
             if plain is not None:
-                unwritten = as_written(plain.x[rows], backbone.makes)
-                plainly = previews(unwritten, backbone.makes)
-                unguided, _, before = _measured(setup, indices, unwritten)
+                unwritten = as_written(plain.x[rows], makes)
+                plainly = previews(unwritten, makes)
+                unguided, _, before = _measured(setup, indices, unwritten, batch.looked_at)
                 for name, after in losses.items():
                     both = zip(after, before[name], strict=True)
                     self._losses.setdefault(name, []).extend(both)
@@ -364,6 +370,7 @@ def run(
     out: Path,
     watch: Watch | None = None,
     moved: Mapping[str, str] | None = None,
+    begun: Begun | None = None,
 ) -> Result:
     """Makes the images of ``config`` in the folder ``out``.
 
@@ -374,6 +381,7 @@ def run(
         out: a new folder, or one without a record.
         watch: told of progress.
         moved: as for :func:`~ppap_host.runs.setup.set_up`.
+        begun: told of the record before the first step.
 
     Raises:
         PpapError: bad input, or the folder cannot be written.
@@ -401,6 +409,8 @@ def run(
         folder.close()
         raise
     try:
+        if begun is not None:
+            begun(going.record)
         return going.finish()
     except Exception:
         if not going.record["images"]:
@@ -511,26 +521,40 @@ def _of_targets(setup: Setup) -> dict[str, list[dict[str, float] | None]]:
 
 
 def _measured(
-    setup: Setup, indices: list[int], samples: Tensor
+    setup: Setup, indices: list[int], samples: Tensor, looked_at: Sequence[int]
 ) -> tuple[list[dict[str, dict[str, float]]], dict[str, list[Image.Image]], dict[str, list[float]]]:
-    """Of samples as they are written: each guide's measures, what it sees in them, its losses."""
+    """Of samples as they are written: each guide's measures, what it sees in them, its losses.
+
+    Args:
+        looked_at: of videos whose frames guides are shown one by one, which; their means are told,
+            and what is seen in the first of them. Empty for all others.
+    """
     rows: list[dict[str, dict[str, float]]] = [{} for _ in indices]
     views: dict[str, list[Image.Image]] = {}
     losses: dict[str, list[float]] = {}
     if not indices:
         return rows, views, losses
+    count = max(len(looked_at), 1)
+    if looked_at:
+        samples = samples[:, :, list(looked_at)].transpose(1, 2).flatten(0, 1)
+
+    def means(values: Sequence[float]) -> list[float]:
+        return [sum(values[k : k + count]) / count for k in range(0, len(values), count)]
+
     for g in setup.guides:
         fit = fitting(g.guide, setup.stages[-1].backbone)
         with torch.no_grad():
             output = g.guide.see(samples if fit is None else fit(samples))
             target = g.target(indices)
-            measured = g.guide.measure(output, target)
-            losses[g.name] = g.guide.loss(output, target).tolist()
+            if len(target) > 1:
+                target = target.repeat_interleave(count, dim=0)
+            measured = {n: means(v) for n, v in g.guide.measure(output, target).items()}
+            losses[g.name] = means(g.guide.loss(output, target).tolist())
         for k, row in enumerate(rows):
             row[g.name] = {name: round(values[k], 6) for name, values in measured.items()}
         seen = g.guide.picture(output)
         if seen:
-            views[g.name] = seen
+            views[g.name] = seen[::count]
     return rows, views, losses
 
 

@@ -247,7 +247,9 @@ def from_record(
     else:
         folder = Path(".") if place is None else place if os.path.isdir(place) else place.parent
         moved, again = find_targets(record, folder)
-        moved |= {str(path): str(path) for key in ("image", "mask") if (path := named.get(key))}
+        inputs = (named[key] for key in ("image", "mask") if named.get(key))
+        paths = [str(i.get("path") if isinstance(i, Mapping) else i) for i in inputs]
+        moved |= {path: path for path in paths}
         values["guides"] = _given_again(values.get("guides", ()), again)
     if backbone is not None:
         values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
@@ -293,7 +295,7 @@ def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
             )
         target = guide.get("target")
         rows = target if isinstance(target, list) else [target]
-        if any(isinstance(row, Mapping) for row in rows):
+        if any(isinstance(row, Mapping) and "object" in row for row in rows):
             raise RecordError(
                 f"The target of {guide.get('name')!r} in {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",

@@ -31,7 +31,9 @@ from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
+from ppap_host.runs.own import OwnSteps, itself
 from ppap_host.sampling.evaluator import Guidance, told_apart
+from ppap_host.sampling.names import PIPELINE
 from ppap_host.sampling.solvers import Churn, Solver
 
 
@@ -76,6 +78,7 @@ class Stage:
     Attributes:
         name: "base" or "upsampler".
         steps: as they were decided, a number or a spacing.
+        solver: None where the backbone takes its own steps.
         cfg: classifier-free guidance scale.
         condition, unconditional: of one image or of all of them, for both branches.
         process: a recipe of the process itself, that asks no guide.
@@ -85,7 +88,7 @@ class Stage:
     backbone: Backbone
     steps: int | str
     walk: Walk
-    solver: Solver
+    solver: Solver | None
     sampler: str
     eta: float | None
     cfg: float
@@ -185,7 +188,10 @@ def set_up(
     objects: list[str] = []
     backbone, device = _backbone(config, found, objects)
     dtype = pick_dtype(config.dtype, device)
-    if not config.conditional and config.cfg not in (None, 1.0):
+    config = replace(config, batch=config.batch or backbone.default_batch)
+    inputs: dict[str, Reading] = {}
+    own = itself(backbone, config, moved, (device, dtype), inputs)
+    if own is None and not config.conditional and config.cfg not in (None, 1.0):
         raise OptionError(
             f"--cfg {config.cfg} strengthens a prompt or a class, and there is none.",
             remedy="Add --prompt or --class, or leave out --cfg.",
@@ -196,11 +202,21 @@ def set_up(
             "--upsampler-steps belongs to an upsampler, and there is none.",
             remedy="Give one with --upsampler, or leave out --upsampler-steps.",
         )
-    stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
+    if own is not None:
+        process = _process(config, found)
+        if process is not None:
+            raise OptionError(
+                f"The recipe {process.name!r} is a process of the host's steps, and the pipeline "
+                "takes its own.",
+                remedy="Add --sampler ddim, or leave out the recipe.",
+            )
+        walk = own.walk(own.steps)
+        stages = [Stage("base", own, own.steps, walk, None, PIPELINE, 0.0, own.cfg)]
+    else:
+        stages = [_stage("base", backbone, config.steps, config.cfg, config, found)]
     if upsampler is not None:
         stages.append(_stage("upsampler", upsampler, config.upsampler_steps, None, config, found))
-    inputs: dict[str, Reading] = {}
-    for stage in stages:
+    for stage in stages if own is None else []:
         if isinstance(config.backbone, str):
             stage.backbone.to(device, dtype)
             stage.backbone.device, stage.backbone.dtype = device, dtype
@@ -264,6 +280,15 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
             remedy="Add --churn, or leave them out.",
         )
     for stage in stages:
+        amounts = [level.sigma / level.alpha for level in stage.walk.levels[:-1] if level.alpha]
+        churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
+        if churn.amount and not any(churn.low <= amount <= churn.high for amount in amounts):
+            raise OptionError(
+                f"--churn-range {config.churn_range} holds none of the {len(amounts)} steps, so "
+                "that --churn would do nothing.",
+                remedy=f"The steps go from sigma / alpha = {max(amounts):.3g} to "
+                f"{min(amounts):.3g}.",
+            )
         levels = [level.log_snr for level in stage.walk.levels[:-1]]
         for g in stage.guides:
             asked = levels[:: g.recipe.every]
@@ -285,14 +310,25 @@ def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
     if needs and stage.sampler == "ddim" and config.eta is None and not stage.eta:
         stage.eta = 1.0
         stage.solver = load_sampler(found, stage.sampler, stage.backbone, stage.eta)
+    if stage.solver is None:
+        assert isinstance(stage.backbone, OwnSteps)
+        for g in stage.guides:
+            stage.backbone.check(g.recipe)
+        return
     for name, need in needs.items():
         if stage.solver.noise not in (need, "gaussian"):
             raise OptionError(
                 f"The recipe {name!r} works on the noise of a step, and the sampler "
-                f"{stage.sampler!r} " + ("has none" if not stage.solver.noise else "does not tell")
-                + ".",
+                f"{stage.sampler!r} draws none there, or does not tell which.",
                 remedy="Use --sampler ddim --eta 1, or --sampler ddpm.",
-            )  # fmt: skip
+            )
+    for g in stage.guides:
+        if g.recipe.start is not None and stage.solver.draws_itself:
+            raise OptionError(
+                f"The recipe {g.recipe.name!r} goes through all steps several times with the same "
+                f"noise, and the sampler {stage.sampler!r} draws its own.",
+                remedy="Use a sampler of the host, such as --sampler ddim.",
+            )
 
 
 def _device_of_objects(config: RunConfig) -> torch.device | None:
@@ -438,6 +474,8 @@ def _stage(
 ) -> Stage:
     process = _process(config, found) if name == "base" and config.conditional else None
     scale = (backbone.default_cfg if cfg is None else cfg) if config.conditional else 1.0
+    if backbone.least_cfg is not None:
+        scale = max(scale, backbone.least_cfg)
     if process is not None:
         if cfg is not None and not 0 <= cfg <= 1:
             raise OptionError(
@@ -522,7 +560,15 @@ def _set_conditions(
     stage.condition = {**encode(backbone, prompts, classes), **given}
     stage.unconditional = stage.condition
     if stage.cfg != 1 or stage.process is not None:
-        stage.unconditional = {**encode(backbone, [""], [None]), **given}
+        each = isinstance(config.negative_prompt, tuple)
+        against = config.of_images("negative_prompt", range(config.num) if each else range(1))
+        empty = encode(backbone, against, [None] * len(against))
+        stage.unconditional = {**empty, **given}
+    elif config.negative_prompt:
+        raise OptionError(
+            "--negative-prompt does nothing without classifier-free guidance.",
+            remedy="Add --cfg above 1, or leave it out.",
+        )
     return inputs
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import NoiseLevel, Walk
@@ -21,7 +22,8 @@ from ppap_host.files.errors import SamplingError
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.balance import Balance, without_conflict
-from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health, Said
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
+from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.selecting import Particles, picked, selection_of
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import Draw, ImageNoise, Stream
@@ -171,6 +173,10 @@ def stream(
     elif particles > 1:
         start = start.repeat_interleave(particles, dim=0)
     x = start.to(device=device, dtype=backbone.state_dtype)
+    if any(g.recipe.start is not None for g in evaluator.guidance):
+        draw = Replayed(draw)
+        x = evaluator.started(x, lambda x: _through(solver, x, walk, evaluator, draw))
+        draw.again()
     failed: dict[int, str] = {}
     for i in range(len(walk)):
         step = Step(walk, i, backbone.fixed_variance)
@@ -181,7 +187,7 @@ def stream(
             evaluator.follow(index)
             came = index.tolist()
             failed = {row: failed[k] for row, k in enumerate(came) if k in failed}
-        _find_failed(x, evaluator.unsound, i, failed)
+        _find_failed(x, evaluator, step, failed)
         shown = (x, estimate, evaluator.unguided, evaluator.said)
         told = failed
         if particles > 1:
@@ -196,18 +202,61 @@ def stream(
         )  # fmt: skip
 
 
+class Replayed:
+    """Noise that is the same in every run through a walk, drawn when it is first asked for."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw, self._made, self._at = draw, list[Tensor](), 0
+
+    def again(self) -> None:
+        """The next run starts with the first draw."""
+        self._at = 0
+
+    def __call__(self) -> Tensor:
+        """The next draw of this run."""
+        if self._at == len(self._made):
+            self._made.append(self._draw())
+        self._at += 1
+        return self._made[self._at - 1]
+
+
+def _through(solver: Solver, x: Tensor, walk: Walk, evaluator: Evaluator, draw: Replayed) -> Tensor:
+    """The clean state at the end of an unguided walk, with the way back to its noise.
+
+    Only the states between the steps are kept; what a step needs for its gradient is made again.
+    """
+    memory: Any = None
+    draw.again()
+    for i in range(len(walk)):
+        noise = draw()
+
+        def step(x: Tensor, memory: Any, i: int = i, noise: Tensor = noise) -> Any:
+            then, _, after = solver.step(x, i, walk, evaluator.reader.open, lambda: noise, memory)
+            return then, after
+
+        x, memory = checkpoint(step, x, memory, use_reentrant=False)
+    return x
+
+
 def _zeroed(x: Tensor, failed: Mapping[int, str]) -> Tensor:
     """The states, those of failed rows zero."""
     return x.index_fill(0, torch.tensor(list(failed), device=x.device), 0.0) if failed else x
 
 
-def _find_failed(x: Tensor, unsound: Tensor | None, step: int, failed: dict[int, str]) -> None:
+def _find_failed(x: Tensor, evaluator: Evaluator, step: Step, failed: dict[int, str]) -> None:
     """Adds the rows that are not finite after this step."""
-    bad = ~x.isfinite().flatten(1).all(dim=1)
+    bad, unsound, backbone = (
+        ~x.isfinite().flatten(1).all(dim=1), evaluator.reader.unsound, evaluator.backbone
+    )  # fmt: skip
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    cfg = getattr(evaluator.reader.denoise, "scale", 1.0)
     for row in torch.nonzero(bad if unsound is None else bad | unsound).flatten().tolist():
-        predicted = unsound is not None and bool(unsound[row])
-        what = "the backbone's prediction" if predicted else "the state"
-        failed.setdefault(row, f"{what} is not finite at step {step}")
+        what = "prediction" if unsound is not None and bool(unsound[row]) else "state"
+        reason = (
+            f"the {what} of the backbone {backbone.name!r} is not finite at step {step.index} of "
+            f"{len(step.walk)} ({dtype}, cfg {cfg:g})"
+        )
+        failed.setdefault(row, reason)
 
 
 def sample(
@@ -248,7 +297,7 @@ def take_step(
     for repeats_left in reversed(range(evaluator.recurrence(step))):
         then, estimate, after = _taken_once(solver, x, step, evaluator, draw, memory)
         if repeats_left:
-            x = step.back(then, evaluator.noise("recurrence", then))
+            x = step.back(then, evaluator.reader.noise("recurrence", then))
     return then, estimate, after
 
 

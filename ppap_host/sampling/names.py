@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+PIPELINE = "pipeline"
+"""The sampler of a pipeline of diffusers that takes its own steps, with its own scheduler."""
+
 SAMPLER_SUMMARIES: dict[str, str] = {
     "ddim": "Song et al. 2021; deterministic at --eta 0",
     "ddpm": "Ho et al. 2020; ancestral, with the variance that the backbone has",

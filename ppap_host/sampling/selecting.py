@@ -57,6 +57,12 @@ class Particles:
     def __init__(self, draw: Draw, streams: Stream, size: int, name: str = "") -> None:
         self._draws = [draw, *(streams(f"{name}particle {j}") for j in range(1, size))]
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Of every particle, for samplers that draw by themselves."""
+        each = [draw.generators for draw in self._draws]  # type: ignore[attr-defined]
+        return [generator for of_image in zip(*each, strict=True) for generator in of_image]
+
     def __call__(self) -> Tensor:
         """The next draw of every particle."""
         return torch.stack([draw() for draw in self._draws], dim=1).flatten(0, 1)
@@ -70,12 +76,16 @@ class Particles:
 def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
     """Whatever was kept of a batch, with other rows in its rows; what has no rows stays.
 
+    What cannot tell its rows from other things by their number has a method of this name.
+
     Args:
         index: which row comes to each.
         rows: of the batch before.
     """
     found: Any = thing
-    if isinstance(thing, Tensor):
+    if hasattr(thing, "picked"):
+        found = thing.picked(index)
+    elif isinstance(thing, Tensor):
         found = thing[index.to(thing.device)] if thing.ndim and len(thing) == rows else thing
     elif isinstance(thing, list | tuple) and not hasattr(thing, "_fields"):
         found = type(thing)(picked(each, index, rows) for each in thing)
@@ -84,12 +94,26 @@ def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
         found.update({key: picked(each, index, rows) for key, each in thing.items()})
     elif is_dataclass(thing) and not isinstance(thing, type):
         changes = {f.name: getattr(thing, f.name) for f in fields(thing) if f.init}
-        held = {k: v for k, v in changes.items() if isinstance(v, Tensor | list | tuple | Mapping)}
+        held = {k: v for k, v in changes.items() if isinstance(v, _KEPT) or _is_scheduler(v)}
         found = replace(thing, **picked(held, index, rows)) if held else thing
-    elif hasattr(thing, "__dict__") and not callable(thing):
+    elif _is_scheduler(thing):
+        # Its tables are vectors, which must not be taken for a row each; what it remembers is not.
         found = copy.copy(thing)
-        found.__dict__.update(picked(dict(vars(thing)), index, rows))
+        remembered = {k: v for k, v in vars(thing).items() if not _is_table(v)}
+        found.__dict__.update(picked(remembered, index, rows))
     return found  # type: ignore[no-any-return]
+
+
+_KEPT = (Tensor, list, tuple, Mapping)
+
+
+def _is_scheduler(thing: object) -> bool:
+    """Whether it is one of diffusers', by what it can do; the host knows none of them here."""
+    return hasattr(thing, "set_timesteps") and hasattr(thing, "step")
+
+
+def _is_table(thing: object) -> bool:
+    return not isinstance(thing, list | tuple) and getattr(thing, "ndim", 1) < 2
 
 
 class Selector:
@@ -119,19 +143,19 @@ class Selector:
             return x
         made = [x]
         for _ in range(1, selection.branches):
-            new = estimate.deviation * self._evaluator.noise("branches", x)
+            new = estimate.deviation * self._evaluator.reader.noise("branches", x)
             made.append(x - noise + new)
         values, predictions = [], []
         for state in made:
             there, prediction = self._foreseen(asked, state, step.then)
             values.append(self._values(asked, there))
             predictions.append(prediction)
-        uniforms = self._evaluator.uniform("selection", x) if selection.temperature else None
+        uniforms = self._evaluator.reader.uniform("selection", x) if selection.temperature else None
         index = selection.chosen(torch.stack(values), uniforms)
         best: Tensor = _of_each(made, index)
         read = [p for p in predictions if p is not None]
         if read:
-            self._evaluator.foresee(best, _of_each(read, index))
+            self._evaluator.reader.foresee(best, _of_each(read, index))
         return best
 
     def select(self, estimate: Estimate, step: Step) -> Tensor | None:
@@ -144,7 +168,7 @@ class Selector:
         worth = self._values(asked, estimate).view(-1, selection.size)
         if self._population is None:
             self._population = selection.begin(len(worth), worth)
-        uniforms = self._evaluator.uniform("selection", x).to(worth).view_as(worth)
+        uniforms = self._evaluator.reader.uniform("selection", x).to(worth).view_as(worth)
         chosen = selection(worth, self._population, step.index, len(step.walk), uniforms)
         self._population = chosen.after
         first = torch.arange(len(worth), device=x.device)[:, None] * selection.size
@@ -182,7 +206,7 @@ class Selector:
         views = [self._evaluator.guidance[i].recipe.view for i in asked]
         if all(view is not None and view.sees_noise for view in views):
             return Estimate(level, x, x, x), None
-        return self._evaluator.ahead(x, level)
+        return self._evaluator.reader.ahead(x, level)
 
     def _values(self, asked: Sequence[int], estimate: Estimate, clean: bool = False) -> Tensor:
         """Minus the guides' losses, times their scales, added up; [b]."""

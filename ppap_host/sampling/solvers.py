@@ -30,6 +30,7 @@ class Solver(ABC):
         ancestral: whether it draws from a Gaussian with a mean that guidance may shift.
         noise: what of it recipes can build on: "noise" where a step draws some, "gaussian" where it
             tells the mean and the deviation, too (:attr:`Estimate.mean`), "" where it draws none.
+        draws_itself: whether it takes its noise from the images' generators, not as it is given.
         reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
             x_0 alone, whatever a recipe has made of eps.
     """
@@ -37,6 +38,7 @@ class Solver(ABC):
     name: str
     ancestral: bool = False
     noise: Literal["", "noise", "gaussian"] = ""
+    draws_itself: bool = False
     reads_eps: bool = True
 
     def walk(self, backbone: Backbone, steps: int | str) -> Walk:

@@ -18,7 +18,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.selections import POTENTIALS, FeynmanKac
-from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import stream
 from ppap_host.sampling.solvers import DDIM, DDPM, DPMSolverPP2M, Heun, Solver
 
@@ -192,10 +192,15 @@ def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
 
 
 @pytest.mark.parametrize("potential", POTENTIALS[:4])
-def test_potentials_multiply_to_that_of_the_image(potential: Any) -> None:
-    """exp(lambda r(x_0)) along the path of every particle, however often it was resampled."""
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_potentials_multiply_to_that_of_the_image(potential: Any, adaptive: bool) -> None:
+    """exp(lambda r(x_0)) along the path of every particle, however often it was resampled.
+
+    Where nothing is, all of that is in the last weights.
+    """
+    factor = 0.02 if adaptive else 1.5
     selection = FeynmanKac(
-        5, potential, 1.5, period=1, relative=False, adaptive=False, adaptive_last=False
+        5, potential, factor, period=1, relative=False, adaptive=adaptive, adaptive_last=adaptive
     )
     rng = torch.Generator().manual_seed(3)
     rewards, uniforms = torch.randn(2, 7, 3, 5, generator=rng, dtype=torch.float64)
@@ -203,7 +208,10 @@ def test_potentials_multiply_to_that_of_the_image(potential: Any) -> None:
     for i in range(7):
         chosen = selection(rewards[i], state, i, 7, uniforms[i])
         state, at = chosen.after, rewards[i].gather(1, chosen.index)
-    torch.testing.assert_close(state.product, 1.5 * at)
+    torch.testing.assert_close(state.product, factor * at)
+    if adaptive:
+        shares = chosen.weights / chosen.weights.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(shares, torch.softmax(factor * rewards[-1], dim=1))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,7 @@ def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditiona
 
     def branches(x: torch.Tensor, level: NoiseLevel) -> Prediction:
         eps = backbone.predict(x, level, {}).eps
-        return Prediction(eps + weight * torch.tanh(x), None, eps)
+        return Prediction(eps + weight * torch.tanh(x), unconditional=eps)
 
     found = made(None, solver, net, denoise=branches, process=PRESETS["cfg++"])
     if weight == 0:
@@ -235,6 +243,43 @@ def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditiona
     else:
         plain = made(None, solver, net)
         assert np.abs(found[-1] - plain[-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DDPM(), DPMSolverPP2M()], ids=lambda s: s.name)
+def test_initial_noise_follows_the_gradient_of_its_image_and_keeps_its_length(
+    solver: Solver,
+) -> None:
+    """x + rate scale ||x|| / sqrt(n) g / rms(g), brought back to length ||x||.
+
+    The world's sampler is affine in its noise, image = A x + b, so g is A^T times the image's own
+    gradient; A comes from images of the basis.
+    """
+    net, rate, backbone = paper.Net(), 0.3, Denoiser(WORLD, paper.Net().mix)
+    recipe = PRESETS["dno"].with_values({"iterations": 1, "rate": rate})
+    noise = named("")
+    start = next(noise)
+    drawn = [tensor(next(noise)) for _ in ABARS[1:]]
+    evaluator = Evaluator(
+        backbone, lambda x, level: backbone.predict(x, level, {}), [],
+        ancestral=solver.ancestral, health=Health(),
+    )  # fmt: skip
+
+    def image(x: Any, row: int) -> Any:
+        """Of these noises, with the draws of the run's image ``row``."""
+        x, walk, memory = tensor(x), backbone.walk(5), None
+        for i, z in enumerate(drawn):
+            noise = z[row : row + 1].expand_as(x)
+            x, _, memory = solver.step(x, i, walk, evaluator.reader.open, lambda z=noise: z, memory)
+        return rows(x)
+
+    wanted = []
+    for row in range(2):
+        x, zero = start[row : row + 1], image(np.zeros((1, paper.N)), row)
+        matrix = image(np.eye(paper.N), row) - zero
+        g = net.loss_and_pull(image(x, row), None)[1] @ matrix.T
+        moved = x + rate * SCALE * lengths(x) / math.sqrt(paper.N) * g / paper.rms(g)
+        wanted.append(image(moved * lengths(x) / lengths(moved), row)[0])
+    close([made(recipe, solver, net)[-1]], [np.stack(wanted)])
 
 
 class Recalling(Solver):

@@ -821,14 +821,14 @@ FAULTS: tuple[Fault, ...] = (
         f"{_RECIPES}/selections.py",
         "total = log if self.published else log + before.weight",
         "total = log",
-        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-fk-0.7]"),
+        _choice("potentials_multiply_to_that_of_the_image[True-max]"),
     ),
     Fault(
         "the last potential forgets those before",
         f"{_RECIPES}/selections.py",
         "return state, self.factor * end - before.product",
         "return state, self.factor * end",
-        _choice("potentials_multiply_to_that_of_the_image[max]"),
+        _choice("potentials_multiply_to_that_of_the_image[False-max]"),
     ),
     Fault(
         "the image of a population is its first particle",
@@ -843,6 +843,13 @@ FAULTS: tuple[Fault, ...] = (
         "x, estimate, memory = picked((x, estimate, memory), index, len(x))",
         "x, estimate = picked((x, estimate), index, len(x))",
         _choice("what_a_solver_remembers_goes_with_its_particle"),
+    ),
+    Fault(
+        "optimised noise does not keep its length",
+        f"{_RECIPES}/starts.py",
+        "moved = moved * (length / torch.linalg.vector_norm(moved, dim=axes, keepdim=True))",
+        "pass",
+        _choice("initial_noise_follows_the_gradient_of_its_image_and_keeps_its_length[ddim]"),
     ),
     Fault(
         "CFG++ leads on with the guided noise",

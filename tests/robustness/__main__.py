@@ -35,11 +35,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    for name in _HEAVY:
-        importlib.import_module(name)
-    from ppap_host.plugins.registry import registry
-
-    registry()
+    import_all()
 
     def told(verdict: Verdict) -> None:
         if not verdict.well:
@@ -63,6 +59,15 @@ def main() -> int:
         before, after = page.split(_BEGIN)[0], page.split(_END)[1]
         options.write.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
     return int(wrong > 0)
+
+
+def import_all() -> None:
+    """Imports what any case may need, once for all that are forked."""
+    for name in _HEAVY:
+        importlib.import_module(name)
+    from ppap_host.plugins.registry import registry
+
+    registry()
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

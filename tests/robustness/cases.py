@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
+    1: "what is not finite",
     2: "two seeds, the same picture",
+    3: "numbers that mean nothing",
+    4: "options that do nothing",
     6: "Python in model folders",
+    7: "pictures that are something else",
     8: "names in documents that lead elsewhere",
+    9: "words that steer a terminal",
     10: "small files that eat memory or time",
     11: "a power cut at any point",
     12: "two jobs at once",
+    13: "no memory, and signals",
     14: "wrong types in documents that people edit",
     15: "sheets and harvests that grow",
     16: "a user's file is no fault of the plugin",

@@ -229,3 +229,26 @@ def test_the_guide_steers_by_what_is_known() -> None:
     shown = np.asarray(found.pictures["its depth"])
     assert (shown[holes] == 128).all()
     assert found.value.isnan().sum() == holes.sum()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"unit": "banana"}, "depth"), ({"unit": -1}, "depth"), ({"focal": 0}, "disparity"),
+        ({"focal": 5, "baseline": -0.2}, "disparity"), ({"holes": "none"}, "inverse"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_meaning_is_refused_where_it_is_not_needed_too(
+    settings: dict[str, Any], kind: str
+) -> None:
+    with pytest.raises(TargetError, match="makes no sense"):
+        DepthGuide().read_target(target(np.ones(SIZE), kind, **settings), SIZE)
+
+
+def test_zeros_of_inverse_depth_are_doubted_and_can_be_holes() -> None:
+    near = np.linspace(0.1, 0.9, SIZE[0] * SIZE[1]).reshape(SIZE)
+    near[:9] = 0
+    guide = DepthGuide()
+    assert "infinitely far" in guide.read_target(target(near, "inverse"), SIZE).doubts[0]
+    found = guide.read_target(target(near, "inverse", holes=0), SIZE)
+    assert found.value[0].isnan().numpy().tolist() == (near == 0).tolist()

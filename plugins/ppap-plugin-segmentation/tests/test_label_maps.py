@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from numpy.typing import NDArray
 from PIL import Image
 from ppap_plugin_segmentation.guide import SegmentationGuide
@@ -64,11 +65,31 @@ def indices(target: Path | str | Labels, conventions: Conventions) -> Labels:
 
 
 def test_the_table_of_cityscapes_is_its_own() -> None:
-    own = pytest.importorskip("cityscapesscripts.helpers.labels")
-    wanted = [(e.name, e.trainId if e.trainId < 255 else -1, e.color) for e in own.labels[:-1]]
+    own = torchvision.datasets.Cityscapes.classes[:-1]  # the last one is no label: -1
+    wanted = [(e.name, e.train_id if e.train_id < 255 else -1, e.color) for e in own]
     assert list(CITYSCAPES_IDS) == wanted
-    by_train = [own.trainId2label[i].name for i in range(19)]
-    assert list(CITYSCAPES_NAMES) == by_train
+    by_train = {e.train_id: e.name for e in own}
+    assert list(CITYSCAPES_NAMES) == [by_train[i] for i in range(19)]
+
+
+@pytest.mark.parametrize("ids", ["id", "train_id"])
+def test_ids_of_cityscapes_are_read_by_its_table(ids: str) -> None:
+    """With 255, as torchvision and the published scripts have it, and without."""
+    own = torchvision.datasets.Cityscapes.classes[:-1]
+    pieces = regions(len(own), pieces=60)
+    meant = np.array([e.train_id if e.train_id < 255 else OPEN for e in own])
+    stored = np.array([getattr(e, ids) for e in own], np.uint8)
+    found = indices(stored[pieces], Conventions(CITYSCAPES_NAMES))
+    np.testing.assert_array_equal(found, meant[pieces])
+
+
+def test_one_more_than_the_train_ids_is_no_label_id_unsaid() -> None:
+    """Some give 19 to what is open; of the label ids it is a traffic light."""
+    labels = regions(20)
+    with pytest.raises(TargetError, match="index 19") as caught:
+        read(labels, Conventions(CITYSCAPES_NAMES))
+    assert "ids=cityscapes" in caught.value.remedy
+    assert "ignore=19" in caught.value.remedy
 
 
 def test_the_palette_of_voc_is_the_published_one() -> None:
@@ -348,8 +369,8 @@ def test_palettes_of_ones_own_in_any_form(tmp_path: Path, form: str) -> None:
         ("words.txt", "nothing here", "has no colours"),
         ("wild.txt", "300 0 0 wall", "not from 0 to 255"),
         ("two.txt", "1 2 3 wall\n4 5 floor", "has no colour of three"),
-        ("bad.json", "{", "cannot be understood"),
-        ("deep.json", "[" * 100_000, "cannot be understood"),
+        ("bad.json", "{", "no palette in JSON"),
+        ("deep.json", "[" * 100_000, "no palette in JSON"),
     ],
 )
 def test_palettes_that_are_none_are_said(

@@ -212,7 +212,7 @@ def test_what_a_network_takes_is_found(
         ({"classes": 10**12}, "cannot be meant"),
         ({"classes": "3"}, "'3' classes"),
         ({"stem_width": 10**6}, "far larger"),
-        ({"encoder_depth": 10**7}, "cannot be loaded"),
+        ({"encoder_depth": 10**7}, "cannot be meant"),
     ],
     ids=range(10),
 )

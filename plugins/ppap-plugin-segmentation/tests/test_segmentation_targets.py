@@ -17,7 +17,6 @@ from ppap_plugin_segmentation.labelmaps import Conventions, read_labels
 from ppap_plugin_segmentation.losses import cross_entropy, divergence, measures, outcomes
 from ppap_plugin_segmentation.targets import (
     APART,
-    find_class,
     one_class,
     one_hot,
     resized,
@@ -164,10 +163,18 @@ def test_files_that_are_no_images_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "index"),
     [("cube", 3), (" Cube ", 3), ("traffic-light", 4), ("Traffic_Light", 4), ("2", 2), ("5", None),
-     ("cone", None), ("-1", None)],
+     ("cone", None), ("-1", None), ("trash can", 5), ("Ash\uff43an", 5), ("lamp", None)],
 )  # fmt: skip
 def test_classes_go_by_name_or_number(text: str, index: int | None) -> None:
-    assert find_class(text, NAMES) == index
+    """By any of their names; one that two classes have is refused, as of all guides."""
+    names = NAMES if text == "5" else (*NAMES, "ashcan, trash can", "lamp", "lamp")
+    given = Given("mask.png", "mask", {"of": text})
+    if index is not None:
+        found = split_class(given, names)
+        assert found is not None and found[0] == index
+        return
+    with pytest.raises(TargetError, match="means 2 classes" if text == "lamp" else "no class"):
+        split_class(given, names)
 
 
 def test_a_class_and_its_mask_are_told_apart_from_paths(tmp_path: Path) -> None:

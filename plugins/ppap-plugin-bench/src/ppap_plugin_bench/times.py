@@ -83,6 +83,8 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
     setup = set_up(config)
     active, base = setup.guides[0], setup.stages[0]
     condition = repeat_condition(base.backbone.encode_prompts([""]), batch)
+    solver = base.solver
+    assert solver is not None
     middle = len(base.walk) // 2
     level = base.walk.levels[middle]
     x = torch.randn(batch, *base.backbone.state_shape)
@@ -90,7 +92,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
         base.backbone,
         lambda x, level: base.backbone.predict(x, level, condition),
         [Guidance(active.guide, active.targets[0].value, active.recipe, active.scale)],
-        ancestral=base.solver.ancestral,
+        ancestral=solver.ancestral,
         health=Health(),
     )
 
@@ -104,7 +106,7 @@ def guided_step(target: Path, batch: int, repeats: int) -> dict[str, Any]:
         torch.autograd.grad(loss.sum(), leaf)
 
     def whole_step() -> None:
-        base.solver.step(
+        solver.step(
             x,
             middle,
             base.walk,

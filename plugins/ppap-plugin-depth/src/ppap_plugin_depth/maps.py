@@ -86,22 +86,29 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
     common = ("unit", "holes", "key")
     own = (*common, "focal", "baseline", "doffs") if given.kind == "disparity" else common
     given.expect(KINDS, own)
+    # Before the file, and also where they are not needed: what makes no sense.
+    _unit(given, 1.0)
+    for name in ("holes", "doffs", "focal", "baseline"):
+        number = given.number(name)
+        if number is not None and number <= 0 and name in ("focal", "baseline"):
+            raise given.bad_setting(name, "It is above zero.")
     values, clear, decoded = given.numbers()
     stored = values.astype(np.float64)
     full = _full_range(decoded, values)
     stretched = full is not None and bool(stored.min() == 0) and bool(stored.max() == full)
-    doubts = [] if given.kind else _check_guess(given, decoded, stretched)
     kind = given.kind or "depth"
-    known = _known(given, decoded, stored, clear, kind, full, stretched)
+    doubts = [] if given.kind else _check_guess(given, decoded, stretched)
+    doubts += _odd_values(given, decoded, stored, kind, stretched)
+    half = values.dtype == np.float16
+    known = _known(given, decoded, stored, clear, kind, full, stretched, half)
     if not known.any():
         raise TargetError(
-            f"{decoded.name} holds nothing to compare: all of it is holes (0, NaN or infinity).",
+            f"{decoded.name} holds nothing to compare: all of it is holes (0, negative, NaN or "
+            "infinity).",
             remedy="Check how it was written; depth is above zero.",
         )
     if metric:
-        numbers, what, unsure = _metres(
-            given, decoded, stored, known, kind, stretched, values.dtype.kind == "f"
-        )
+        numbers, what, unsure = _metres(given, decoded, stored, known, kind, stretched, values)
         doubts = unsure or doubts  # the unit is said with the kind
         known &= np.isfinite(numbers)
         seen = numbers[known]
@@ -116,6 +123,8 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
     if holes:
         percent = f"{100 * holes:.0f}" if holes >= 0.005 else f"{100 * holes:.2g}"
         words.append(f"{percent} % of it holes, which are not compared")
+    if known.any() and np.ptp(stored[known]) == 0:
+        doubts.append(f"{decoded.name} is the same everywhere, so that it shows no shape.")
     if holes > 0.5:
         doubts.append(
             f"{100 * holes:.0f} % of {decoded.name[0].lower()}{decoded.name[1:]} counts as holes "
@@ -130,7 +139,10 @@ def _is_8_bit(values: NDArray[Any]) -> bool:
 
 
 def _full_range(decoded: Decoded, values: NDArray[Any]) -> float | None:
-    """The largest number that a type of whole numbers with 8 or 16 bits holds; None of others."""
+    """The largest number that a type of whole numbers with 8 or 16 bits holds, and 1 of floats,
+    which are stretched to [0, 1]; None of others."""
+    if values.dtype.kind == "f":
+        return 1.0
     if values.dtype.kind not in "ui" or (values.dtype.itemsize > 2 and decoded.image is None):
         return None
     return float(round((255 if values.dtype.itemsize == 1 else 65535) / decoded.step))
@@ -155,6 +167,27 @@ def _check_guess(given: Given, decoded: Decoded, stretched: bool) -> list[str]:
     ]
 
 
+def _odd_values(
+    given: Given, decoded: Decoded, stored: NDArray[np.float64], kind: str, stretched: bool
+) -> list[str]:
+    """What is doubted of numbers below zero in depth, and of zero in inverse depth."""
+    negative = np.unique(stored[stored < 0])
+    if kind == "depth" and len(negative) > 1:  # one of them marks holes
+        share = 100 * float((stored < 0).mean())
+        return [
+            f"{share:.2g} % of {decoded.name[0].lower()}{decoded.name[1:]} is below zero, which no "
+            f"depth is; it counts as holes. If it is inverse depth, say {given.as_('inverse')}."
+        ]
+    zeros = float((stored == 0).mean())
+    if kind == "inverse" and zeros > 0.01 and not stretched and not negative.size:
+        return [
+            f"{100 * zeros:.2g} % of {decoded.name[0].lower()}{decoded.name[1:]} is zero and was "
+            f"taken for infinitely far. If nothing is known there, say "
+            f"{given.as_('inverse,holes=0')}."
+        ]
+    return []
+
+
 def _known(
     given: Given,
     decoded: Decoded,
@@ -163,6 +196,7 @@ def _known(
     kind: str,
     full: float | None,
     stretched: bool,
+    half: bool,
 ) -> NDArray[np.bool_]:
     known: NDArray[np.bool_] = np.isfinite(stored) & (np.abs(stored) < _NEVER)
     if clear is not None:
@@ -175,7 +209,7 @@ def _known(
     known &= stored > 0
     if kind == "depth" and full == 65535:
         known &= stored < full
-    if kind == "depth" and decoded.format == "EXR":
+    if kind == "depth" and (decoded.format == "EXR" or half):
         known &= stored < _HALF
     return known
 
@@ -210,7 +244,7 @@ def _metres(
     known: NDArray[np.bool_],
     kind: str,
     stretched: bool,
-    floats: bool,
+    values: NDArray[Any],
 ) -> tuple[NDArray[np.float64], str, list[str]]:
     """Metres, in words what they were made from, and doubts."""
     if kind == "disparity":
@@ -239,9 +273,14 @@ def _metres(
         return stored * _unit(given, 1.0), f"depth in {_called(given.settings['unit'])}", []
     median = float(np.median(stored[known]))
     whole = bool((stored[known] == np.round(stored[known])).all())
-    if median <= FARTHEST_MEDIAN and (floats or not whole):
+    if median <= FARTHEST_MEDIAN and values.dtype.kind == "f" and not stretched:
         return stored, "depth in metres", []
-    if whole and not stretched and 0.05 <= median / 1000 <= FARTHEST_MEDIAN:
+    if (
+        whole
+        and not stretched
+        and not _is_8_bit(values)
+        and 0.05 <= median / 1000 <= FARTHEST_MEDIAN
+    ):
         doubt = (
             f"{decoded.name} was taken for millimetres, as most whole numbers of depth are "
             f"(the median is then {median / 1000:.3g} m). Say the unit: "

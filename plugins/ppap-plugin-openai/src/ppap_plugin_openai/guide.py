@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
 from ppap_host.files.models import own_path
+from ppap_host.files.reading import read_text
 from ppap_host.guides.guide import Guide, PatchPlan
 from ppap_host.guides.labels import Labels
 from ppap_host.guides.targets import Given, Target
@@ -218,10 +219,7 @@ def _labels_beside(model: Path, count: int) -> tuple[Labels, tuple[Path, ...]]:
     path = model.with_name(f"{model.name}.txt")
     if not path.is_file():
         return Labels.numbered(count), ()
-    try:
-        names = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the class names cannot be read.") from error
+    names = read_text(path, CheckpointError, "Write one line for each class.").splitlines()
     if len(names) != count:
         raise CheckpointError(
             f"{path}: {len(names)} class names for {count} classes.",

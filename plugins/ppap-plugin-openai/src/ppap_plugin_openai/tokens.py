@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.models import own_path
-from ppap_host.files.reading import read_bytes
+from ppap_host.files.reading import Document, read_bytes
 
 HUB: Final = "openai-community/gpt2"
 """Where the files are downloaded from once, if nothing else is named."""
@@ -38,6 +37,7 @@ _REMEDY: Final = (
     "Put encoder.json.gz and vocab.bpe.gz from glide_text2im/tokenizer of openai/glide-text2im "
     "beside the checkpoint."
 )
+_VOCABULARY: Final = Document("vocabulary in JSON", CheckpointError, _REMEDY, _MOST)
 
 
 class PromptTokenizer:
@@ -165,13 +165,8 @@ def _read_text(path: Path) -> str:
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    try:
-        content = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON.", remedy=_REMEDY) from error
-    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
-        raise CheckpointError(f"{path}: holds no table of tokens and numbers.", remedy=_REMEDY)
-    return content
+    found: dict[str, int] = _VOCABULARY.parse(_read_text(path), dict[str, int], str(path))
+    return found
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

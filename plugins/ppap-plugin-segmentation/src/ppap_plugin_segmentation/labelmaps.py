@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppap_host.files.decoding import Decoded, has_alpha
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.labels import Labels, plain
 from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
 from ppap_plugin_segmentation.palettes import (
     CITYSCAPES_IDS,
@@ -30,7 +31,6 @@ from ppap_plugin_segmentation.palettes import (
     bit_shuffled,
     palette_named,
 )
-from ppap_plugin_segmentation.targets import find_class, plain
 
 SETTINGS = ("palette", "ids", "reduce", "ignore", "by", "key")
 """What may be said of a label map before its colon."""
@@ -192,6 +192,8 @@ class _Reader:
             stored = np.where(np.isnan(stored), OPEN, stored)
             low, high = float(stored.min()), float(stored.max())
             if not self.said and image is not None and 0 <= low <= high <= 1:
+                if not ((stored != 0) & (stored != 1)).any():
+                    raise self._mask()
                 return None  # a photograph in floats
             if not np.abs([low, high]).max() < 2**24 or (stored != np.round(stored)).any():
                 raise self._no_indices(low, high)
@@ -268,7 +270,8 @@ class _Reader:
         if ids is not None or not self.conventions.is_cityscapes:
             return ids or "train", []
         called = self.given.path.name.lower() if self.given.files else ""
-        if len(CITYSCAPES_NAMES) <= most < len(CITYSCAPES_IDS) or "labelids" in called:
+        # The first number beyond the train ids is also what some give to what is open.
+        if len(CITYSCAPES_NAMES) < most < len(CITYSCAPES_IDS) or "labelids" in called:
             return "cityscapes", []
         if has_ignored or "trainids" in called:
             return "train", []
@@ -283,7 +286,8 @@ class _Reader:
         """The network's class of each label id of Cityscapes."""
         found = []
         for name, train, _ in CITYSCAPES_IDS:
-            index = find_class(name, self.names)
+            called = Labels(self.names).matches(name)
+            index = called[0] if len(called) == 1 else None
             if index is None and train >= 0 and self.count == len(CITYSCAPES_NAMES):
                 index = train if PALETTES["cityscapes"].fits(self.names) else None
             found.append(OPEN if index is None else index)
@@ -437,7 +441,7 @@ class _Reader:
     # Saying what is wrong
 
     def _refuse_lossy(self, stored: NDArray[Any]) -> None:
-        """A label map that was saved with loss is too dark to be a photograph."""
+        """A label map that was saved with loss is too dark to be a photograph, or could be one."""
         if self.said or int(stored.max()) < min(self.count, 64):
             raise TargetError(
                 f"{self.decoded.name} has no pixel brighter than {int(stored.max())} of 255: it "
@@ -445,6 +449,14 @@ class _Reader:
                 "numbers.",
                 remedy=f"Save it as PNG or .npy; or give {self.given.as_('photo')} if it is a "
                 "photograph.",
+            )
+        # By so much compression changes numbers, but for a few pixels.
+        if np.percentile(stored, 99) < self.count + 8:
+            self.doubts = (
+                f"{self.decoded.name} was taken for a photograph, though all of its greys are "
+                f"about numbers of classes. If it is a label map that was saved as "
+                f"{self.decoded.format}, save it as PNG; {self.given.as_('photo')} says that it "
+                "is none.",
             )
 
     def _refuse_lossy_colours(self, colours: NDArray[np.uint8]) -> None:
@@ -471,7 +483,9 @@ class _Reader:
     def _too_high(self, index: int) -> TargetError:
         more = "and the numbers that are ignored, such as 255"
         hint = ""
-        if index == self.count and not self.conventions.reduced:
+        if index == self.count and self.conventions.is_cityscapes:
+            hint = f" If it holds label ids, give {self.given.as_('labels,ids=cityscapes')}."
+        elif index == self.count and not self.conventions.reduced:
             hint = f" If it counts from 1, give {self.given.as_('labels,reduce=yes')}."
         if not self.said:
             hint += f" If it is a photograph, give {self.given.as_('photo')}."

@@ -6,7 +6,6 @@ is read from a file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ppap_host.files.errors import TargetError
-from ppap_host.files.reading import read_text
-from ppap_plugin_segmentation.targets import find_class, plain
+from ppap_host.files.reading import Document, read_text
+from ppap_host.guides.labels import Labels, plain
 
 Colour = tuple[int, int, int]
 
@@ -23,6 +22,8 @@ OPEN = -1
 """In place of a class: the colour says that nothing is compared."""
 
 _BYTES = 1 << 20  # of a palette's file
+_ROW = "Write a row for each class, such as 128 64 128 road."
+_JSON = Document("palette in JSON", TargetError, _ROW, _BYTES)
 
 _NOTHING = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "unknown", "other", "none")
 
@@ -61,8 +62,8 @@ class Palette:
         for colour, name, number in self.entries:
             index: int | str | None = number
             if by_name and number != OPEN:
-                index = find_class(name, labels)
-                index = name if index is None else index
+                called = Labels(labels).matches(name)
+                index = name if not called else called[0] if len(called) == 1 else None
             if colour not in found or found[colour] == OPEN:
                 found[colour] = index
             elif index != OPEN and found[colour] != index:
@@ -208,16 +209,17 @@ def palette_named(text: str, path: Path) -> Palette:
     named = f"Known are {', '.join(PALETTES)}; any other is given as the path of a file."
     content = read_text(path, TargetError, named, _BYTES)
     try:
-        rows = _from_json(json.loads(content)) if path.suffix.lower() == ".json" else _rows(content)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        is_json = path.suffix.lower() == ".json"
+        rows = _from_json(_JSON.values(content, str(path))) if is_json else _rows(content)
+    except (ValueError, TypeError, KeyError) as error:
         raise TargetError(
             f"The palette {str(path)!r} cannot be understood ({error}).",
-            remedy="Write a row for each class, such as 128 64 128 road.",
+            remedy=_ROW,
         ) from None
     if not rows:
         raise TargetError(
             f"The palette {str(path)!r} has no colours.",
-            remedy="Write a row for each class, such as 128 64 128 road.",
+            remedy=_ROW,
         )
     return Palette(path.name, tuple(rows))
 

@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.files.errors import TargetError, nearest
+from ppap_host.files.errors import TargetError
+from ppap_host.guides.labels import Labels
 from ppap_host.guides.targets import Given
 
 APART = -1.0
@@ -54,21 +55,6 @@ def resized(value: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tenso
     both = torch.cat([value * known, known])
     amount, weight = F.interpolate(both, tuple(size), mode="bilinear", antialias=True).chunk(2)
     return torch.where(weight >= 0.5, (amount / weight.clamp_min(0.5)).clamp(0, 1), APART)
-
-
-def plain(text: str) -> str:
-    """Lower case, with single blanks for blanks, hyphens and underscores."""
-    return " ".join(text.lower().replace("-", " ").replace("_", " ").split())
-
-
-def find_class(name: str, labels: Sequence[str]) -> int | None:
-    """Index of a class by its name (case, hyphens and underscores do not matter) or its number."""
-    known = [plain(label) for label in labels]
-    if plain(name) in known:
-        return known.index(plain(name))
-    number = name.strip()
-    is_number = number.isascii() and number.isdigit() and int(number) < len(labels)
-    return int(number) if is_number else None
 
 
 def split_class(given: Given, labels: Sequence[str]) -> tuple[int, Given] | None:
@@ -103,14 +89,10 @@ def split_class(given: Given, labels: Sequence[str]) -> tuple[int, Given] | None
 
 
 def _class(name: str, labels: Sequence[str], given: Given) -> int:
-    index = find_class(name, labels)
-    if index is None:
-        close = nearest(name.strip(), labels)
-        hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-        listed = ", ".join(labels[:30]) + (", ..." if len(labels) > 30 else "")
+    try:
+        return Labels(labels).find(name)
+    except TargetError as error:
         raise TargetError(
-            f"The target {given.text!r} names the class {name.strip()!r}, which the network does "
-            "not know.",
-            remedy=f"{hint}Its classes: {listed}.",
-        )
-    return index
+            f"The target {given.text!r} names no class of the network. {error.message}",
+            remedy=error.remedy,
+        ) from None

@@ -10,13 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ppap_host.files.errors import OutputError
+from ppap_host.files.reading import Document, read_bytes
 from ppap_host.files.writing import write_file
 
 FORMAT = 1
+_CELL = Document("part of a benchmark", OutputError, "It is made again.", 1 << 30)
+
+
+class _Stored(BaseModel):
+    settings: dict[str, Any]
+    values: dict[str, Any]
+    sha256: str | None
 
 
 @dataclass
@@ -70,17 +80,18 @@ class Cells:
         return cell
 
     def _read(self, stem: str, wanted: dict[str, Any]) -> Cell | None:
+        """The cell that is there, if it is whole and of these settings; it is made again if not."""
         try:
-            stored = json.loads((self.folder / f"{stem}.json").read_text(encoding="utf-8"))
-            if stored["settings"] != wanted:
+            stored = _CELL.read(self.folder / f"{stem}.json", _Stored)
+            if stored.settings != wanted:
                 return None
-            if stored["sha256"] is None:
-                return Cell(stored["values"])
-            data = (self.folder / f"{stem}.safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != stored["sha256"]:
+            if stored.sha256 is None:
+                return Cell(stored.values)
+            data = read_bytes(self.folder / f"{stem}.safetensors", OutputError, size=8 << 30)
+            if hashlib.sha256(data).hexdigest() != stored.sha256:
                 return None
-            return Cell(stored["values"], load(data))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return Cell(stored.values, load(data))
+        except (OutputError, SafetensorError):
             return None
 
     def _write(self, stem: str, wanted: dict[str, Any], cell: Cell) -> None:

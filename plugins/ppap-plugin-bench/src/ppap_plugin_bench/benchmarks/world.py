@@ -175,7 +175,7 @@ class ShapesWorld:
             labels = class_targets(count)
             targets = torch.cat([rows[k] for k in labels.tolist()])
             identity: dict[str, Any] = {"classes": len(CLASS_NAMES)}
-        elif guide.rewards:
+        elif guide.name in REWARDS:
             targets, identity = torch.zeros(count, 0), {}
         else:
             pictures = images.from_tensor(to_unit(self.real(scenes, count)))
@@ -196,7 +196,7 @@ class ShapesWorld:
 
     def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
         """The targets' pictures, and what the guide sees in them."""
-        if guide.name == "classifier" or guide.rewards:
+        if guide.name == "classifier" or guide.name in REWARDS:
             return []
         shown = to_unit(self.real(FRESH_SEED, count))
         with torch.no_grad():

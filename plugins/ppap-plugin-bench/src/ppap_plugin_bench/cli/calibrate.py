@@ -164,7 +164,7 @@ def calibrate(
         watch("loading libraries", 0, 1)
         check_new(out, "calibration.json", "a calibration")
         calibration = _calibrate(
-            guide, out, model, backbone, checkpoint, backbone_options(vae, None, backbone_option),
+            guide, out, model, backbone, checkpoint, backbone_options(backbone_option, vae=vae),
             experts, num, harvest, images, labels, device, dtype,
             {
                 "view": view, "ranges": ranges, "levels": levels, "bins": bins, "seed": seed,

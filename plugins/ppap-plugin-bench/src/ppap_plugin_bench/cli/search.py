@@ -213,7 +213,7 @@ def search(
     run = RunConfig(
         guides=(GuideConfig(guide, "", scale=scale, model=model, recipe=recipe, experts=experts),),
         backbone=backbone, checkpoint=checkpoint, prompt=prompt, class_index=class_index,
-        backbone_options=backbone_options(vae, upsampler, backbone_option), cfg=cfg,
+        backbone_options=backbone_options(backbone_option, vae=vae, upsampler=upsampler), cfg=cfg,
         steps=steps and spacing(steps), sampler=sampler, seed=seed, num=num,
         batch=batch, device=device, dtype=dtype,
     )  # fmt: skip

@@ -321,8 +321,9 @@ class Trials:
         stage.steps, stage.walk = steps, stage.backbone.walk(steps)
         made: list[Tensor] = []
         cost = 0.0
-        for first in range(0, run.num, run.batch):
-            rows = range(first, min(first + run.batch, run.num))
+        size = self.setup.config.batch or 1
+        for first in range(0, run.num, size):
+            rows = range(first, min(first + size, run.num))
             stage.guides = [replace(self._active, recipe=recipe, scale=scale)] if scale else []
 
             def step(event: Event, rows: range = rows) -> None:

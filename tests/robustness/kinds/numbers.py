@@ -1,0 +1,411 @@
+"""What is not finite, numbers that mean nothing, options that do nothing, pictures that are none,
+words that steer a terminal, and jobs that are stopped or starved."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from robustness import stock
+from robustness.cases import Case
+
+Make = Callable[[Path], Any]
+_RUN = ("run", "--num", "1", "--steps", "2", "--device", "cpu", "--out", "out")
+_GUIDED = (*_RUN, "--guide", "classifier", "--target", "red cube", "--no-unguided")
+
+
+def cases() -> Iterator[Case]:
+    """Kinds 1, 3, 4, 7, 9 and 13."""
+    yield from _not_finite()
+    yield from _meaningless()
+    yield from _idle()
+    yield from _no_pictures()
+    yield from _words()
+    yield from _stopped()
+
+
+def _nothing(folder: Path) -> None:
+    """Needs no file."""
+
+
+def _check_remedy(error: Any) -> None:
+    assert error.remedy, error
+
+
+# Kind 1
+
+
+def _not_finite() -> Iterator[Case]:
+    for what, spoil in _SPOILT.items():
+        yield Case(what, 1, _nothing, _one_of_two(spoil), codes=(0,))
+    for name in ("heun", "ddpm", "dpm++", "ddim"):
+        yield Case(f"noise without bounds, {name}", 1, _nothing, _all_lost(name), says="finite")
+    for option, value in (("--cfg", "nan"), ("--cfg", "inf"), ("--scale", "nan"),
+                          ("--churn-noise", "1e38")):  # fmt: skip
+        command = (*_GUIDED, "--prompt", "a red cube", option, value)
+        if option == "--churn-noise":
+            command = (*_RUN, "--sampler", "heun", "--churn", "5", option, value)
+        yield Case(f"{option} {value}", 1, _nothing, command, says="finite")
+
+
+def _world(spoil: Callable[[Any, int], Any]) -> Any:
+    from ppap_host.backbones.backbone import Prediction
+    from ppap_host.testing.worlds import GaussianWorld
+
+    class Spoilt(GaussianWorld):
+        steps = 0
+
+        def predict(self, x: Any, level: Any, condition: Any) -> Any:
+            self.steps += 1
+            eps = super().predict(x, level, condition).eps
+            return Prediction(spoil(eps.clone(), self.steps))
+
+    return Spoilt()
+
+
+def _filled(value: float, after: int = 0) -> Callable[[Any, int], Any]:
+    def spoil(eps: Any, step: int) -> Any:
+        if step > after:
+            eps[1, 0, 3, 4] = value
+        return eps
+
+    return spoil
+
+
+_SPOILT = {
+    "NaN in one image of two": _filled(math.nan),
+    "infinity at the last step": _filled(math.inf, 3),
+    "minus infinity": _filled(-math.inf, 1),
+    "an overflow": lambda eps, step: eps * 1e38 if step > 9 else _filled(math.inf)(eps, step),
+}
+
+
+def _one_of_two(spoil: Callable[[Any, int], Any]) -> Make:
+    """The other image is what it is alone, and the record names backbone, step, dtype and cfg."""
+
+    def check(folder: Path) -> None:
+        import ppap_host as ppap
+
+        done = ppap.sample(_world(spoil), num=2, batch=2, steps=4, out=folder / "out")
+        assert done.record["status"] == "failed", done.record["status"]
+        assert list(done.record["failed"]) == ["1"], done.record["failed"]
+        reason = done.record["failed"]["1"]
+        for word in ("gaussian-world", "step", "float32", "cfg"):
+            assert word in reason, reason
+        alone = ppap.sample(_world(lambda eps, _: eps), num=1, steps=4)
+        assert [e["pixels_sha256"] for e in done.record["images"]] == [
+            e["pixels_sha256"] for e in alone.record["images"]
+        ]
+        json.loads((folder / "out" / "run.json").read_text(), parse_constant=_no_constant)
+
+    return check
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} in a record")
+
+
+def _all_lost(sampler: str) -> Make:
+    def check(folder: Path) -> None:
+        import ppap_host as ppap
+
+        ppap.sample(_world(lambda eps, _: eps / 0), sampler=sampler, num=2, steps=3)
+
+    return check
+
+
+# Kind 3
+
+_ODD: tuple[Any, ...] = (
+    math.nan, math.inf, -math.inf, -1, 0, 2.5, 10**30, 1e308, True, "x", "", None, [], [math.nan],
+    {}, -0.5, 10**400, "nan", b"1", 1j,
+)  # fmt: skip
+
+
+def _meaningless() -> Iterator[Case]:
+    for name in ("RunConfig", "GuideConfig", "HarvestConfig", "TuningConfig", "SteeringOptions"):
+        yield Case(
+            name, 3, _nothing, _every_field(name), codes=(0,), inputs=20 * len(_fields(name))
+        )
+    from ppap_host.plugins.registry import registry
+
+    for name in registry().names("recipe"):
+        yield Case(f"recipe {name}", 3, _nothing, _every_parameter(name), codes=(0,), seconds=300,
+                   inputs=20)  # fmt: skip
+    for option, value in (
+        ("--steps", ""), ("--steps", "0"), ("--steps", "1e18"), ("--num", "2.5"), ("--seed", "-1"),
+        ("--upsampler-steps", "0"), ("--eta", "nan"), ("--churn", "inf"), ("--batch", "0"),
+        ("--class", "1e3"), ("--interval", "nan:1"), ("--churn-range", "2:1"),
+    ):  # fmt: skip
+        yield Case(f"{option} {value!r}", 3, _nothing, (*_RUN, "--churn", "1", option, value))
+
+
+def _settings(name: str) -> Any:
+    from ppap_host.experts.harvest import HarvestConfig
+    from ppap_host.experts.tuning import TuningConfig
+    from ppap_host.pipelines.steering import SteeringOptions
+    from ppap_host.runs.config import GuideConfig, RunConfig
+
+    found = (RunConfig, GuideConfig, HarvestConfig, TuningConfig, SteeringOptions)
+    return next(each for each in found if each.__name__ == name)
+
+
+def _fields(name: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(_settings(name))]
+
+
+def _every_field(name: str) -> Make:
+    """Every field takes a value that means something, or refuses it in a line."""
+
+    def check(folder: Path) -> None:
+        from ppap_host.files.errors import PpapError
+
+        kind = _settings(name)
+        needed = {"name": "depth"} if name == "GuideConfig" else {}
+        for field in _fields(name):
+            for value in _ODD:
+                try:
+                    made = kind(**needed | {field: value})
+                except PpapError as error:
+                    _check_remedy(error)
+                    continue
+                kept = getattr(made, field)
+                if field in ("backbone", "target", "what"):  # any object, known when it is used
+                    continue
+                assert not (isinstance(kept, float) and not math.isfinite(kept)), (field, value)
+
+    return check
+
+
+def _every_parameter(name: str) -> Make:
+    """Every parameter refuses a value in a line, or makes an image with it in time."""
+
+    def check(folder: Path) -> None:
+        import ppap_host as ppap
+        from ppap_host.files.errors import PpapError, SamplingError
+        from ppap_host.plugins.loading import load_recipe
+        from ppap_host.plugins.registry import registry
+        from ppap_host.testing.worlds import GaussianWorld, PullGuide
+
+        recipe = load_recipe(registry(), name)
+        world = GaussianWorld(size=(8, 8))
+        target = ppap.target(Image.new("RGB", (8, 8), "red"))
+        for parameter in recipe.tunable():
+            for value in ("nan", "inf", "-1", "0", "1", "1e18", "1e300", "1e-300", "100", "0.5",
+                          "1e400", "x", "", "2.5", "-inf", "10" * 400):  # fmt: skip
+                try:
+                    recipe.with_values({parameter: value})
+                except PpapError as error:
+                    _check_remedy(error)
+                    continue
+                guidance = ppap.guidance(
+                    PullGuide(world), target, recipe=f"{name}:{parameter}={value}",
+                    experts="none" if not recipe.needs_experts else None,
+                )  # fmt: skip
+                try:
+                    ppap.sample(world, guidance, num=1, steps=2)
+                except (SamplingError, PpapError) as error:
+                    print(f"{parameter}={value}: {error}")
+
+    return check
+
+
+# Kind 4
+
+
+def _idle() -> Iterator[Case]:
+    for words in (
+        "--interval 100:200", "--interval 30:", "--interval :-30", "--recipe pigdm",
+        "--recipe ppap --experts none", "--stage upsampler", "--calibration no.json",
+    ):  # fmt: skip
+        yield Case(words, 4, _nothing, (*_GUIDED, *words.split()))
+    for words in (
+        "--churn-range 1:2", "--churn-noise 1.1", "--churn 5 --sampler ddim",
+        "--churn 5 --sampler heun --churn-range 1e8:1e9", "--eta 0.5 --sampler heun", "--cfg 3",
+        "--class 3", "--upsampler-steps 5", "--mask x.png", "--image x.png", "--vae x",
+        "--scale 2", "--target x", "--experts none",
+    ):  # fmt: skip
+        yield Case(words, 4, _nothing, (*_RUN, *words.split()))
+    for sampler in ("ddim", "ddpm", "dpm++", "heun"):
+        yield Case(f"one step of {sampler} starts from noise", 4, _nothing, _from_noise(sampler),
+                   codes=(0,))  # fmt: skip
+
+
+def _from_noise(sampler: str) -> Make:
+    def check(folder: Path) -> None:
+        import ppap_host as ppap
+        from ppap_host.testing.worlds import GaussianWorld
+
+        first = next(ppap.trajectory(GaussianWorld(), num=1, steps=1, sampler=sampler))
+        assert first.level.log_snr < 0, first.level
+
+    return check
+
+
+# Kind 7
+
+_MAGIC = {
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PDF": b"%PDF-1.7\n",
+    "EPS with a preview": b"\xc5\xd0\xd3\xc6" + bytes(60), "Photoshop": b"8BPS\x00\x01" + bytes(60),
+    "a pickle": b"\x80\x04cposix\nsystem\n(S'touch EXECUTED'\ntR.", "HDF5": b"\x89HDF\r\n\x1a\n",
+    "a web page": b"<!doctype html>", "an SVG": b"<svg onload='x'/>", "nothing": b"",
+    "a FITS": b"SIMPLE  =                    T" + bytes(60), "a GRIB": b"GRIB" + bytes(60),
+    "a WMF": b"\xd7\xcd\xc6\x9a" + bytes(60), "a film": b"\0\0\0\x18ftypmp42" + bytes(60),
+    "Python": b"open('EXECUTED', 'w')\n",
+}  # fmt: skip
+
+
+def _others() -> dict[str, bytes]:
+    """What Pillow writes and is not promised, under its own magic."""
+    found = dict(_MAGIC)
+    for name in ("TGA", "ICO", "PCX", "SGI", "IM", "MSP", "DDS", "JPEG2000", "ICNS", "EPS", "PDF",
+                 "XBM", "SPIDER", "BLP", "QOI"):  # fmt: skip
+        buffer = io.BytesIO()
+        mode = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}.get(name, "RGB")
+        try:
+            Image.new("RGB", (64, 64), "red").convert(mode).save(buffer, name)
+        except (KeyError, OSError, ValueError):
+            continue  # this Pillow does not write it
+        found[name] = buffer.getvalue()
+    return found
+
+
+def _no_pictures() -> Iterator[Case]:
+    for name, data in _others().items():
+
+        def make(folder: Path, data: bytes = data) -> None:
+            for file in ("x.png", "x.jpg", "x.npy", "x.txt"):
+                (folder / file).write_bytes(data)
+
+        yield Case(f"{name} as a target", 7, make, (*_RUN, "--guide", "depth", "--target", "x.png"))
+        yield Case(f"{name} as a record", 7, make, ("rerun", "x.png"))
+        yield Case(f"{name} in every other place", 7, make, _everywhere, codes=(0,), inputs=6)
+
+
+def _everywhere(folder: Path) -> None:
+    """As a map, a mask, a picture to fill in, a palette and an array."""
+    from ppap_plugin_segmentation.guide import SegmentationGuide
+
+    from ppap_host.files.errors import TargetError
+    from ppap_host.guides.targets import Given, read_known
+
+    Image.new("L", (64, 64)).save("map.png")
+    guide = SegmentationGuide()
+    for text in (
+        "labels:x.png",
+        "cone=x.jpg",
+        "photo:x.jpg",
+        "x.npy",
+        "labels,palette=x.txt:map.png",
+    ):
+        try:
+            guide.read_target(text, (64, 64))
+        except TargetError as error:
+            _check_remedy(error)
+        else:
+            raise AssertionError(f"{text} was read")
+    try:
+        read_known(Given.of("x.png"), Given.of("x.jpg"), (64, 64))
+    except TargetError:
+        return
+    raise AssertionError("it was filled in")
+
+
+# Kind 9
+
+_EVIL = ("\x1b[31mred", "a\nb", "[/red]", "[bold]x[/bold]", "\x9b31m", "\u202eabc", "\x07", "x\r")
+_CLEAN = r"\A[^\x1b\x9b\x07\r\u202e]*\Z"
+
+
+def _words() -> Iterator[Case]:
+    for text in _EVIL:
+        shown = ascii(text)
+        for option in ("--checkpoint", "--recipe", "--sampler", "--prompt", "--interval"):
+            yield Case(f"{option} {shown}", 9, _nothing, (*_GUIDED, option, text), says=_CLEAN)
+        yield Case(f"--target {shown}", 9, _nothing,
+                   (*_RUN, "--guide", "depth", "--target", f"{text}.png"), says=_CLEAN)  # fmt: skip
+        yield Case(f"a guide {shown}", 9, _nothing, (*_RUN, "--guide", text, "--target", "x"),
+                   says=_CLEAN)  # fmt: skip
+
+        def key(folder: Path, text: str = text) -> None:
+            (folder / "x.toml").write_text(f"{json.dumps(text)} = 1\n")
+
+        yield Case(f"a key {shown}", 9, key, ("run", "--config", "x.toml"), says=_CLEAN)
+
+        def file(folder: Path, text: str = text) -> None:
+            (folder / f"{text.replace('/', '')}.png").write_bytes(stock.png()[:70])
+
+        name = f"{text.replace('/', '')}.png"
+        yield Case(f"a file {shown}", 9, file,
+                   (*_RUN, "--guide", "depth", "--target", name), says=_CLEAN)  # fmt: skip
+
+
+# Kind 13
+
+
+def _stopped() -> Iterator[Case]:
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+        for job, words in {
+            "run": "--num 40 --batch 1 --steps 20", "harvest": "--num 40 --shard 1 --batch 1",
+        }.items():  # fmt: skip
+            command = (job, *words.split(), "--device", "cpu", "--out", "out")
+            yield Case(f"{job}, {name}", 13, _nothing, _ended_by(command, name), codes=(0,),
+                       writes=("*",), seconds=180)  # fmt: skip
+    for size in (64, 512, 4096):
+        command = ("run", "--num", str(size), "--batch", str(size), "--steps", "2", "--device",
+                   "cpu", "--out", "out")  # fmt: skip
+        yield Case(f"no memory for a batch of {size}", 13, _nothing, command,
+                   says="(?i)memory", memory=300 << 20, seconds=120)  # fmt: skip
+
+    def again(folder: Path) -> None:
+        from robustness.kinds.faults import _ppap
+
+        bad = ("run", "--guide", "depth", "--target", "no.png", "--out", "out")
+        try:
+            _ppap(bad)
+        except Exception as error:
+            print(error)
+        _ppap(("run", "--num", "1", "--steps", "1", "--device", "cpu", "--out", "out"))
+        assert (folder / "out" / "00000.png").exists()
+
+    yield Case("the folder of a failed run is used again", 13, _nothing, again, codes=(0,))
+
+
+def _ended_by(command: tuple[str, ...], name: str) -> Make:
+    """Ends as Ctrl-C does, in a line, and leaves what is whole."""
+
+    def check(folder: Path) -> None:
+        from ppap_host.cli import main
+
+        pid = os.fork()
+        if pid == 0:
+            sys.argv = ["ppap", *command]
+            code = 0
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+            finally:
+                os._exit(code)
+        for _ in range(1500):
+            time.sleep(0.1)
+            if any((folder / "out").glob("[0-9i]*.*")):
+                break
+        os.kill(pid, getattr(signal, name))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code == 130 if name == "SIGINT" else code in (129, 130, 143), code
+        for path in (folder / "out").rglob("*.png"):
+            Image.open(path).load()
+
+    return check
