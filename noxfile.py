@@ -120,6 +120,17 @@ def support(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Jobs that are killed, stopped, starved and doubled for an hour; ``-- --minutes 5`` for less.
+
+    As root it fills a disk of its own.
+    """
+    session.install(".", *PLUGINS, *group("test"))
+    session.run("python", "-m", "robustness.soak", *session.posargs,
+                env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Times of the first command, of a guided step against its parts, and of the start-up."""
     session.install(".", *PLUGINS)

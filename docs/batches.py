@@ -17,7 +17,7 @@ from ppap_host.plugins import builtin
 
 RESULTS = Path(__file__).parent / "results" / "batches.json"
 TARGET = Path(__file__).parent / "images" / "target.png"
-IMAGES, STEPS, SEED = 4, 20, 3
+IMAGES, STEPS, SEED = 2, 20, 3
 
 
 def measured(recipe: str) -> dict[str, float]:

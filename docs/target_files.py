@@ -24,12 +24,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from ppap_plugin_depth.guide import DepthGuide
-from ppap_plugin_restore.guide import deblur, inpainting
+from ppap_plugin_restore.guide import inpainting
 from ppap_plugin_segmentation.guide import SegmentationGuide
 from ppap_plugin_segmentation.palettes import CITYSCAPES_IDS, CITYSCAPES_NAMES, PALETTES
 from ppap_plugin_segmentation.targets import APART
 
 from ppap_host.files.errors import TargetError
+from ppap_host.guides.functions import FunctionGuide
 from ppap_host.guides.guide import Guide
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import SEGMENTS, sample_scenes
@@ -305,7 +306,7 @@ def _kept(name: str) -> Guide:
     if name == "metres":
         return DepthGuide(_saved(_metric))
     if name == "photo":
-        return deblur()
+        return FunctionGuide(lambda x, y: (x - y).square().mean((1, 2, 3)), name, targeted=True)
     if name == "shapes":
         return SegmentationGuide()
     return SegmentationGuide(_saved(lambda folder: _segformer(folder, name)))
@@ -519,7 +520,7 @@ def _depths() -> list[Case]:
         Case("far.png", "8 bits, far is white", "depth", "depth:{}",
              image(stretched(depth, 255)), -depth),
         Case("grey-photo.png", "a grey photograph, said to be one", "depth", "photo:{}",
-             image(photograph(), "L"), "photograph"),
+             image(photograph(), "L"), "photograph", doubted=True),
         Case("stereo.pfm", "PFM, infinite where unknown", "depth", "disparity:{}",
              content(pfm(disparity)), 1 / known),
         Case("guess.pfm", "PFM of no kind", "depth", "{}", content(pfm(disparity)),

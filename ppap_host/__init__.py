@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ppap_host.files.errors import PpapError as PpapError
     from ppap_host.guides.functions import reward as reward
     from ppap_host.guides.guide import Guide as Guide
+    from ppap_host.guides.rewards import RewardGuide as RewardGuide
     from ppap_host.guides.targets import Target as Target
     from ppap_host.guides.targets import target as target
     from ppap_host.pipelines.callback import diffusers_callback as diffusers_callback
@@ -44,6 +45,7 @@ _HOME = {
     "files.errors": ("PpapError",),
     "guides.functions": ("reward",),
     "guides.guide": ("Guide",),
+    "guides.rewards": ("RewardGuide",),
     "guides.targets": ("Target", "target"),
     "pipelines.callback": ("diffusers_callback",),
     "pipelines.guider": ("guider",),

@@ -677,6 +677,15 @@ class SoundBackbone(GaussianWorld):
 
 
 @caught_by("made")
+class ShapeInWords(SoundBackbone):
+    state_shape = "3 x 64 x 64"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state_shape = type(self).state_shape
+
+
+@caught_by("images")
 class FlatState(SoundBackbone):
     def __init__(self) -> None:
         super().__init__()
@@ -986,4 +995,17 @@ _recipe_fault("divides by the batch", "batch", replace(SOUND_RECIPE, gradient=(O
 _recipe_fault("mixes images", "batch", replace(SOUND_RECIPE, gradient=(RootSize(), Mixed())))
 _recipe_fault("draws globally", "function", replace(SOUND_RECIPE, gradient=(RootSize(), Drawn())))
 _recipe_fault("remembers", "function", replace(SOUND_RECIPE, gradient=(KeptForever(), RootSize())))
+
+
+@dataclass(frozen=True)
+class OfImagesAlone:
+    """Takes three dimensions for granted."""
+
+    def __call__(self, gradient: Tensor, estimate: Estimate) -> Tensor:
+        return gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-9)
+
+
+_recipe_fault(
+    "images alone", "any-state", replace(SOUND_RECIPE, gradient=(OfImagesAlone(), RootSize()))
+)
 _recipe_fault("spreads NaN", "broken-guide", replace(SOUND_RECIPE, gradient=(OverTheBatch(),)))

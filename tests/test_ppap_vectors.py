@@ -29,8 +29,9 @@ from ppap_host.guides.guide import Guide
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.presets import NAIVE
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import sample
+from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.solvers import DDPM
 
 

@@ -148,6 +148,26 @@ def test_guidance_moves_the_depth_towards_the_target(
     assert error(guided) < 0.8 * error(unguided)
 
 
+def test_what_was_understood_is_said_before_the_first_step(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And read from a table of a TOML file as from text."""
+
+    def stopped(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppap_host.runs.run.Run.finish", stopped)
+    table = f'[[guide]]\nname = "depth"\ntarget = {{path = "{target}", as = "photo"}}\n'
+    (tmp_path / "run.toml").write_text(table)
+    command = ["run", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 130
+    assert "Target: photograph from" in result.stderr
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["guides"][0]["target"] == {"path": str(target), "as": "photo"}
+    assert record["targets"][0]["understood"].startswith("photograph")
+
+
 @pytest.mark.parametrize("form", ["run.json", "", "00001.png"])
 def test_rerun_says_that_the_images_are_the_same(done: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / "kept"

@@ -11,6 +11,7 @@ from typing import Any
 import broken_plugins as broken
 import pytest
 import torch
+import unusual_plugins as unusual
 
 from ppap_host.backbones.noise import CLEAN
 from ppap_host.files.errors import CheckpointError, PluginError, UnknownNameError
@@ -75,6 +76,30 @@ def test_the_sound_recipe_passes(check: Check) -> None:
 @pytest.mark.parametrize("check", check_backbone(GaussianWorld), ids=str)
 def test_the_kits_own_world_passes(check: Check) -> None:
     check()
+
+
+def passes(checks: list[Check]) -> None:
+    results = [check.result() for check in checks]
+    assert not [str(result.error) for result in results if result.outcome == "failed"]
+    told = {result.check: result.reason for result in results if result.outcome == "not made"}
+    # What a plugin is for is never left out.
+    assert not {"guided-run", "gradient-right", "pulls", "denoises", "batch"} & set(told), told
+
+
+@pytest.mark.parametrize("name", unusual.GUIDES)
+def test_an_unusual_guide_that_is_sound_passes(name: str) -> None:
+    make, target = unusual.GUIDES[name]
+    passes(check_guide(make, target, size=SIZE))
+
+
+@pytest.mark.parametrize("name", unusual.BACKBONES)
+def test_an_unusual_backbone_that_is_sound_passes(name: str) -> None:
+    passes(check_backbone(lambda: unusual.world(*unusual.BACKBONES[name])))
+
+
+@pytest.mark.parametrize("name", unusual.RECIPES)
+def test_an_unusual_recipe_that_is_sound_passes(name: str) -> None:
+    passes(check_recipe(unusual.RECIPES[name]))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +265,7 @@ def test_the_command_line_explains_a_failure_to_people(
     assert outcome.code == 1
     assert "✓ made" in outcome.out and "✗ bounded" in outcome.out
     assert "Why it matters:" in outcome.out and "How to mend it:" in outcome.out
-    assert "8 passed, 1 failed, 0 not made" in outcome.out
+    assert "9 passed, 1 failed, 0 not made" in outcome.out
 
 
 def test_a_guide_without_weights_is_no_success(ppap_here: Any) -> None:

@@ -45,6 +45,7 @@ def light(folder: Path, run: str, measure: str, guide: str = "light") -> list[fl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a beginner's whole afternoon
 def test_the_tutorial_leads_from_an_empty_folder_to_a_plugin(tmp_path: Path) -> None:
     page = steps(TEXT)
     folder, variables = reader(tmp_path)

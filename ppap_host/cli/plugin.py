@@ -76,6 +76,13 @@ def check(
             help="Of a side of the images that a guide is shown.",
         ),
     ] = 64,
+    shape: Annotated[
+        str | None,
+        option(
+            "--shape", panel=COMMON, metavar="N,N,...",
+            help="Of what a guide is shown that is no image, such as 1,16000 of sound.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
         option(
@@ -105,6 +112,7 @@ def check(
     settings = Settings(
         target, model, checkpoint,
         backbone_options(backbone_option, vae=vae, upsampler=upsampler), prompt, (size, size),
+        _shape(shape),
     )  # fmt: skip
     rows, results = [], []
     with progress_bar() as watch:
@@ -130,6 +138,23 @@ def check(
     outcomes = {result.outcome for result in results}
     if "failed" in outcomes or "passed" not in outcomes:
         raise typer.Exit(1)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """The shape of a sample.
+
+    Raises:
+        OptionError: the text is none.
+    """
+    if text is None:
+        return None
+    sides = text.split(",")
+    if not all(side.strip().isdigit() and int(side) for side in sides):
+        raise OptionError(
+            f"--shape {text!r} is no shape.",
+            remedy="Give the sides without the batch, such as 3,8,32,32 of a video.",
+        )
+    return tuple(map(int, sides))
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -161,10 +186,18 @@ def new(
     kind: Annotated[
         str | None,
         option(
-            "--kind", panel=COMMON, metavar="KIND", autocompletion=_KINDS,
-            help="guide, backbone or recipe.", show_default="guide",
+            "--kind", panel=COMMON, metavar="KIND",
+            autocompletion=complete.among(("guide", "backbone", "recipe", "reward")),
+            help="guide, backbone, recipe or reward.", show_default="guide",
         ),
     ] = None,
+    reward: Annotated[
+        bool,
+        option(
+            "--reward", panel=COMMON, metavar=None,
+            help="A reward: a guide without a target, larger is better.",
+        ),
+    ] = False,
     author: Annotated[
         str | None,
         option(
@@ -200,7 +233,8 @@ def new(
     """Write a new plugin: a distribution that runs, with tests, to be changed into your own.
 
     A guide steers by an edge filter, a backbone denoises by a formula, a recipe has a part of its
-    own; each passes `ppap plugin check` as it is. On a terminal you are asked for what is missing.
+    own, a reward likes colours; each passes `ppap plugin check` as it is. On a terminal you are
+    asked for what is missing.
     """
     from ppap_host.plugins.registry import registry
     from ppap_host.plugins.scaffold import (
@@ -211,6 +245,7 @@ def new(
         checked_kind,
         checked_licence,
         checked_name,
+        registered_as,
         require_free,
         require_new,
         write,
@@ -221,11 +256,14 @@ def new(
     folder = Path(PREFIX + name) if out is None else out
     require_new(folder)
     require_free(registry(), name)
+    if reward and kind not in (None, "reward", "guide"):
+        raise OptionError(f"A {kind} is no reward.", remedy="Leave out --kind or --reward.")
+    kind = "reward" if reward else kind
     asks = not yes and _on_a_terminal()
     if kind is None:
         kind = _ask(f"Kind ({', '.join(KINDS)})", KINDS[0], checked_kind) if asks else KINDS[0]
     its_kind = checked_kind(kind)
-    require_free(registry(), name, its_kind)
+    require_free(registry(), name, registered_as(its_kind))
 
     def told(author: str, summary: str) -> Scaffold:
         scaffold = Scaffold(name, its_kind, author, summary, its_licence)
@@ -285,6 +323,7 @@ def _next_steps(scaffold: Scaffold, folder: Path) -> list[str]:
         "guide": f"ppap run --guide {name} --target photo.jpg",
         "backbone": f"ppap run --backbone {name} --guide depth --target photo.jpg",
         "recipe": f"ppap run --recipe {name} --guide depth --target photo.jpg",
+        "reward": f"ppap run --guide {name}",
     }
     return [
         f'cd {shlex.quote(str(folder))} && pip install -e ".[test]"',

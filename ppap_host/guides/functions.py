@@ -71,7 +71,7 @@ class FunctionGuide(Guide):
         self, function: Loss | nn.Module, name: str, rewards: bool = False, targeted: bool = False
     ) -> None:
         self.name, self.rewards, self.targeted = name, rewards, targeted
-        self._network = function if isinstance(function, nn.Module) else Function(function)
+        self._network = function if isinstance(function, nn.Module) else Function(function).eval()
 
     def network(self) -> nn.Module:
         """The module, or one around the function."""

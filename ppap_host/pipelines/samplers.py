@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -69,6 +69,12 @@ class _Memory:
     x: Tensor
     own: Tensor
 
+    def picked(self, index: Tensor) -> _Memory:
+        """The memory with other rows; of the scheduler's, in what is shaped as the state."""
+        scheduler = _copied(self.scheduler)
+        vars(scheduler).update(_rows(vars(scheduler), index, self.own.shape))
+        return _Memory(scheduler, self.x[index], self.own[index])
+
 
 class FromDiffusers(Solver):
     """A scheduler of diffusers as a solver.
@@ -116,6 +122,24 @@ class FromDiffusers(Solver):
                 remedy="Use a sampler for this schedule, such as "
                 + ("flow-euler." if own is not None and "Flow" in own.__name__ else "euler."),
             )
+
+    @cached_property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """Whether its steps draw noise; found out by a rehearsal of the first."""
+        scheduler = copy.deepcopy(self._scheduler)
+        options = {} if self._shift is None else {"mu": self._shift}
+        with _quietly():
+            scheduler.set_timesteps(4, **options)
+            state = torch.zeros(1, 4, 8, 8)
+            given = {"timestep": scheduler.timesteps[0], "sample": state, "model_output": state}
+            getattr(scheduler, "scale_model_input", torch.add)(state, scheduler.timesteps[0])
+            drawn = habits(scheduler, given | self._options).draws
+        return "noise" if drawn else ""
+
+    @property
+    def reads_eps(self) -> bool:  # type: ignore[override]
+        """Where nothing is drawn, what a recipe keeps of the noise is kept."""
+        return not self.noise
 
     def walk(self, backbone: Backbone, steps: int | str) -> ScheduledWalk:
         """The levels that the scheduler visits in so many steps, then the clean state.
@@ -206,7 +230,7 @@ class FromDiffusers(Solver):
         if draws:
             given["generator"] = draw.generators
         if seeded and scheduler.noise_sampler_seed is None:  # a Brownian motion for each image
-            scheduler.noise_sampler_seed = [g.initial_seed() for g in draw.generators]
+            scheduler.noise_sampler_seed = [stream.initial_seed() for stream in draw.generators]
         return given
 
     def _output(
@@ -219,6 +243,9 @@ class FromDiffusers(Solver):
     ) -> tuple[Tensor, Tensor | None]:
         """What the scheduler is given for the network's output, and what is added to its state."""
         level, x = walk.visited[call], estimate.x
+        if estimate.offset is not None:  # not where a guide has moved it, but all of it
+            everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            estimate = replace(estimate, moved=everywhere)
         output = estimate.output if self._own else None
         predicted = (x - level.alpha * estimate.x0) / level.sigma
         if output is not None:
@@ -241,6 +268,17 @@ class FromDiffusers(Solver):
             return output, shift
         moves = change * walk.schedule.out_per_x0(level)
         return torch.cat([predicted + moves, output[:, x.shape[1] :]], dim=1), shift
+
+
+def _rows(thing: Any, index: Tensor, shape: torch.Size) -> Any:
+    """Tensors of this shape with other rows, however deep in lists and dictionaries."""
+    if isinstance(thing, Tensor):
+        return thing[index.to(thing.device)] if thing.shape == shape else thing
+    if isinstance(thing, dict):
+        return {key: _rows(value, index, shape) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return type(thing)(_rows(value, index, shape) for value in thing)
+    return thing
 
 
 def _copied(scheduler: Any) -> Any:

@@ -706,7 +706,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         OptionError: it cannot.
     """
-    if recipe.selection is not None or recipe.needs or recipe.replaces or recipe.start is not None:
+    if recipe.selection or recipe.start or recipe.needs or recipe.replaces:
         raise OptionError(
             f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
             "several, and a pipeline takes its steps itself.",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from ppap_host.files.settings import Count, Decay, NotNegative, Positive, settings
 from ppap_host.recipes.ascents import Ascent, Pull
 from ppap_host.recipes.estimate import Estimate
 
 
-@dataclass(frozen=True)
+@settings
 class Solved:
     """The clean state at the end of the probability flow from x_t, by Euler steps of its own.
 
@@ -29,10 +30,10 @@ class Solved:
             with Euler steps in s^2.
     """
 
-    steps: int = 4
-    least: float = 0.01
+    steps: Count = 4
+    least: Positive = 0.01
     spacing: Literal["poly", "ve"] = "poly"
-    power: float = 7.0
+    power: Positive = 7.0
 
     def noises(self, s: float) -> list[float]:
         """The noise at every point, from ``s`` on."""
@@ -58,7 +59,7 @@ class Solved:
         return y
 
 
-@dataclass(frozen=True)
+@settings
 class Chain(Ascent):
     """Samples a clean state between the flow's end and what the guide wants: DAPS.
 
@@ -81,14 +82,14 @@ class Chain(Ascent):
         flow: that leads to x0hat.
     """
 
-    steps: int = 5
-    rate: float = 1e-3
-    last: float = 0.01
+    steps: Annotated[int, Field(ge=1, le=1000)] = 5
+    rate: NotNegative = 1e-3
+    last: NotNegative = 0.01
     relative: bool = True
     kind: Literal["langevin", "hmc", "mh"] = "langevin"
     prior: Literal["gaussian", "score-t", "score-min", "exact"] = "gaussian"
-    prior_noise: float = 0.01
-    momentum: float = 0.9
+    prior_noise: Positive = 0.01
+    momentum: Decay = 0.9
     flow: Solved = Solved()
     after: ClassVar[bool] = True
 

@@ -153,10 +153,10 @@ class Estimate:
     loss: Float[Tensor, " b"] | None = None
     memory: dict[Hashable, Any] = field(default_factory=dict)
     scale: float = 1.0
-    mean: Float[Tensor, "b c h w"] | None = None
+    mean: Float[Tensor, "b ..."] | None = None
     deviation: Float[Tensor, "b ..."] | float = 0.0
     ends: tuple[Callable[[Tensor, Estimate], Tensor], ...] = ()
-    offset: Float[Tensor, "b c h w"] | None = None
+    offset: Float[Tensor, "b ..."] | None = None
     ask: Asking | None = field(default=None, repr=False)
 
     def onward(self) -> Estimate:

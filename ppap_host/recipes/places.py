@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ppap_host.files.settings import NotNegative, Positive, settings
 from ppap_host.recipes.estimate import Estimate
 
 
@@ -155,7 +156,7 @@ class Entering(Place):
         return estimate.level.scale
 
 
-@dataclass(frozen=True)
+@settings
 class Sphere(Place):
     """Turns the noise of a step towards the gradient: DSG (Yang et al., 2024, section 4).
 
@@ -173,9 +174,9 @@ class Sphere(Place):
         least: added to lengths that are divided by.
     """
 
-    rate: float = 0.1
+    rate: NotNegative = 0.1
     own_radius: bool = True
-    least: float = 1e-20
+    least: Positive = 1e-20
     once: ClassVar[bool] = True
     own_size: ClassVar[bool] = True
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"

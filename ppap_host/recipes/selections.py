@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppap_host.files.settings import Batch, Count, Finite, Index, NotNegative, settings
+
 Potential = Literal["max", "add", "diff", "rt", "is", "bon"]
 POTENTIALS: tuple[Potential, ...] = ("max", "add", "diff", "rt", "is", "bon")
 _MOST = 1e10
@@ -36,7 +38,7 @@ class Selection:
     needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
 
 
-@dataclass(frozen=True)
+@settings
 class Branched(Selection):
     """Of several draws of the next state, the one that is worth most: SVDD (Li et al., 2024).
 
@@ -50,8 +52,8 @@ class Branched(Selection):
             published code, takes the best.
     """
 
-    branches: int = 4  # type: ignore[misc]
-    temperature: float = 0.0
+    branches: Count = 4  # type: ignore[misc]
+    temperature: NotNegative = 0.0
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
 
     def weights(self, values: Float[Tensor, "m b"]) -> Float[Tensor, "m b"]:
@@ -109,7 +111,7 @@ class Selected:
     drawn: Tensor
 
 
-@dataclass(frozen=True)
+@settings
 class FeynmanKac(Selection):
     """Particles that are weighed, resampled and branched: FK steering (Singhal et al., 2025).
 
@@ -138,21 +140,17 @@ class FeynmanKac(Selection):
             carried on, and the last potential is that of the paper.
     """
 
-    size: int = 4  # type: ignore[misc]
+    size: Count = 4  # type: ignore[misc]
     potential: Potential = "max"
-    factor: float = 2.0
-    start: int = 0
-    end: int | None = None
-    period: int = 5
-    floor: float | None = None
+    factor: NotNegative = 2.0
+    start: Index = 0
+    end: Index | None = None
+    period: Batch = 2
+    floor: Finite | None = None
     adaptive: bool = True
     adaptive_last: bool = True
     relative: bool = True
     published: Literal["", "image", "discrete"] = ""
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.period < 1:
-            raise ValueError("a population has at least one particle, and a period one step")
 
     @property
     def needs(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ppap_host.files.settings import NotNegative, Repeats, settings
 
 Pull = Callable[[Tensor], Tensor]
 """From initial noise [b, ...] to the gradient of minus the guide's loss of its image, as it."""
 
 
-@dataclass(frozen=True)
+@settings
 class NoiseAscent:
     """Follows the gradient of the finished image's loss with respect to the initial noise.
 
@@ -25,8 +26,8 @@ class NoiseAscent:
         rate: root mean square of a move, in units of the noise; the user's scale multiplies it.
     """
 
-    iterations: int = 5
-    rate: float = 0.1
+    iterations: Repeats = 5
+    rate: NotNegative = 0.1
 
     def __call__(self, x: Tensor, scale: float, pull: Pull) -> Tensor:
         """The noise that the run starts from.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbones.backbone import Backbone, Prediction
+from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import shown
@@ -23,10 +23,9 @@ from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
+from ppap_host.sampling.reading import Denoiser, Reader
 from ppap_host.sampling.selecting import Selector, picked
-from ppap_host.sampling.streams import Draw, Stream
-
-Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
+from ppap_host.sampling.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -150,16 +149,14 @@ class Evaluator:
         process: a recipe of the process itself, that asks no guide.
 
     Raises:
-        OptionError: two guides want to select images in different ways.
-
-    Raises:
-        OptionError: a guide looks at something else than the backbone makes.
+        OptionError: a guide looks at something else than the backbone makes, or two want to select
+            images in different ways.
 
     Attributes:
+        reader: asks the backbone.
         selector: chooses images by what the guides say of them.
         said: what each guide said since :meth:`begin`, by its name.
         unguided: the backbone's own x_0 at the first evaluation since then.
-        unsound: which images' predictions have not been finite so far, [b].
     """
 
     def __init__(
@@ -176,7 +173,7 @@ class Evaluator:
         keep_gradients: bool = False,
         process: Recipe | None = None,
     ) -> None:
-        self.backbone, self.denoise = backbone, denoise
+        self.backbone = backbone
         names = told_apart([g.name for g in guidance])
         self.guidance = [
             replace(g, guide=g.recipe.applied_to(g.guide), name=name)
@@ -186,16 +183,13 @@ class Evaluator:
         self.ancestral, self.reads_eps = ancestral, reads_eps
         self.health, self.balance = health, balance
         self._asked = dict[int, int]()
-        self._stream, self._streams = stream, dict[str, Draw]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
         self._entered = dict[int, Tensor]()
         self._keep_gradients = keep_gradients
-        self._leads = "guided" if process is None else process.leads
-        self._ahead: tuple[Tensor, Prediction] | None = None
+        self.reader = Reader(backbone, denoise, stream, process)
         self.selector = Selector(self)
         self.said: dict[str, Said] = {}
         self.unguided: Tensor | None = None
-        self.unsound: Tensor | None = None
 
     def begin(self) -> None:
         """Forgets what the guides said of the step before."""
@@ -226,8 +220,8 @@ class Evaluator:
         ]
         through = sum(move.view.through_backbone for asked in rounds for _, move in asked)
         with torch.set_grad_enabled(through > 0):
-            reading = self._read(x.detach().requires_grad_(through > 0), level, step)
-        guided = self._detached(reading)
+            reading = self.reader.read(x.detach().requires_grad_(through > 0), level, step)
+        guided = self.reader.detached(reading)
         if self.unguided is None:
             self.unguided = guided.x0
         draws = {i: self._shared_draws(x, f"smoothing {i}") for i in active}
@@ -237,7 +231,7 @@ class Evaluator:
                 through -= move.view.through_backbone
                 source = guided if move.ascent.after else reading
                 scale = self.guidance[i].scale
-                source = replace(source, memory=self._memory[i, r], scale=scale, ask=self)
+                source = replace(source, memory=self._memory[i, r], scale=scale, ask=self.reader)
                 ways.append(self._way(i, move, source, draws[i], keep=through > 0))
             # What others have done to the state that entered the step cannot be taken back.
             mine = [i for i, _ in asked]
@@ -246,7 +240,7 @@ class Evaluator:
             for (i, move), way in zip(asked, balanced, strict=True):
                 known = replace(guided, scale=self.guidance[i].scale)
                 guided = move.place(known, way, self.ancestral).moved_by(way)
-        return replace(guided, ask=self)
+        return replace(guided, ask=self.reader)
 
     def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
         """The state that enters a step, moved by the recipes that do so before the backbone.
@@ -276,46 +270,6 @@ class Evaluator:
         active = self.active(step, step.now)
         return max((self.guidance[i].recipe.recurrence for i in active), default=1)
 
-    def noise(self, name: str, like: Tensor) -> Tensor:
-        """The next draw of a stream of its own, as ``like``."""
-        if name not in self._streams:
-            if self._stream is None:
-                raise ValueError(f"A recipe draws noise ({name}): give a stream to draw it from.")
-            self._streams[name] = self._stream(name)
-        return self._streams[name]().to(like)
-
-    def uniform(self, name: str, like: Tensor) -> Tensor:
-        """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
-        normal = self.noise(name, like).flatten(1)[:, 0].double()
-        shares: Tensor = torch.special.ndtr(normal)
-        return shares
-
-    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """The predicted clean state of ``x`` at ``level``, clipped as the backbone asks."""
-        return self.ahead(x, level)[0].x0
-
-    def level_at(self, s: float) -> NoiseLevel:
-        """The level with relative noise s = sigma / alpha, or the nearest that is known."""
-        return self.backbone.level_at(s)
-
-    def ahead(self, x: Tensor, level: NoiseLevel) -> tuple[Estimate, Prediction]:
-        """What the backbone says of another state, without guides."""
-        with torch.no_grad():
-            prediction = self.denoise(x, level)
-            return self._detached(self._understood(x, level, None, prediction)), prediction
-
-    def open(self, x: Tensor, level: NoiseLevel) -> Estimate:
-        """The estimate without guides, with the graph that leads back to ``x``."""
-        known = self._understood(x, level, None, self.denoise(x, level))
-        if self.backbone.clip is None:
-            return known
-        # Clipped, and the gradient passes as if it were not.
-        raw = (x - level.sigma * known.eps) / level.alpha
-        x0, eps = raw + (known.x0 - raw).detach(), known.eps
-        if self.backbone.clip_eps:
-            eps = (x - level.alpha * x0) / level.sigma
-        return replace(known, x0=x0, eps=eps)
-
     def started(self, x: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
         """The initial noise as recipes make it better, one guide after the other.
 
@@ -338,10 +292,6 @@ class Evaluator:
             x = g.recipe.start(x, g.scale, pull)
         return x
 
-    def foresee(self, x: Tensor, prediction: Prediction) -> None:
-        """Notes what the backbone says of the state that comes next, so as not to ask again."""
-        self._ahead = x, prediction
-
     def value(self, i: int, view: View, estimate: Estimate) -> Tensor:
         """The loss [b] of what guide ``i`` is shown; any black box will do."""
         g = self.guidance[i]
@@ -359,7 +309,7 @@ class Evaluator:
         self._memory = picked(self._memory, index, rows)
         self.said = picked(self.said, index, rows)
         self.unguided = picked(self.unguided, index, rows)
-        self.unsound = picked(self.unsound, index, rows)
+        self.reader.unsound = picked(self.reader.unsound, index, rows)
 
     def active(self, step: Step | None, level: NoiseLevel) -> list[int]:
         """The guides that are asked, by their place."""
@@ -377,49 +327,10 @@ class Evaluator:
 
         def draws(count: int) -> list[Tensor]:
             while len(made) < count:
-                made.append(self.noise(name, x))
+                made.append(self.reader.noise(name, x))
             return made[:count]
 
         return draws
-
-    def _read(self, x: Tensor, level: NoiseLevel, step: Step | None) -> Estimate:
-        """The estimate with the network's own eps: views may differentiate through it."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and not x.requires_grad and ahead[0].data_ptr() == x.data_ptr():
-            return self._understood(x, level, step, ahead[1])
-        return self._understood(x, level, step, self.denoise(x, level))
-
-    def _understood(
-        self, x: Tensor, level: NoiseLevel, step: Step | None, prediction: Prediction
-    ) -> Estimate:
-        """A prediction as an estimate."""
-        sound = prediction.eps.detach().isfinite().flatten(1).all(dim=1)
-        if prediction.v is not None:
-            sound &= prediction.v.detach().isfinite().flatten(1).all(dim=1)
-        self.unsound = ~sound if self.unsound is None else self.unsound | ~sound
-        clip, offset = self.backbone.clip, None
-
-        def clean(eps: Tensor) -> Tensor:
-            x0 = (x - level.sigma * eps) / level.alpha
-            return x0 if clip is None else x0.clamp(*clip)
-
-        x0 = clean(prediction.eps)
-        if self._leads == "unconditional" and prediction.unconditional is not None:
-            offset = (x0 - clean(prediction.unconditional)).detach()
-        return Estimate(
-            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step, offset=offset,
-            output=prediction.output,
-        )  # fmt: skip
-
-    def _detached(self, reading: Estimate) -> Estimate:
-        """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
-        level, x, x0 = reading.level, reading.x.detach(), reading.x0.detach()
-        eps = reading.eps.detach()
-        if self.backbone.clip_eps:
-            eps = (x - level.alpha * x0) / level.sigma
-        v = None if reading.v is None else reading.v.detach()
-        output = None if reading.output is None else reading.output.detach()
-        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
 
     def _question(
         self, g: Guidance, view: View, estimate: Estimate, draws: Callable[[int], list[Tensor]]
@@ -514,7 +425,9 @@ class Evaluator:
             )
         times = move.ascent.steps * (1 if step is None else self.recurrence(step))
         weight /= sum(each.weight for each in recipe.moves)
-        return of_step(self.guidance[i].scale, self._asked[i]) * weight / times
+        # Where every state is drawn anew, moves do not add up over the steps.
+        asked = 1 if move.place.replaces else self._asked[i]
+        return of_step(self.guidance[i].scale, asked) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
         """Keeps the first thing that a guide says in a step, and whether any was cut or skipped."""

@@ -22,7 +22,8 @@ from ppap_host.files.errors import SamplingError
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.balance import Balance, without_conflict
-from ppap_host.sampling.evaluator import Denoiser, Evaluator, Guidance, Health, Said
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
+from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.selecting import Particles, picked, selection_of
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import Draw, ImageNoise, Stream
@@ -230,7 +231,7 @@ def _through(solver: Solver, x: Tensor, walk: Walk, evaluator: Evaluator, draw: 
         noise = draw()
 
         def step(x: Tensor, memory: Any, i: int = i, noise: Tensor = noise) -> Any:
-            then, _, after = solver.step(x, i, walk, evaluator.open, lambda: noise, memory)
+            then, _, after = solver.step(x, i, walk, evaluator.reader.open, lambda: noise, memory)
             return then, after
 
         x, memory = checkpoint(step, x, memory, use_reentrant=False)
@@ -245,10 +246,10 @@ def _zeroed(x: Tensor, failed: Mapping[int, str]) -> Tensor:
 def _find_failed(x: Tensor, evaluator: Evaluator, step: Step, failed: dict[int, str]) -> None:
     """Adds the rows that are not finite after this step."""
     bad, unsound, backbone = (
-        ~x.isfinite().flatten(1).all(dim=1), evaluator.unsound, evaluator.backbone
+        ~x.isfinite().flatten(1).all(dim=1), evaluator.reader.unsound, evaluator.backbone
     )  # fmt: skip
     dtype = str(backbone.dtype).removeprefix("torch.")
-    cfg = getattr(evaluator.denoise, "scale", 1.0)
+    cfg = getattr(evaluator.reader.denoise, "scale", 1.0)
     for row in torch.nonzero(bad if unsound is None else bad | unsound).flatten().tolist():
         what = "prediction" if unsound is not None and bool(unsound[row]) else "state"
         reason = (
@@ -296,7 +297,7 @@ def take_step(
     for repeats_left in reversed(range(evaluator.recurrence(step))):
         then, estimate, after = _taken_once(solver, x, step, evaluator, draw, memory)
         if repeats_left:
-            x = step.back(then, evaluator.noise("recurrence", then))
+            x = step.back(then, evaluator.reader.noise("recurrence", then))
     return then, estimate, after
 
 

@@ -76,12 +76,16 @@ class Particles:
 def picked(thing: Thing, index: Tensor, rows: int) -> Thing:
     """Whatever was kept of a batch, with other rows in its rows; what has no rows stays.
 
+    What cannot tell its rows from other things by their number has a method of this name.
+
     Args:
         index: which row comes to each.
         rows: of the batch before.
     """
     found: Any = thing
-    if isinstance(thing, Tensor):
+    if hasattr(thing, "picked"):
+        found = thing.picked(index)
+    elif isinstance(thing, Tensor):
         found = thing[index.to(thing.device)] if thing.ndim and len(thing) == rows else thing
     elif isinstance(thing, list | tuple) and not hasattr(thing, "_fields"):
         found = type(thing)(picked(each, index, rows) for each in thing)
@@ -139,19 +143,19 @@ class Selector:
             return x
         made = [x]
         for _ in range(1, selection.branches):
-            new = estimate.deviation * self._evaluator.noise("branches", x)
+            new = estimate.deviation * self._evaluator.reader.noise("branches", x)
             made.append(x - noise + new)
         values, predictions = [], []
         for state in made:
             there, prediction = self._foreseen(asked, state, step.then)
             values.append(self._values(asked, there))
             predictions.append(prediction)
-        uniforms = self._evaluator.uniform("selection", x) if selection.temperature else None
+        uniforms = self._evaluator.reader.uniform("selection", x) if selection.temperature else None
         index = selection.chosen(torch.stack(values), uniforms)
         best: Tensor = _of_each(made, index)
         read = [p for p in predictions if p is not None]
         if read:
-            self._evaluator.foresee(best, _of_each(read, index))
+            self._evaluator.reader.foresee(best, _of_each(read, index))
         return best
 
     def select(self, estimate: Estimate, step: Step) -> Tensor | None:
@@ -164,7 +168,7 @@ class Selector:
         worth = self._values(asked, estimate).view(-1, selection.size)
         if self._population is None:
             self._population = selection.begin(len(worth), worth)
-        uniforms = self._evaluator.uniform("selection", x).to(worth).view_as(worth)
+        uniforms = self._evaluator.reader.uniform("selection", x).to(worth).view_as(worth)
         chosen = selection(worth, self._population, step.index, len(step.walk), uniforms)
         self._population = chosen.after
         first = torch.arange(len(worth), device=x.device)[:, None] * selection.size
@@ -202,7 +206,7 @@ class Selector:
         views = [self._evaluator.guidance[i].recipe.view for i in asked]
         if all(view is not None and view.sees_noise for view in views):
             return Estimate(level, x, x, x), None
-        return self._evaluator.ahead(x, level)
+        return self._evaluator.reader.ahead(x, level)
 
     def _values(self, asked: Sequence[int], estimate: Estimate, clean: bool = False) -> Tensor:
         """Minus the guides' losses, times their scales, added up; [b]."""

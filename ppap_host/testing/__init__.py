@@ -16,7 +16,7 @@ from ppap_host.testing.backbones import check_backbone
 from ppap_host.testing.checks import CannotCheck, Check, ConformanceError, Result
 from ppap_host.testing.guides import check_guide
 from ppap_host.testing.recipes import check_recipe
-from ppap_host.testing.worlds import GaussianWorld, PullGuide, pictures
+from ppap_host.testing.worlds import GaussianWorld, PullGuide, pictures, samples
 
 __all__ = [
     "CannotCheck",
@@ -29,4 +29,5 @@ __all__ = [
     "check_guide",
     "check_recipe",
     "pictures",
+    "samples",
 ]

@@ -39,9 +39,13 @@ def made(subject: GuideUnderTest) -> None:
     require(isinstance(name, str) and name.strip(), f"Its name is {name!r}.")
     steps = guide.tuning_steps
     require(isinstance(steps, int) and steps >= 1, f"tuning_steps is {steps!r}.")
-    for key in ("averages_pixels", "knows_predictions"):
+    for key in ("averages_pixels", "knows_predictions", "rewards"):
         value = getattr(guide, key)
         require(isinstance(value, bool), f"{key} is {value!r}, neither True nor False.")
+    looks_at, channels = guide.looks_at, guide.channels
+    require(looks_at is None or isinstance(looks_at, str), f"looks_at is {looks_at!r}, no word.")
+    number = channels is None or (isinstance(channels, int) and channels >= 1)
+    require(number, f"channels is {channels!r}, no number of them.")
 
 
 @CLAIMS.claim(

@@ -128,8 +128,20 @@ def gradient_finite(subject: GuideUnderTest) -> None:
     "asks for it (a classifier's logits are no probabilities).",
 )
 def own_output(subject: GuideUnderTest) -> None:
-    """No output has a smaller loss than the one that the target was made of."""
+    """No output has a smaller loss than the one that the target was made of.
+
+    Where targets are chosen among a few, such as a class, that holds on average; of a reward the
+    loss falls as its value rises.
+    """
     guide, output = subject.guide, subject.output
+    if guide.rewards:
+        _values(subject)
+        return
+    if subject.named and not makes_targets(subject):
+        raise CannotCheck("its targets are named, and not made of what it sees")
+    if _chooses(subject):
+        _chosen(subject)
+        return
     generator = torch.Generator().manual_seed(subject.seed)
     spread = output.std(dim=0, correction=0).mean() + 1e-3 * output.abs().mean()
     rivals = [("that of another image", output.roll(shift, 0)) for shift in (1, 2)]
@@ -152,6 +164,54 @@ def own_output(subject: GuideUnderTest) -> None:
     require(
         bool((losses[1:] > losses[0]).any()),
         "The loss is the same for all outputs: it wants nothing.",
+    )
+
+
+def makes_targets(subject: GuideUnderTest) -> bool:
+    """Whether as_target() gives what the loss takes in the place of a target that was named."""
+    guide, output = subject.guide, subject.output
+    made = guide.as_target(output[:1])
+    try:
+        found = guide.loss(output, made)
+    except (PpapError, RuntimeError, IndexError, TypeError, ValueError):
+        return False
+    return made.shape == subject.target.shape and found.shape == (len(output),)
+
+
+def _chooses(subject: GuideUnderTest) -> bool:
+    """Whether outputs that differ a little ask for the very same target."""
+    guide, output = subject.guide, subject.output
+    near = output + 1e-3 * output.abs().mean() * torch.sign(output.roll(1, 0) - output)
+    return torch.equal(guide.as_target(output), guide.as_target(near))
+
+
+def _chosen(subject: GuideUnderTest) -> None:
+    """Each output against the others, on average, for targets chosen among a few."""
+    guide, output = subject.guide, subject.output
+    targets = [guide.as_target(output[k : k + 1]) for k in range(len(output))]
+    if all(torch.equal(target, targets[0]) for target in targets):
+        raise CannotCheck("it sees the same target in all samples")
+    table = torch.stack([guide.loss(output, target) for target in targets])
+    own, others = table.diagonal().mean(), (table.sum() - table.diagonal().sum()) / 6
+    require(
+        own < others,
+        f"For the targets made of outputs, these have the loss {own:.4g} on average, and others "
+        f"{others:.4g}.",
+    )
+
+
+def _values(subject: GuideUnderTest) -> None:
+    """The loss of a reward falls as its value rises."""
+    guide, output = subject.guide, subject.output
+    measured = guide.measure(output, subject.target)
+    require("value" in measured, f"A reward measures {sorted(measured)}, and no 'value'.")
+    values, losses = torch.tensor(measured["value"]), guide.loss(output, subject.target)
+    order = values.argsort()
+    falls = bool((losses[order].diff() <= 1e-6 * losses.abs().max()).all())
+    require(
+        falls and bool(losses.std() > 0),
+        f"For the values {values.tolist()} the losses are {losses.tolist()}.",
+        "Let the loss be minus the value, as ppap_host.guides.rewards.RewardGuide does.",
     )
 
 

@@ -10,17 +10,20 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from ppap_host.backbones.backbone import MEDIA
 from ppap_host.files.errors import PpapError
 from ppap_host.files.images import from_tensor
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.targets import Target
 from ppap_host.plugins.containment import Conduct, contained, in_a_line
 from ppap_host.testing.checks import CannotCheck, Fault
-from ppap_host.testing.worlds import GaussianWorld, pictures
+from ppap_host.testing.worlds import GaussianWorld, samples
 
 CPU = torch.device("cpu")
 IMAGES = 3
 """How many images most checks show at once."""
+_FRAMES = 3
+"""Of the videos that are shown where no shape is named."""
 
 
 class GuideUnderTest:
@@ -28,8 +31,10 @@ class GuideUnderTest:
 
     Args:
         make: returns the guide, a new one at every call.
-        text: a target that it understands, None to try a picture.
+        text: a target that it understands, which all checks then ask for; None to try a picture,
+            and to ask for what it sees in another sample.
         size: (height, width) of the images it is shown.
+        shape: of the samples it is shown, where that are no RGB images of this size.
         trained: whether its weights mean anything.
         seed: of all draws.
     """
@@ -41,8 +46,9 @@ class GuideUnderTest:
         size: tuple[int, int],
         trained: bool,
         seed: int,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
-        self._make, self.text, self.size = make, text, size
+        self._make, self.text, self.size, self._shape = make, text, size, shape
         self.trained, self.seed = trained, seed
         self.conducts: list[Conduct] = []
 
@@ -70,9 +76,35 @@ class GuideUnderTest:
         return guide
 
     @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample that it is shown."""
+        if self._shape is not None:
+            return self._shape
+        channels = self.guide.channels or 3
+        usual = {"video": (channels, _FRAMES, *self.size), "audio": (1, 256), "vectors": (8,)}
+        return usual.get(self.guide.looks_at or "images", (channels, *self.size))
+
+    @property
+    def makes(self) -> str:
+        """What it is shown, in a word."""
+        return self.guide.looks_at or MEDIA.get(len(self.shape), "arrays")
+
+    def rgb_images(self) -> bool:
+        """Whether it is shown RGB images, which experts are tuned on."""
+        return self.makes == "images" and self.shape == (3, *self.size)
+
+    @cached_property
+    def world(self) -> GaussianWorld:
+        """A world of such samples."""
+        world = GaussianWorld(shape=self.shape)
+        if world.makes != self.makes:
+            raise CannotCheck(f"there is no world that makes {self.makes}; name a shape of one")
+        return world
+
+    @cached_property
     def x(self) -> Tensor:
-        """Images that differ from each other."""
-        return pictures(IMAGES, self.size, self.seed)
+        """Samples that differ from each other."""
+        return samples(IMAGES, self.shape, self.makes, self.seed)
 
     @cached_property
     def output(self) -> Tensor:
@@ -80,17 +112,25 @@ class GuideUnderTest:
         with torch.no_grad():
             return self.guide.see(self.x).detach()
 
+    @property
+    def named(self) -> bool:
+        """Whether the target was named, or there is none: not made of what the guide sees."""
+        return self.text is not None or self.guide.rewards
+
     @cached_property
     def target(self) -> Tensor:
-        """A target's value: what the guide sees in another picture."""
+        """A target's value: the one named, or what the guide sees in another sample."""
         return self.own_target(self.guide, self.other())
 
     def other(self, count: int = 1) -> Tensor:
-        """Images that are none of :attr:`x`."""
-        return pictures(count, self.size, self.seed + 1)
+        """Samples that are none of :attr:`x`."""
+        return samples(count, self.shape, self.makes, self.seed + 1)
 
     def own_target(self, guide: Guide, x: Tensor) -> Tensor:
-        """The target that asks for what a guide sees in images."""
+        """The target that was named, or else the one that asks for what a guide sees in ``x``."""
+        if self.named:
+            value = self.read(guide).value.detach()
+            return value.to(x.dtype) if value.is_floating_point() else value
         with torch.no_grad():
             return guide.as_target(guide.see(x)).detach()
 
@@ -100,8 +140,14 @@ class GuideUnderTest:
         Raises:
             CannotCheck: none was named, and the guide does not take this picture for one.
         """
-        if self.text is not None:
-            return guide.read_target(self.text, self.size)
+        size = self.world.image_size
+        if self.text is not None or guide.rewards:
+            return guide.read_target(self.text or "", size)
+        if not self.rgb_images():
+            raise CannotCheck(
+                f"it looks at {self.makes}, and no target is known; name one with target= "
+                "(--target on the command line)"
+            )
         with TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
             from_tensor(self.other())[0].save(path)

@@ -25,6 +25,7 @@ class Settings:
         target, model: of guides.
         checkpoint, options, prompt: of backbones.
         size: (height, width) of the images that guides are shown.
+        shape: of what else they are shown.
     """
 
     target: str | None = None
@@ -33,6 +34,7 @@ class Settings:
     options: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = None
     size: tuple[int, int] = (64, 64)
+    shape: tuple[int, ...] | None = None
 
 
 def offers(found: Registry, name: str, kind: Kind | None = None) -> list[tuple[Kind, str]]:
@@ -96,6 +98,7 @@ def _checks_of(found: Registry, kind: Kind, name: str, settings: Settings) -> li
             lambda: found.entry("guide", name).load()(model=settings.model),
             settings.target,
             size=settings.size,
+            shape=settings.shape,
         )
     if kind == "backbone":
         return check_backbone(

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
+from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files.errors import PpapError
 from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
@@ -25,7 +26,7 @@ from ppap_host.sampling.loop import sample
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
 from ppap_host.sampling.solvers import DDIM, Solver
 from ppap_host.sampling.streams import ImageNoise
-from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
+from ppap_host.testing.checks import Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
 from ppap_host.testing.worlds import GaussianWorld, PullGuide
 
@@ -34,6 +35,17 @@ _SCALES = 1.0, 4.0, 0.05, 0.2, 0.01, 50.0
 """What is tried until a recipe pulls; the units of absolute ones differ."""
 _TARGET = 0.6
 _STEPS = 12
+
+
+class _Told(GaussianWorld):
+    """Whose conditional branch expects images half-way to the target."""
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        """The world's prediction, or the one of the condition, row by row."""
+        plain = super().predict(x, level, {}).eps
+        clean = (x - level.sigma * plain) / level.alpha
+        told = (x - level.alpha * (clean + _TARGET) / 2) / level.sigma
+        return Prediction(torch.where(condition["told"].view(-1, 1, 1, 1) > 0, told, plain))
 
 
 class RecipeUnderTest:
@@ -70,9 +82,12 @@ class RecipeUnderTest:
         rows: Sequence[int] = range(3),
         steps: int = 8,
         clip: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Clean states of a run in the analytic world; None guides by nothing.
 
+        A recipe that asks no guide gets a world with two branches; the strength is then that of
+        classifier-free guidance, at most 1.
         DDIM draws noise where no solver is named and the recipe under test needs some, as in a run.
 
         Args:
@@ -80,21 +95,29 @@ class RecipeUnderTest:
         """
         if scale is None:
             scale = 0.05 if recipe is not None and recipe.absolute else 1.0
-        world = GaussianWorld(_SIZE)
+        world = GaussianWorld(_SIZE, shape=shape)
         world.clip = clip
         # The rows of a population's particles lie together.
         size = 1 if recipe is None else recipe.particles
         rows_of = tuple(k * size + j for k in broken for j in range(size))
         guide = PullGuide(world, blind=blind, broken=rows_of)
         target = torch.full((1, *world.state_shape), _TARGET)
-        guidance = [] if recipe is None else [Guidance(guide, target, recipe, scale)]
+        denoise, guidance = ClassifierFree(world, {}, {}), list[Guidance]()
+        process: Recipe | None = None
+        if recipe is not None and recipe.guideless:
+            known, unknown = ({"told": torch.tensor([float(t)])} for t in (not blind, False))
+            process = recipe
+            denoise = ClassifierFree(_Told(_SIZE), known, unknown, min(scale, 1.0), True)
+        elif recipe is not None:
+            guidance = [Guidance(guide, target, recipe, scale)]
         return sample(
             world,
-            ClassifierFree(world, {}, {}),
+            denoise,
             world.walk(steps),
             solver or DDIM(1.0 if self.recipe.needs else 0.0),
             ImageNoise(self.seed, rows, world.state_shape),
             guidance,
+            process=process,
         )
 
 
@@ -192,11 +215,15 @@ def zero_strength(subject: RecipeUnderTest) -> None:
     "zero at zero.",
 )
 def no_gradient(subject: RecipeUnderTest) -> None:
-    """A guide whose gradient is zero changes nothing, unless the recipe takes steps by itself."""
-    if subject.recipe.replaces:
-        raise CannotCheck("it takes its steps in the sampler's place")
+    """A guide whose gradient is zero changes nothing.
+
+    Of a recipe that takes steps in the sampler's place: nothing that is not the same at every
+    strength.
+    """
     for clip in (None, (-1.0, 1.0)):
         plain = subject.run(None, clip=clip)
+        if subject.recipe.replaces:
+            plain = subject.run(subject.once, 2.0, blind=True, clip=clip)
         found = subject.run(subject.once, 1.0, blind=True, clip=clip)
         gap = differ(found, plain)
         require(gap < 1e-3, f"A guide without any gradient changes the images by {gap:.1%}.")
@@ -292,12 +319,29 @@ def function(subject: RecipeUnderTest) -> None:
 )
 def broken_guide(subject: RecipeUnderTest) -> None:
     """An image whose gradient is NaN stays finite, and leaves the others as they were."""
+    if subject.recipe.guideless:
+        return
     sound = subject.run(subject.recipe)
     found = subject.run(subject.recipe, broken=(1,))
     require(found.isfinite().all(), "A gradient of NaN ends in the images.")
     for k in (0, 2):
         gap = differ(found[k : k + 1], sound[k : k + 1])
         require(gap < 1e-3, f"NaN in image 1 changes image {k} by {gap:.1%}.")
+
+
+@RECIPE.claim(
+    "any-state",
+    why="Backbones make video [b, c, t, h, w], sound [b, c, n] and vectors [b, d] as well.",
+    remedy="Reduce over all dimensions but the first (ppap_host.recipes.gradients.sides), spread "
+    "one number an image with each(), or raise OptionError where a part makes no sense.",
+)
+def any_state(subject: RecipeUnderTest) -> None:
+    """It guides states of any rank, and leaves their shape alone."""
+    for shape in ((2,), (1, 12), (2, 3, 4, 4)):
+        found = subject.run(subject.recipe, shape=shape)
+        told = tuple(found.shape[1:])
+        require(told == shape, f"States of shape {shape} end as {told}.")
+        require(found.isfinite().all(), f"States of shape {shape} are not finite in the end.")
 
 
 def check_recipe(recipe: Recipe, *, seed: int = 0) -> list[Check]:

@@ -28,6 +28,8 @@ class GaussianWorld(Backbone):
 
     Args:
         size: (height, width) in pixels.
+        shape: of what is made where it is no RGB image: its last two sides are smooth, or its one
+            side of sound and of vectors.
         mean: of every pixel.
         spread: standard deviation of a pixel.
         roughness: the frequency, in cycles an image, from which on the power falls with its square.
@@ -42,8 +44,12 @@ class GaussianWorld(Backbone):
         mean: float = 0.0,
         spread: float = 0.5,
         roughness: float = 2.0,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.state_shape = (3, *size)
+        if shape is not None:
+            size = (1, shape[-1]) if len(shape) < 3 else (shape[-2], shape[-1])
+        self.state_shape = (3, *size) if shape is None else shape
+        self._size = size
         self.mean, self.spread = mean, spread
         rows = torch.fft.fftfreq(size[0], dtype=torch.float64) * size[0]
         columns = torch.fft.rfftfreq(size[1], dtype=torch.float64) * size[1]
@@ -68,8 +74,9 @@ class GaussianWorld(Backbone):
         """The noise's exact mean given ``x``."""
         power = self._power.to(x.device, x.dtype)
         kept = level.sigma / (level.alpha**2 * power + level.sigma**2)
-        spectrum = torch.fft.rfft2(x - level.alpha * self.mean)
-        return Prediction(torch.fft.irfft2(kept * spectrum, s=self.state_shape[1:]))
+        planes = (x - level.alpha * self.mean).reshape(len(x), -1, *self._size)
+        spectrum = torch.fft.rfft2(planes)
+        return Prediction(torch.fft.irfft2(kept * spectrum, s=self._size).view_as(x))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         """There is nothing to move."""
@@ -199,3 +206,26 @@ def pictures(count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> Ten
             image[:, top : top + tall, left : left + wide] = colour
     x = x + 0.02 * torch.randn(x.shape, generator=generator)
     return x.clamp(-1, 1)
+
+
+def samples(count: int, shape: tuple[int, ...], makes: str, seed: int = 0) -> Tensor:
+    """Samples that differ, of any shape, within [-1, 1], float32 [b, *shape].
+
+    Images and the frames of videos are :func:`pictures`, in as many channels; sound is a few tones,
+    anything else noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if makes in ("images", "video") and len(shape) >= 3:
+        channels, (height, width) = shape[0], shape[-2:]
+        number = math.prod(shape[1:-2])
+        planes = pictures(count * number * math.ceil(channels / 3), (height, width), seed)
+        if channels == 1:
+            planes = planes.mean(dim=1, keepdim=True)
+        planes = planes.reshape(count, number, -1, height, width)[:, :, :channels]
+        return planes.transpose(1, 2).reshape(count, *shape).contiguous()
+    if makes == "audio":
+        at = torch.linspace(0, 1, shape[-1])
+        drawn = torch.rand(4, 2, count, *shape[:-1], 1, generator=generator)
+        tones = [torch.sin(2 * math.pi * (1 + 9 * f) * (at + p)) for f, p in drawn]
+        return torch.stack(tones).mean(dim=0)
+    return (0.5 * torch.randn(count, *shape, generator=generator)).clamp(-1, 1)

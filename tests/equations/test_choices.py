@@ -269,7 +269,7 @@ def test_initial_noise_follows_the_gradient_of_its_image_and_keeps_its_length(
         x, walk, memory = tensor(x), backbone.walk(5), None
         for i, z in enumerate(drawn):
             noise = z[row : row + 1].expand_as(x)
-            x, _, memory = solver.step(x, i, walk, evaluator.open, lambda z=noise: z, memory)
+            x, _, memory = solver.step(x, i, walk, evaluator.reader.open, lambda z=noise: z, memory)
         return rows(x)
 
     wanted = []

@@ -40,6 +40,10 @@ def _choice(name: str) -> tuple[str, ...]:
     return (f"{_EQ}/test_choices.py::test_{name}",)
 
 
+def _share(name: str) -> tuple[str, ...]:
+    return (f"tests/test_relative_strength.py::test_{name}",)
+
+
 def _part(name: str) -> tuple[str, ...]:
     return (f"{_EQ}/test_parts.py::test_{name}",)
 
@@ -404,6 +408,70 @@ FAULTS: tuple[Fault, ...] = (
             f"{_EQ}/test_methods.py::test_how_a_schedule_scales_its_states_changes_nothing[ddim-x0-through]",
         ),
     ),
+    # Relative strength
+    Fault(
+        "what an eps that follows takes back is not made up for",
+        f"{_RECIPES}/shares.py",
+        "at_now = moved.x0 * (1 - min(s_then / _relative(now), 1.0))",
+        "at_now = moved.x0",
+        _share("a_constant_pull_moves_every_step_by_its_share"),
+    ),
+    Fault(
+        "additions are measured beside what is open before the step",
+        f"{_RECIPES}/shares.py",
+        "size, open_then = root_mean_square(added), spread(step.then) * self.deviation",
+        "size, open_then = root_mean_square(added), open_now",
+        _share("a_size_is_what_becomes_of_the_state_that_the_step_ends_in"),
+    ),
+    Fault(
+        "an outlier becomes the measure of all that follows",
+        f"{_RECIPES}/shares.py",
+        "grown = torch.maximum(before, torch.minimum(usable, 2 * before))",
+        "grown = torch.maximum(before, usable)",
+        _share("one_outlier_is_cut_and_at_most_doubles_the_memory"),
+    ),
+    Fault(
+        "an outlier's own move is not cut",
+        f"{_RECIPES}/shares.py",
+        "part = usable / torch.where(usable > most, usable, most)",
+        "part = usable / most",
+        _share("one_outlier_is_cut_and_at_most_doubles_the_memory"),
+    ),
+    Fault(
+        "the memory changes at every evaluation",
+        f"{_RECIPES}/shares.py",
+        "if step is None or step != kept.step:",
+        "if True:",
+        _share("the_memory_changes_once_a_step_where_a_solver_evaluates_twice"),
+    ),
+    Fault(
+        "experts share one memory",
+        f"{_RECIPES}/shares.py",
+        'most = _largest(estimate.memory, ("size", key), usable, step)',
+        'most = _largest(estimate.memory, "size", usable, step)',
+        _share("every_experts_range_has_a_memory_of_its_own"),
+    ),
+    Fault(
+        "a guide that is asked less often has no larger shares",
+        f"{_SAMPLING}/evaluator.py",
+        "levels = () if step is None else step.walk.levels[: -1 : recipe.every]",
+        "levels = () if step is None else step.walk.levels[:-1]",
+        _share("steps_are_those_in_which_the_guide_is_asked"),
+    ),
+    Fault(
+        "every repeat moves as far as the step",
+        f"{_SAMPLING}/evaluator.py",
+        "times = move.ascent.steps * (1 if step is None else self.recurrence(step))",
+        "times = move.ascent.steps",
+        _share("iterations_moves_and_repeats_share_one_steps_portion"),
+    ),
+    Fault(
+        "Adam's constant is beside the size of the loss",
+        f"{_SAMPLING}/evaluator.py",
+        'if getattr(part, "sized", False) and not absolute:',
+        "if False:",
+        _share("the_size_of_a_loss_means_nothing"),
+    ),
     # The evaluator
     Fault(
         "a mean over pixels is not made up for",
@@ -436,8 +504,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a guide that looks at predictions is told the noise",
         f"{_SAMPLING}/evaluator.py",
-        "told = estimate.level if move.view.sees_noise or g.guide.knows_predictions else None",
-        "told = estimate.level",
+        "return level if view.sees_noise or g.guide.knows_predictions else None",
+        "return level",
         _method("x0", "ddim"),
     ),
     Fault(

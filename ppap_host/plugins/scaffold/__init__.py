@@ -24,9 +24,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from ppap_host.files.errors import OptionError, OutputError, PluginError, nearest
+from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import KNOWN_PLUGINS, Registry
 
-PluginKind = Literal["guide", "backbone", "recipe"]
+PluginKind = Literal["guide", "backbone", "recipe", "reward"]
 Licence = Literal["apache-2.0", "mit"]
 KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 LICENCES: tuple[Licence, ...] = get_args(Licence)
@@ -36,6 +37,7 @@ SUMMARIES: dict[PluginKind, str] = {
     "guide": "same edges as a picture",
     "backbone": "smooth random images, 64x64",
     "recipe": "moves the predicted image, strong gradients compressed",
+    "reward": "colourful pictures, the more the better",
 }
 """What the templates do, one line each; used where the user says nothing else."""
 
@@ -47,6 +49,7 @@ _DEPENDENCIES: dict[PluginKind, tuple[str, ...]] = {
     "guide": ("pillow", "torch"),
     "backbone": ("safetensors", "torch"),
     "recipe": ("torch",),
+    "reward": ("torch",),
 }
 
 
@@ -59,8 +62,8 @@ class Scaffold:
     """What is to be written.
 
     Attributes:
-        name: of the guide, backbone or recipe; see :func:`checked_name`.
-        kind: which of them it is.
+        name: of the guide, backbone, recipe or reward; see :func:`checked_name`.
+        kind: which of them it is; a reward is a guide without a target.
         author: for the metadata and the licence, one line.
         summary: what it does, one line; "" for what the template does.
         licence: of the distribution.
@@ -218,7 +221,12 @@ def _unknown(option: str, text: str, known: tuple[str, ...]) -> OptionError:
     )
 
 
-def require_free(found: Registry, name: str, kind: PluginKind | None = None) -> None:
+def registered_as(kind: PluginKind) -> Kind:
+    """What a thing of a kind is called where it is registered."""
+    return "guide" if kind == "reward" else kind
+
+
+def require_free(found: Registry, name: str, kind: Kind | None = None) -> None:
     """Checks that a name is nobody's yet.
 
     Args:

@@ -181,6 +181,8 @@ def _every_field(name: str) -> Make:
                     _check_remedy(error)
                     continue
                 kept = getattr(made, field)
+                if field in ("backbone", "target", "what"):  # any object, known when it is used
+                    continue
                 assert not (isinstance(kept, float) and not math.isfinite(kept)), (field, value)
 
     return check

@@ -20,8 +20,9 @@ from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.files import images
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.sampling.evaluator import Denoiser, Guidance, Health
+from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event, sample
+from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.shapes.judges import Judges, aligned

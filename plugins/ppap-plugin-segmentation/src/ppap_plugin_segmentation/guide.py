@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class SegmentationGuide(Guide):
     """
 
     name = "segmentation"
+    # By the judged mIoU of 16 images in 25 steps (docs/recipes.md, Scale).
+    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 3.0, "x0": 8.0}
     averages_pixels = True
     target_kinds = ("photo", "labels", "mask")
     tuning_steps = 500

@@ -28,8 +28,9 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.sampling.evaluator import Denoiser, Guidance, Health
+from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event, sample
+from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.streams import ImageNoise
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.evaluation import (
