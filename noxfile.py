@@ -109,6 +109,17 @@ def robustness(session: nox.Session) -> None:
 
 
 @nox.session
+def support(session: nox.Session) -> None:
+    """Every pipeline class of diffusers run and guided; renews docs/backbones/support.md.
+
+    Takes about ten minutes on two cores; the tests make a sample of it again and compare.
+    """
+    session.install(".", *PLUGINS, *group("test"))
+    session.run("python", "tests/support.py", "docs/backbones/support.md", *session.posargs,
+                env={"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Jobs that are killed, stopped, starved and doubled for an hour; ``-- --minutes 5`` for less.
 

@@ -19,13 +19,15 @@ from typing import Any
 
 import diffusers
 import torch
-from pipelines import MODULAR, ContrastGuide, run_modular
+from pipelines import ContrastGuide
 from torch import Tensor
-from zoo import built, classes
+from zoo import built, built_modular, classes, modular_classes
 
+import ppap_host as ppap
 from ppap_host.files.errors import GuidanceWarning, PpapError
 from ppap_host.pipelines.callback import diffusers_callback
 from ppap_host.pipelines.guider import guider
+from ppap_host.pipelines.running import as_films
 from ppap_host.pipelines.steer import steer
 from ppap_host.pipelines.steering import Report
 from ppap_host.recipes.presets import X0
@@ -33,7 +35,12 @@ from ppap_host.sampling.evaluator import Guidance
 
 OTHERS = {"text to image": ["HiDreamImagePipeline"]}
 """Classes that surveys name and no AutoPipeline knows."""
-SCALE = 8.0
+SCALE, SEED = 8.0, 3
+OPTIONS = {
+    "prompt": "prompt", "negative_prompt": "negative_prompt", "num_inference_steps": "steps",
+    "height": "height", "width": "width", "strength": "strength",
+}  # fmt: skip
+"""Arguments of a call that are options of a run."""
 
 
 class Indifferent(ContrastGuide):
@@ -61,19 +68,39 @@ def last_loss(report: Report) -> float:
     return sum(row) / len(row)
 
 
-def as_tensor(out: Any) -> Tensor:
-    """The pictures or the frames that a pipeline returns."""
-    made = out.frames if hasattr(out, "frames") else out.images
-    if isinstance(made, list):
-        made = torch.stack([torch.as_tensor(each) for each in made])
-    return torch.as_tensor(made)
-
-
 def call(pipe: Any, arguments: dict[str, Any], **more: Any) -> Tensor:
-    """One call of a pipeline, from the same noise every time."""
-    torch.manual_seed(7)
-    generator = torch.Generator().manual_seed(3)
-    return as_tensor(pipe(**arguments, output_type="pt", generator=generator, **more))
+    """The frames of one call of a pipeline, [b, f, 3, h, w], from the same noise every time."""
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.stack(as_films(pipe(**arguments, output_type="pt", generator=generator, **more)))
+
+
+def run(pipe: Any, arguments: dict[str, Any], plain: Tensor) -> str:
+    """Whether `ppap run` makes what the pipeline makes, and how far a guide brings its loss."""
+    rest = {k: v for k, v in arguments.items() if k != "output" and v is not None}
+    options = {o: rest.pop(a) for a, o in OPTIONS.items() if a in rest}
+    if "negative_prompt" not in options and "prompt" in options:
+        rest.pop("true_cfg_scale", None)  # which the pipeline itself leaves aside without one
+    elif "true_cfg_scale" in rest:
+        options["cfg"] = rest.pop("true_cfg_scale")
+    if "guidance_scale" in rest and "true_cfg_scale" not in arguments:
+        options["cfg"] = rest.pop("guidance_scale")
+    guidance = ppap.guidance(ContrastGuide(), target="40.0", scale=SCALE, recipe="x0")
+    try:
+        unguided = ppap.sample(pipe, num=1, seed=SEED, pipeline=rest, **options)
+        guided = ppap.sample(
+            pipe, guidance, num=1, seed=SEED, pipeline=rest, unguided=True, **options
+        )
+    except PpapError as error:
+        return told(error)
+    made = unguided.tensor if unguided.tensor.ndim == 5 else unguided.tensor[:, :, None]
+    pixels = (plain[:1].transpose(1, 2).clamp(0, 1) * 255).round()
+    apart = ((made + 1) * 127.5).round() - pixels
+    words = "equal bytes" if not bool(apart.any()) else f"apart by {apart.abs().max():.0f} of 255"
+    (row,) = guided.record["images"]
+    errors = [row[key]["contrast"]["error"] for key in ("unguided", "measures")]
+    before, after = (error**2 for error in errors)
+    return f"{words}; loss {before:.5g} to {after:.5g}"
 
 
 def told(error: BaseException) -> str:
@@ -87,9 +114,10 @@ def class_row(kind: type) -> dict[str, str]:
     try:
         block = steer(pipe, asks(Indifferent))
     except PpapError as error:
-        return {"steer": told(error), "callback": told(error)}
+        return dict.fromkeys(("run", "steer", "callback"), told(error))
     plain = call(pipe, arguments)
     return {
+        "run": run(pipe, arguments, plain),
         "steer": steered(lambda: call(pipe, arguments), plain, pipe, block),
         "callback": called_back(pipe, arguments, plain),
     }
@@ -135,17 +163,26 @@ def called_back(pipe: Any, arguments: dict[str, Any], plain: Tensor) -> str:
 
 def modular_row(name: str) -> dict[str, str]:
     """What can be done with a modular pipeline."""
-    pipe = MODULAR[name][0]()
+    try:
+        pipe, arguments = built_modular(name)
+    except LookupError:
+        return dict.fromkeys(("run", "steer", "guider"), "not tried: no tiny parts are known of it")
 
     def make() -> Tensor:
-        return run_modular(pipe, name)
+        return call(pipe, arguments)
 
     try:
         block = steer(pipe, asks(Indifferent))
+        plain = make()
     except PpapError as error:
-        return {"steer": told(error), "guider": told(error)}
-    plain = make()
-    row = {"steer": steered(make, plain, pipe, block)}
+        return dict.fromkeys(("run", "steer", "guider"), told(error))
+    # Whatever a pipeline says of parts that are too small for it.
+    except Exception as error:
+        words = (
+            f"not tried: with tiny parts it fails by itself ({' '.join(str(error).split())[:120]})"
+        )
+        return dict.fromkeys(("run", "steer", "guider"), words.replace("|", "/"))
+    row = {"run": run(pipe, arguments, plain), "steer": steered(make, plain, pipe, block)}
     try:
         parts = [part for part in pipe._component_specs if part.startswith("guider")] or ["guider"]
         ours = {p: guider(pipe, asks(), around=getattr(pipe, p, None)) for p in parts}
@@ -154,7 +191,9 @@ def modular_row(name: str) -> dict[str, str]:
     with steer(pipe, asks()):
         expected = make()
     pipe.update_components(**ours)
-    row["guider"] = "as steer, to the byte" if torch.equal(make(), expected) else "apart from steer"
+    found = make()
+    apart = (found - expected).abs().max()
+    row["guider"] = "as steer, to the byte" if not apart else f"apart from steer by {apart:.2g}"
     return row
 
 
@@ -184,6 +223,7 @@ HEAD = f"""# What can be guided
 
 Every class of the AutoPipelines of diffusers {diffusers.__version__} for pictures and videos, and modular families, as tiny pipelines of random networks on the CPU, 4 steps. Prompts are given as `prompt_embeds` where a text encoder has no small form.
 
+- **run**: what `ppap run` makes without a guide, against the pipeline alone with the same seed, in 8 bits; then the guide's loss of the result without and with guidance.
 - **steer**: first what a guide with a zero gradient changes that is asked at every step, against the pipeline alone; then the guide's loss at the last step without and with its gradient (recipe `x0`, scale {SCALE:g}).
 - **callback**, **guider**: whether they make what steer makes; or the words that they are refused with.
 
@@ -204,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = {k.__name__: made(class_row, k) for k in kinds if given.only in k.__name__}
         if rows:
             lines += table(title.capitalize(), rows)
-    rows = {name: made(modular_row, name) for name in MODULAR if given.only in name}
+    names = [name for name in modular_classes() if given.only in name]
+    rows = {name: made(modular_row, name) for name in names}
     if rows:
         lines += table("Modular", rows)
     given.page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ takes what its own signatures name.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -733,6 +734,10 @@ def built(kind: type) -> tuple[Any, dict[str, Any]]:
     for part in ("safety_checker", "feature_extractor", "image_encoder", "watermarker"):
         if part in wanted:
             given.setdefault(part, None)
+    module: Any = sys.modules[kind.__module__]
+    areas = getattr(module, "calculate_dimensions", None)
+    if areas is not None:  # Qwen-Image's editors work at a million pixels, whatever they are shown
+        module.calculate_dimensions = lambda *args: (32, 32, *areas(*args)[2:])
     pipe: Any = kind(**given)
     for method, stands_in in parts.get("instead", {}).items():
         setattr(pipe, method, stands_in)
@@ -770,6 +775,11 @@ def _wants_image(kind: type) -> bool:
 
 # Modular pipelines
 
+_NO_PICTURES = {
+    f"{which}image_pad_mask": torch.zeros(1, 5, dtype=torch.bool) for which in ("", "negative_")
+}
+"""Where pictures stand among the tokens of a prompt."""
+
 MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "StableDiffusionXLModularPipeline": ("StableDiffusionXL", (), {"prompt": "a dog"}),
     "StableDiffusion3ModularPipeline": ("StableDiffusion3", (), {"prompt": "a dog"}),
@@ -779,11 +789,22 @@ MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "Flux2KleinModularPipeline": ("Flux2Klein", ("text_encoder",), {}),
     "Flux2KleinBaseModularPipeline": ("Flux2Klein", ("text_encoder",), {}),
     "QwenImageModularPipeline": ("QwenImage", ("text_encoder",), {}),
-    "QwenImage21ModularPipeline": ("QwenImage21", ("text_encoder",), {}),
-    "QwenImage21TurboModularPipeline": ("QwenImage21", ("text_encoder",), {}),
+    "QwenImage21ModularPipeline": ("QwenImage21", ("text_encoder",), _NO_PICTURES),
+    "QwenImage21TurboModularPipeline": ("QwenImage21", ("text_encoder",), _NO_PICTURES),
+    "QwenImageEditModularPipeline": ("QwenImageEdit", ("text_encoder",), {"image": ROOM}),
+    "QwenImageEditPlusModularPipeline": ("QwenImageEdit", ("text_encoder",), {"image": ROOM}),
+    "QwenImageLayeredModularPipeline": ("QwenImageEdit", ("text_encoder",), {"image": ROOM}),
     "Krea2ModularPipeline": ("Krea2", ("text_encoder",), {}),
     "Krea2TurboModularPipeline": ("Krea2", ("text_encoder",), {}),
-    "Ideogram4ModularPipeline": ("Ideogram4", ("prompt_upsample", "text_encoder"), {}),
+    "Ideogram4ModularPipeline": (
+        "Ideogram4",
+        ("prompt_upsample", "text_encoder"),
+        {
+            "text_features": embeds(16, 8),
+            "text_lengths": torch.tensor([8]),
+            "guidance_schedule": [3.0] * 4,
+        },
+    ),
     "ZImageModularPipeline": ("ZImage", ("text_encoder",), {}),
     "LTXModularPipeline": ("LTX", ("text_encoder",), {}),
     "HeliosModularPipeline": ("Helios", ("text_encoder",), {}),
@@ -809,6 +830,10 @@ def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
     parts, values = next(make(family) for start, make in FAMILIES if family.startswith(start))
     if "Wan22" in name:
         parts["transformer_2"] = tiny("wan").transformer
+    if "Image2Video" in name:  # latents, those of the picture, and which frames are it
+        for part in ("transformer", "transformer_2"):
+            config = {**tiny("wan").transformer.config, "in_channels": 10}
+            parts[part] = filled(diffusers.WanTransformer3DModel.from_config(config))
     pipe = modular(name, parts, without)
     takes = {each.name for each in pipe.blocks.inputs}
     call = {k: v for k, v in {**COMMON, "num_frames": 5, **values, **more}.items() if k in takes}
