@@ -187,7 +187,7 @@ def _life(
         if "Traceback (most recent call last)" in said or 70 in codes:
             wrong.append(f"{folder.name}, attempt {attempt}: {said[-1500:]}")
             return
-        if any(code not in (0, -signal.SIGKILL) for code in codes) and not _SAID.search(said):
+        if any(code not in (0, 130, -signal.SIGKILL) for code in codes) and not _SAID.search(said):
             wrong.append(f"{folder.name}, attempt {attempt}: {codes}, {said[-500:]}")
             return
         if 0 in codes:
