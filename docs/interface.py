@@ -23,6 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "guides.guide": (),
     "guides.operators": (),
     "guides.preprocessing": (),
+    "guides.rewards": (),
     "guides.targets": (),
     "guides.temperatures": (),
     "backbones.backbone": (),
@@ -36,6 +37,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "recipes.recipe": (),
     "recipes.strengths": (),
     "recipes.views": (),
+    "sampling.solvers": ("Evaluate", "Solver"),
+    "sampling.streams": ("Draw",),
     "files.images": (
         "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "to_tensor",
     ),

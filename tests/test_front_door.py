@@ -179,6 +179,16 @@ def test_a_loss_of_another_shape_is_an_error(world: object, wrong: object, said:
     assert "[2]" in caught.value.remedy
 
 
+def test_what_is_printed_is_short(world: object) -> None:
+    guide = ppap.guidance("classifier", target="red cube", scale=2.0)
+    assert repr(guide) == "GuideConfig(name='classifier', target='red cube', scale=2.0)"
+    result = ppap.sample(world, guide, **FAST)
+    (event, *_) = ppap.trajectory(world, guide, **FAST)
+    assert repr(event).startswith("<Event: step 1 of ") and ", loss: classifier " in repr(event)
+    for thing in (world, ppap.load_guide("classifier"), guide, result, event):
+        assert len(repr(thing)) < 80
+
+
 def test_equal_names_are_told_apart(world: object) -> None:
     twice = [ppap.guidance(redder_left), ppap.guidance(redder_left, scale=0.5)]
     result = ppap.sample(world, twice, steps=2, num=1)

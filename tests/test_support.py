@@ -37,7 +37,9 @@ def test_a_sample_of_the_page_comes_out_again(name: str) -> None:
         assert numbers[0] == pytest.approx(numbers[1], rel=0.02)
 
 
-@pytest.mark.skipif(diffusers.__version__ not in PAGE, reason="the page was made with another diffusers")
+@pytest.mark.skipif(
+    diffusers.__version__ not in PAGE, reason="the page was made with another diffusers"
+)
 def test_every_class_is_on_the_page_and_no_cell_is_empty() -> None:
     wanted = {kind.__name__ for kinds in classes().values() for kind in kinds}
     assert set(ROWS) == wanted | set(modular_classes()) | {n for o in OTHERS.values() for n in o}

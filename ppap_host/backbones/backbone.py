@@ -97,6 +97,9 @@ class Backbone(ABC):
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
 
+    def __repr__(self) -> str:
+        return f"<backbone {self.name!r}, states {' x '.join(map(str, self.state_shape))}>"
+
     @abstractmethod
     def walk(self, steps: int | str) -> Walk:
         """The noise levels for a sampling process of ``steps`` steps (a count or a spacing)."""

@@ -8,6 +8,7 @@ is refused in one place. pydantic checks; what it finds becomes an
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
@@ -70,7 +71,17 @@ def settings(cls: type[T]) -> type[T]:
         except pydantic.ValidationError as error:
             raise _explained(made, error) from None
 
-    made.__init__ = init
+    def short(self: Any) -> str:
+        kept = []
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if part.default is dataclasses.MISSING or value is not part.default:
+                factory = part.default_factory
+                if factory is dataclasses.MISSING or value != factory():
+                    kept.append(f"{part.name}={reprlib.repr(value)}")
+        return f"{type(self).__name__}({', '.join(kept)})"
+
+    made.__init__, made.__repr__ = init, short
     result: type[T] = made
     return result
 

@@ -102,6 +102,9 @@ class Guide(ABC):
     origin: Mapping[str, Any] | None = None
     target_kinds: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        return f"<guide {self.name!r}>"
+
     @abstractmethod
     def network(self) -> nn.Module:
         """The frozen off-the-shelf model, in evaluation mode; the same object at every call."""

@@ -190,12 +190,17 @@ class FromDiffusers(Solver):
         # What is added to the next state, from the backbone's line to the scheduler's.
         line = course.walk.levels[i + 1].alpha / walk.levels[i + 1].alpha
         based_on: Estimate | None = None
+        first: Estimate | None = None
         for call in calls:
             time = scheduler.timesteps[call]
             shown = self._as_host(own, call, walk, scheduler)
             estimate = evaluate(shown, walk.visited[call])
             if estimate.next_shift is not None:
                 estimate = replace(estimate, next_shift=estimate.next_shift * line)
+                first = estimate
+            elif first is not None and walk.known and walk.known[0].remembers:
+                # What becomes a change of the prediction is a part of all calls of the step.
+                estimate = replace(estimate, next_shift=first.next_shift)
             given = self._arguments(scheduler, own, time, draw)
             output, shift = self._output(estimate, call, walk, scheduler, given)
             with _quietly():

@@ -5,7 +5,8 @@ evaluated there (:class:`~ppap_host.recipes.energies.Energy`), what is done to t
 (:class:`~ppap_host.recipes.gradients.GradientPart`), how often it is followed
 (:class:`~ppap_host.recipes.ascents.Ascent`), where it is applied
 (:class:`~ppap_host.recipes.places.Place`), how strongly
-(:class:`~ppap_host.recipes.strengths.Strength`) and at which steps. The sampling loop in
+(:class:`~ppap_host.recipes.strengths.Strength`) and at which steps; or, by values alone, how
+images are chosen (:class:`~ppap_host.recipes.selections.Selection`). The sampling loop in
 :mod:`ppap_host.sampling.loop` is the same for all of them.
 
 Sign and units: ``gradient`` is the gradient of *minus* the guide's loss, that is of a log

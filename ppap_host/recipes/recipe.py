@@ -279,8 +279,9 @@ class Recipe:
         return {p.name: p for p in (*common, *own)}
 
     def value(self, name: str) -> Any:
-        """The present value of a parameter of :meth:`tunable`."""
-        return _at(self, self.tunable()[name].paths[0])
+        """The present value of a parameter of :meth:`tunable`, or of one for absolute strength."""
+        known = self.tunable() | {p.name: p for p in self.parameters if p.absolute}
+        return _at(self, known[name].paths[0])
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with these parameters; texts are read as what the parameter is.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppap_host.files.settings import Batch, Count, Finite, Index, NotNegative, settings
+from ppap_host.files.settings import Batch, Count, Finite, NotNegative, settings
 
 Potential = Literal["max", "add", "diff", "rt", "is", "bon"]
 POTENTIALS: tuple[Potential, ...] = ("max", "add", "diff", "rt", "is", "bon")
@@ -83,13 +83,11 @@ class Population:
         reward: the reward that the next potential looks back on.
         product: log of the product of all potentials so far.
         weight: log of the weights that no resampling has used up yet.
-        unit: what rewards are divided by; NaN before it is known.
     """
 
     reward: Tensor
     product: Tensor
     weight: Tensor
-    unit: Tensor
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,9 @@ class FeynmanKac(Selection):
             one that changes nothing.
         adaptive: whether particles are only resampled where their effective sample size is below
             half their number; ``adaptive_last``: at the last step in any case.
-        relative: whether rewards are measured in standard deviations of an image's particles at its
-            first selection, so that lambda means the same for every guide.
+        relative: whether each guide's rewards are measured in their standard deviation over an
+            image's particles at its first selection (:func:`spread`), so that lambda means the same
+            for every guide.
         published: "image" or "discrete" do as that part of the published code, which clamps weights
             at 1e10, loses those of steps that do not resample, and at the end puts the path's
             maximum or sum in the place of r(x_0). By default weights are kept as logarithms and
@@ -143,8 +142,8 @@ class FeynmanKac(Selection):
     size: Count = 4  # type: ignore[misc]
     potential: Potential = "max"
     factor: NotNegative = 2.0
-    start: Index = 0
-    end: Index | None = None
+    start: int = 0
+    end: int | None = None
     period: Batch = 2
     floor: Finite | None = None
     adaptive: bool = True
@@ -171,8 +170,7 @@ class FeynmanKac(Selection):
         if floor is None:
             floor = -math.inf if self.potential == "max" else 0.0
         zero = torch.zeros(images, self.size, dtype=like.dtype, device=like.device)
-        unit = torch.full_like(zero, math.nan) if self.relative else torch.ones_like(zero)
-        return Population(zero + floor, zero, zero, unit)
+        return Population(zero + floor, zero, zero)
 
     def __call__(
         self,
@@ -185,8 +183,8 @@ class FeynmanKac(Selection):
         """One selection at an :meth:`active` step.
 
         Args:
-            rewards: of the particles, times the user's scale; one that is not finite counts
-                nothing.
+            rewards: of the particles, in their units and times the user's scale; one that is not
+                finite counts nothing.
             uniforms: in [0, 1), one a slot.
         """
         last, count = i == steps - 1, rewards.shape[1]
@@ -197,8 +195,7 @@ class FeynmanKac(Selection):
             order = worth.argsort(dim=1, descending=True, stable=True)
             none = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
             return Selected(order, before, nothing, nothing[:, 0], none)
-        unit = torch.where(before.unit.isnan(), _spread(rewards), before.unit)
-        state, log = self._potential(rewards / unit, before, last)
+        state, log = self._potential(rewards, before, last)
         total = log if self.published else log + before.weight
         weights, used = self._weights(total)
         share = weights / weights.sum(dim=1, keepdim=True)
@@ -213,7 +210,6 @@ class FeynmanKac(Selection):
             state.gather(1, index),
             torch.where(resampled[:, None], gained.gather(1, index), kept),
             nothing if self.published else torch.where(resampled[:, None], 0.0, total),
-            unit,
         )
         return Selected(index, after, weights, ess, resampled)
 
@@ -244,13 +240,13 @@ class FeynmanKac(Selection):
         return weights, weights.log()
 
 
-def _spread(rewards: Tensor) -> Tensor:
-    """Standard deviation of each image's particles, one where they agree, as ``rewards``."""
+def spread(rewards: Float[Tensor, "b n"]) -> Float[Tensor, "b 1"]:
+    """Standard deviation over each image's particles that are finite; one where they agree."""
     sound = rewards.isfinite()
     filled, count = torch.where(sound, rewards, 0.0), sound.sum(dim=1, keepdim=True).clamp_min(1)
     mean = filled.sum(dim=1, keepdim=True) / count
     square = torch.where(sound, (rewards - mean).square(), 0.0).sum(dim=1, keepdim=True) / count
-    return torch.where(square > 0, square.sqrt(), 1.0).expand_as(rewards)
+    return torch.where(square > 0, square.sqrt(), 1.0)
 
 
 def drawn(weights: Float[Tensor, "b n"], uniforms: Float[Tensor, "b m"]) -> Int[Tensor, "b m"]:

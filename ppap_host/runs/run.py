@@ -71,7 +71,7 @@ class Result:
         folder: where it was written, None while it is in memory alone.
     """
 
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     folder: Path | None = None
     _pictures: list[Image.Image] = field(default_factory=list, repr=False)
     _tensors: list[Tensor] = field(default_factory=list, repr=False)
@@ -79,6 +79,10 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.record["images"])
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.folder is None else str(self.folder)
+        return f"<Result: {self.record['status']}, images: {len(self)}, {where}>"
 
     @property
     def images(self) -> list[Image.Image]:

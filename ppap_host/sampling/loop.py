@@ -60,6 +60,13 @@ class Event:
     images: Sequence[int] = ()
     particles: int = 1
 
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{name} {float(loss.mean()):.4g}" for name, loss in self.loss.items())
+        said = f", loss: {losses}" if losses else ""
+        return (
+            f"<Event: step {self.index + 1} of {self.steps}, {len(self.x_next)} in a batch{said}>"
+        )
+
     @property
     def x(self) -> Tensor:
         """The state at which the backbone was asked, [b, ...]."""

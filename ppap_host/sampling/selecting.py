@@ -15,7 +15,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.selections import Branched, FeynmanKac, Population, Selection
+from ppap_host.recipes.selections import Branched, FeynmanKac, Population, Selection, spread
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.streams import Draw, Stream
 
@@ -128,6 +128,7 @@ class Selector:
         self.selection = selection_of(evaluator.guidance)
         self.particles = 1 if self.selection is None else self.selection.size
         self._population: Population | None = None
+        self._units: dict[int, Tensor] = {}
         self._worth: Tensor | None = None
 
     def branch(self, x: Tensor, noise: Tensor, estimate: Estimate, step: Step) -> Tensor:
@@ -209,14 +210,20 @@ class Selector:
         return self._evaluator.reader.ahead(x, level)
 
     def _values(self, asked: Sequence[int], estimate: Estimate, clean: bool = False) -> Tensor:
-        """Minus the guides' losses, times their scales, added up; [b]."""
+        """Minus the guides' losses, in their units, times their scales, added up; [b]."""
+        relative = isinstance(self.selection, FeynmanKac) and self.selection.relative
         total = torch.zeros(len(estimate.x), device=estimate.x.device)
         for i in asked:
             g = self._evaluator.guidance[i]
             view: View = Predicted() if clean or g.recipe.view is None else g.recipe.view
             loss = self._evaluator.value(i, view, estimate)
-            if g.scale:
-                total = total - g.scale * loss.nan_to_num(math.inf, math.inf, -math.inf)
+            if not g.scale:
+                continue
+            if relative:
+                each = loss.view(-1, self.particles)
+                unit = self._units.setdefault(i, spread(each))
+                loss = (each / unit).flatten()
+            total = total - g.scale * loss.nan_to_num(math.inf, math.inf, -math.inf)
         return total
 
 

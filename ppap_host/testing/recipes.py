@@ -16,6 +16,7 @@ from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Ascent
 from ppap_host.recipes.energies import Energy
+from ppap_host.recipes.gradients import each
 from ppap_host.recipes.places import Place
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.selections import Selection
@@ -45,7 +46,7 @@ class _Told(GaussianWorld):
         plain = super().predict(x, level, {}).eps
         clean = (x - level.sigma * plain) / level.alpha
         told = (x - level.alpha * (clean + _TARGET) / 2) / level.sigma
-        return Prediction(torch.where(condition["told"].view(-1, 1, 1, 1) > 0, told, plain))
+        return Prediction(torch.where(each(condition["told"], x) > 0, told, plain))
 
 
 class RecipeUnderTest:
@@ -107,7 +108,8 @@ class RecipeUnderTest:
         if recipe is not None and recipe.guideless:
             known, unknown = ({"told": torch.tensor([float(t)])} for t in (not blind, False))
             process = recipe
-            denoise = ClassifierFree(_Told(_SIZE), known, unknown, min(scale, 1.0), True)
+            branches = _Told(_SIZE, shape=shape)
+            denoise = ClassifierFree(branches, known, unknown, min(scale, 1.0), True)
         elif recipe is not None:
             guidance = [Guidance(guide, target, recipe, scale)]
         return sample(

@@ -835,7 +835,7 @@ FAULTS: tuple[Fault, ...] = (
         f"{_SAMPLING}/selecting.py",
         "return first + ranks.argmax(dim=1)",
         "return first",
-        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n-2.0]"),
+        _choice("a_population_is_weighed_resampled_and_its_best_is_the_image[ddim-best-of-n-3.0]"),
     ),
     Fault(
         "what a solver remembers stays behind when particles are selected",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robustness.cases import KINDS, Verdict, all_cases
@@ -28,7 +29,7 @@ def main() -> int:
     """Runs the cases; 1 if one went wrong."""
     parser = argparse.ArgumentParser(prog="robustness", description=__doc__)
     parser.add_argument("--kind", type=int, action="append", default=[], help="Only this kind.")
-    parser.add_argument("--write", type=Path, help="Page whose table is to be renewed.")
+    parser.add_argument("--write", type=Path, help="Page whose rows are to be renewed.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Cases at once.")
     options = parser.parse_args()
     began = time.monotonic()
@@ -47,16 +48,19 @@ def main() -> int:
             print(f"kind {verdict.case.kind}, {verdict.case.name}: {shown}", flush=True)
 
     verdicts = run_all(all_cases(options.kind), told, options.jobs)
-    text = table(verdicts)
-    print(text)
+    rows = rows_of(verdicts)
+    print(table(rows))
     wrong = sum(not verdict.well for verdict in verdicts)
     slowest = max(verdicts, key=lambda v: v.seconds, default=None)
     if slowest is not None:
         print(f"slowest: {slowest.case.name}, {slowest.seconds:.1f} s")
     print(f"{len(verdicts) - wrong} passed, {wrong} failed in {time.monotonic() - began:.0f} s")
-    if options.write is not None and not wrong and not options.kind:
+    if options.write is not None and not wrong:
         page = options.write.read_text(encoding="utf-8")
-        before, after = page.split(_BEGIN)[0], page.split(_END)[1]
+        before, rest = page.split(_BEGIN)
+        kept, after = rest.split(_END)
+        there = {int(n): row for row, n in re.findall(r"^(\| (\d+) \|.*)$", kept, re.MULTILINE)}
+        text = table({**there, **rows})
         options.write.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}", encoding="utf-8")
     return int(wrong > 0)
 
@@ -70,12 +74,9 @@ def import_all() -> None:
     registry()
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """One row a kind, as Markdown."""
-    lines = [
-        "| kind | what | inputs | executed | tracebacks | hangs | lost | not as said |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def rows_of(verdicts: Sequence[Verdict]) -> dict[int, str]:
+    """A row for each kind that was run, as Markdown."""
+    rows = {}
     for kind, what in KINDS.items():
         of = [verdict for verdict in verdicts if verdict.case.kind == kind]
         counts = [
@@ -84,8 +85,14 @@ def table(verdicts: Sequence[Verdict]) -> str:
         ]
         if of:
             inputs = sum(verdict.case.inputs for verdict in of)
-            lines.append(f"| {kind} | {what} | {inputs} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines) + "\n"
+            rows[kind] = f"| {kind} | {what} | {inputs} | {' | '.join(map(str, counts))} |"
+    return rows
+
+
+def table(rows: Mapping[int, str]) -> str:
+    """All rows under their heads."""
+    head = "| kind | what | inputs | executed | tracebacks | hangs | lost | not as said |"
+    return "\n".join([head, "|---" * 8 + "|", *(rows[k] for k in sorted(rows))]) + "\n"
 
 
 if __name__ == "__main__":
