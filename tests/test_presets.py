@@ -143,7 +143,7 @@ def test_settings_of_a_recipe_are_read_as_they_are_written(values: dict[str, flo
         ("elucd:gamma=inf", "finite"),
         ("elucd:joint=0", "joint is above 0"),
         ("x0:softplus=0", "softplus is above 0"),
-        ("ugd:rate=1e400", "finite"),
+        ("ugd:absolute=yes,rate=1e400", "finite"),
         ("tgf", "tfg"),
     ],
 )
