@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,41 +125,6 @@ def test_a_tuning_ends_the_same_after_a_power_cut_at_any_point(tmp_path: Path) -
     whole = (folder / "experts.safetensors").read_bytes()
     for where, path in left:
         assert to_the_end(path) == whole, where
-
-
-def test_signals_within_a_tuning_s_steps_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """History and experts are those of a tuning that nobody has stopped."""
-    lesson = harvest(HARVEST, tmp_path / "harvest", found=world()).lesson(ColourGuide())
-    calls, stops = [0], set[int]()
-    plain = ColourGuide.distance
-
-    def stopped(self: ColourGuide, *outputs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] in stops:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(self, *outputs)
-
-    monkeypatch.setattr(ColourGuide, "distance", stopped)
-    config = replace(TUNING, steps=4)
-
-    def told(folder: Path) -> list[dict[str, Any]]:
-        folder.mkdir(exist_ok=True)
-        seen: list[Any] = []
-        tune(
-            ColourGuide(), lesson, small_gaussian().levels(), config, folder,
-            report=lambda progress: seen.append(progress.history),
-        )  # fmt: skip
-        return list(seen[-1])
-
-    whole = told(tmp_path / "whole")
-    asked, calls[0] = calls[0], 0
-    stops |= {2, asked // 2, asked - 1}
-    for _ in range(len(stops)):
-        with suppress(KeyboardInterrupt):
-            told(tmp_path / "stopped")
-    assert told(tmp_path / "stopped") == whole
 
 
 def test_a_lesson_is_the_same_after_a_power_cut_at_any_point(tmp_path: Path) -> None:
