@@ -43,7 +43,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "to_tensor",
     ),
     "files.decoding": ("Decoded", "has_alpha", "to_srgb"),
-    "files.reading": ("read_bytes", "read_text"),
+    "files.reading": ("Document", "read_bytes", "read_text"),
     "files.writing": ("write_file", "write_png"),
     "files.checkpoints": (),
     "files.models": (),
