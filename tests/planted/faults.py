@@ -123,7 +123,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the division of PerRootLoss is left out",
         f"{_RECIPES}/gradients.py",
-        "return gradient / root.view(-1, 1, 1, 1).to(gradient)",
+        "return gradient / each(root, gradient).to(gradient)",
         "return gradient",
         _method("dps", "ddim"),
     ),
@@ -244,8 +244,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "PiGDM pushes away from its measurement",
         f"{_RECIPES}/energies.py",
-        "return -(pull * image).sum(dim=(1, 2, 3))",
-        "return (pull * image).sum(dim=(1, 2, 3))",
+        "return -(pull * image).flatten(1).sum(dim=1)",
+        "return (pull * image).flatten(1).sum(dim=1)",
         _part("the_linear_posterior_pulls_as_pigdm"),
     ),
     # Strengths
@@ -309,7 +309,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "MPGD lets eps follow",
         f"{_RECIPES}/places.py",
-        "        if self.keep_eps:\n            return replace(estimate, x0=x0)\n",
+        "        if self.keep_eps:\n            return replace(estimate, x0=x0, eps_kept=True)\n",
         "",
         _method("mpgd", "ddim"),
     ),
@@ -381,7 +381,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a limit is one for the whole batch",
         f"{_RECIPES}/gradients.py",
-        "return peak * (x / peak).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()",
+        "return peak * (x / peak).square().mean(dim=sides(x), keepdim=True).sqrt()",
         "return peak * (x / peak).square().mean().sqrt()",
         _part("sizes_and_limits_of_gradients_of_any_size"),
     ),
@@ -454,8 +454,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a guide that is asked less often has no larger shares",
         f"{_SAMPLING}/evaluator.py",
-        "levels = () if step is None else step.walk.levels[: -1 : recipe.every]",
-        "levels = () if step is None else step.walk.levels[:-1]",
+        "level.log_snr in recipe.interval for level in levels[:: recipe.every]",
+        "level.log_snr in recipe.interval for level in levels",
         _share("steps_are_those_in_which_the_guide_is_asked"),
     ),
     Fault(
@@ -496,9 +496,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the noise stays that of the unclipped image",
-        f"{_SAMPLING}/evaluator.py",
-        "eps = (x - level.alpha * x0) / level.sigma",
-        "pass",
+        f"{_SAMPLING}/reading.py",
+        "        eps = reading.eps.detach()\n        if self._backbone.clip_eps:\n",
+        "        eps = reading.eps.detach()\n        if False:\n",
         _method("mpgd", "ddim eta"),
     ),
     Fault(
@@ -533,7 +533,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the ancestral step's noise has the variance for its deviation",
         f"{_SAMPLING}/solvers.py",
-        "return mean + (0.5 * log_variance).exp() * noise, estimate, None",
+        "return mean + deviation * noise, estimate, None",
         "return mean + log_variance.exp() * noise, estimate, None",
         _method("x0", "ddpm"),
     ),
@@ -618,8 +618,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "classifier-free guidance starts from the conditional branch",
         _BACKBONE,
-        "eps = unconditional + self.scale * (conditional - unconditional)",
-        "eps = conditional + self.scale * (conditional - unconditional)",
+        "guided = unconditional + scale * (conditional - unconditional)",
+        "guided = conditional + scale * (conditional - unconditional)",
         _teaching("a_harvest_strengthens_its_classes_as_classifier_free_guidance_says"),
     ),
     # Experts
@@ -854,8 +854,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "CFG++ leads on with the guided noise",
         f"{_RECIPES}/estimate.py",
-        "x0=self.x0 - self.offset, eps=self.eps + ratio * self.offset",
-        "x0=self.x0 - self.offset, eps=self.eps",
+        "eps = self.eps + ratio * self.offset",
+        "eps = self.eps",
         _choice(
             "cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditional[0.6-ddim0]"
         ),
