@@ -19,6 +19,7 @@ EXPECTED = {
     "there is no disk that is always full": "where there is no /dev/full",
     "programs have other names and places": "on Windows",
     "libraries are copied there": "on Windows",
+    "the page was made with another diffusers": "with the lowest versions, or newer ones",
     "pages show commands of a POSIX shell": "on Windows",
 }
 """Reasons that tests give, and where that is so."""

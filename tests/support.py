@@ -227,6 +227,8 @@ Every class of the AutoPipelines of diffusers {diffusers.__version__} for pictur
 - **steer**: first what a guide with a zero gradient changes that is asked at every step, against the pipeline alone; then the guide's loss at the last step without and with its gradient (recipe `x0`, scale {SCALE:g}).
 - **callback**, **guider**: whether they make what steer makes; or the words that they are refused with.
 
+"Not tried" says that nothing is known of a family: it has no tiny parts here yet, or fails with them by itself.
+
 This page is written by `nox -s support`; the tests make a sample of it again and compare.
 """  # noqa: E501
 

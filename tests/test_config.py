@@ -32,7 +32,6 @@ guide_configs = st.builds(
     stage=st.none() | st.sampled_from(["base", "upsampler", "both"]),
     calibration=st.none() | text,
     what=st.none() | text,
-    absolute=st.booleans(),
 )
 pictures = st.none() | st.tuples(text, text)
 run_configs = pictures.flatmap(

@@ -12,6 +12,7 @@ import broken_plugins as broken
 import pytest
 import torch
 import unusual_plugins as unusual
+from torch import Tensor
 
 from ppap_host.backbones.noise import CLEAN
 from ppap_host.files.errors import CheckpointError, PluginError, UnknownNameError
@@ -90,6 +91,24 @@ def passes(checks: list[Check]) -> None:
 def test_an_unusual_guide_that_is_sound_passes(name: str) -> None:
     make, target = unusual.GUIDES[name]
     passes(check_guide(make, target, size=SIZE))
+
+
+def test_every_check_asks_for_the_target_that_was_named() -> None:
+    asked = []
+
+    class Listens(unusual.Counts):
+        def loss(self, output: Tensor, target: Tensor) -> Tensor:
+            asked.append(target.detach().double())
+            return super().loss(output, target)
+
+    named = ("loss", "gradient-flows", "gradient-right", "gradient-finite", "batch", "guided-run")
+    checks = check_guide(Listens, "1 2 5 1", size=SIZE)
+    for name in named:
+        the(name, checks).result()
+    wanted = torch.tensor([[1, 2, 5, 1]], dtype=torch.float64) / 9
+    others = [target for target in asked if not torch.allclose(target, wanted)]
+    # What measures go by is found with outputs for targets, too: three of them.
+    assert len(asked) > 20 and len(others) <= 3
 
 
 @pytest.mark.parametrize("name", unusual.BACKBONES)

@@ -20,9 +20,11 @@ import dataclasses
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -817,13 +819,17 @@ def _tuned(
     try:
         while not tuning.done():
             if not tuning.history:
-                tuning.check()
+                with _in_one_piece():
+                    tuning.check()
                 tell()
-            tuning.advance()
+            with _in_one_piece():
+                tuning.advance()
+                checked = tuning.step % config.check_every == 0 or tuning.step == tuning.steps
+                if checked:
+                    tuning.check()
             if watch is not None:
                 watch(f"tuning {config.experts} experts of {guide.name}", tuning.step, tuning.steps)
-            if tuning.step % config.check_every == 0 or tuning.step == tuning.steps:
-                tuning.check()
+            if checked:
                 tell()
             if state is not None and main and time.monotonic() - saved > save_every:
                 tuning.save(state)
@@ -835,3 +841,28 @@ def _tuned(
     if state is not None and main:
         tuning.save(state)
     return tuning.result()
+
+
+@contextmanager
+def _in_one_piece() -> Iterator[None]:
+    """Holds signals back until the end: what is between two steps could not be gone on with."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    before = {
+        number: handler
+        for name in names
+        if (number := getattr(signal, name, None)) is not None
+        and callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        before[signal.Signals(came[0])](came[0], None)

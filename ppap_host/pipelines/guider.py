@@ -164,6 +164,11 @@ class Guider(BaseGuidance):  # type: ignore[misc]
         step, steps = self._step or 0, self._num_inference_steps
         if self._run is None or step <= self._before:
             self._run = self._steering.begin()
+            for other in vars(self._steering.pipe).values():
+                # The other guider of a pipeline that has one for each of two networks.
+                ours = isinstance(other, Guider) and other is not self and other._run is not None
+                if ours and other._before == step - 1:
+                    self._run.after(other._run)
         self._before = step
         if steps is not None and not int(self._start * steps) <= step < int(self._stop * steps):
             return

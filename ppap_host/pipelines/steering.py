@@ -244,6 +244,11 @@ class Run:
         self._steering, self._number, self._record = steering, call, record
         self._parts: dict[Any, _Part] = {}
         self._returned: Tensor | None = None
+        self._before: Run | None = None
+
+    def after(self, before: Run) -> None:
+        """Goes on with what the guides of another run remember, as of another guider's steps."""
+        self._before = before
 
     def step(self, scheduler: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The scheduler's step with guidance; to be hooked to its ``step``.
@@ -310,6 +315,9 @@ class Run:
         if part is None or part.times is not times:
             part = _Part(self._steering, self._number, scheduler, given, frame)
             self._parts[key] = part
+            before = None if self._before is None else self._before._parts.get(key)
+            if before is not None:
+                part.remember(before)
         return part
 
     def _recorded(
@@ -448,6 +456,10 @@ class _Part:
         if predicted is not output:
             change = torch.cat([change, change.new_zeros(output[:, channels:].shape)], dim=1)
         return (output.detach().to(change.dtype) + change).to(output.dtype), shift
+
+    def remember(self, before: _Part) -> None:
+        """Goes on with what the guides of other steps of the same states have kept."""
+        self._evaluator.remember(before._evaluator)
 
     def opened(self, given: Mapping[str, Any]) -> Opened:
         """What there is before a step is taken."""

@@ -860,4 +860,46 @@ FAULTS: tuple[Fault, ...] = (
             "cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditional[0.6-ddim0]"
         ),
     ),
+    Fault(
+        "a guide that looks at something else is asked all the same",
+        "ppap_host/guides/sight.py",
+        "if guide.looks_at not in (None, makes):",
+        "if False:",
+        ("tests/test_states.py::test_a_guide_that_looks_at_something_else_is_refused[vectors]",),
+    ),
+    Fault(
+        "grey images are shown as they are",
+        "ppap_host/files/images.py",
+        "return x.expand(-1, 3, *x.shape[2:]) if x.shape[1] == 1 else x",
+        "return x",
+        ("tests/test_states.py::test_grey_images_are_shown_to_guides_for_colours_as_grey",),
+    ),
+    Fault(
+        "a scheduler is given the guided prediction's noise for the network's own output",
+        "ppap_host/pipelines/samplers.py",
+        "output = estimate.output if self._own else None",
+        "output = None",
+        ("tests/test_samplers.py::test_a_sampler_takes_diffusers_own_steps[flow-euler]",),
+    ),
+    Fault(
+        "a sampler starts without the scheduler's own scale of noise",
+        "ppap_host/pipelines/samplers.py",
+        'getattr(walk.scheduler, "init_noise_sigma", 1.0)',
+        "1.0",
+        ("tests/test_samplers.py::test_a_sampler_takes_diffusers_own_steps[euler]",),
+    ),
+    Fault(
+        "the second call of a step knows nothing of what is added after it",
+        "ppap_host/pipelines/samplers.py",
+        "estimate = replace(estimate, next_shift=first.next_shift)",
+        "pass",
+        ("tests/test_samplers.py::test_a_sampler_walks_the_levels_of_any_backbone[kdpm2]",),
+    ),
+    Fault(
+        "the kit asks for what a guide sees where a target was named",
+        "ppap_host/testing/guide_subject.py",
+        "return self.text is not None or self.guide.rewards",
+        "return self.guide.rewards",
+        ("tests/test_testing_kit.py::test_every_check_asks_for_the_target_that_was_named",),
+    ),
 )

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _life(
         if "Traceback (most recent call last)" in said or 70 in codes:
             wrong.append(f"{folder.name}, attempt {attempt}: {said[-1500:]}")
             return
-        if any(code not in (0, -signal.SIGKILL) for code in codes) and not _SAID.search(said):
+        if any(code not in (0, 130, -signal.SIGKILL) for code in codes) and not _SAID.search(said):
             wrong.append(f"{folder.name}, attempt {attempt}: {codes}, {said[-500:]}")
             return
         if 0 in codes:
@@ -205,11 +205,13 @@ def _life(
 
 def _fill(path: Path, room: int) -> None:
     """Leaves so many bytes of the disk, if it is one of our own."""
+    if not path.parent.is_mount():
+        return
     free = os.statvfs(path.parent)
-    if path.parent.is_mount():
-        with open(path, "wb") as file:
-            size = max(free.f_bavail * free.f_frsize - room, 0)
-            os.posix_fallocate(file.fileno(), 0, size) if size else None
+    size = max(free.f_bavail * free.f_frsize - room, 1)
+    # Where others write meanwhile there is less than that, and the disk is full all the same.
+    with open(path, "wb") as file, suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _differences(found: Path, wanted: Path, part: bool = False) -> list[str]:
