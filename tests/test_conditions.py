@@ -83,7 +83,8 @@ def test_options_must_be_texts() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    assert backbone_options(["tile-size=32"], vae="v", upsampler=None) == {"vae": "v", "tile_size": "32"}
+    made = backbone_options(["tile-size=32"], vae="v", upsampler=None)
+    assert made == {"vae": "v", "tile_size": "32"}
     with pytest.raises(OptionError, match="no value"):
         backbone_options(["tiles"])
 
