@@ -83,9 +83,10 @@ def test_options_must_be_texts() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    assert backbone_options("v", None, ["tile-size=32"]) == {"vae": "v", "tile_size": "32"}
+    made = backbone_options(["tile-size=32"], vae="v", upsampler=None)
+    assert made == {"vae": "v", "tile_size": "32"}
     with pytest.raises(OptionError, match="no value"):
-        backbone_options(None, None, ["tiles"])
+        backbone_options(["tiles"])
 
 
 def test_a_harvest_draws_a_class_for_each_image_from_its_number(tmp_path: Path) -> None:
@@ -162,8 +163,10 @@ def test_a_filled_in_picture_can_be_made_again_from_its_copies(
 def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
     filling: RunConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(OptionError, match="belong together"):
-        replace(filling, mask=None)
+    with pytest.raises(OptionError, match="there is no --image"):
+        replace(filling, image=None)
+    with pytest.raises(OptionError, match="--image alone is where a pipeline"):
+        set_up(replace(filling, mask=None), found=world())
     with pytest.raises(OptionError, match="cannot fill in"):
         set_up(replace(filling, backbone="gaussian"), found=world())
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
