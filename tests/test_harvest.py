@@ -65,7 +65,7 @@ def test_what_is_left_out_is_the_backbones_own_and_kept_as_values(
     plain = harvest(left, tmp_path / "plain", found=world())
     config = plain.description["config"]
     assert (config["steps"], config["sampler"], config["eta"]) == (4, "ddim", 1.0)
-    for sampler, eta in (("ddim", 1.0), ("ddpm", 0.0)):
+    for sampler, eta in (("ddim", 1.0), ("ddpm", None)):
         named = replace(left, steps=4, sampler=sampler, eta=eta)
         there = harvest(named, tmp_path / sampler, found=world())
         again = harvest(replace(left, sampler=sampler), tmp_path / sampler, found=world())

@@ -92,8 +92,12 @@ def compared(
     assert math.dist(rows(unguided[-1]).ravel(), wanted[-1].ravel()) > 1e-3, "nothing is guided"
 
 
-# Those that draw, choose or renoise are in test_choices.py.
-OTHERS = {n for n, r in PRESETS.items() if r.guideless or r.needs or r.selection or r.replaces}
+# Those that draw, choose, renoise or search for a start are in test_choices.py.
+OTHERS = {
+    name
+    for name, r in PRESETS.items()
+    if r.guideless or r.needs or r.selection or r.replaces or r.start
+}
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in {"pigdm", *OTHERS}])
