@@ -202,5 +202,5 @@ def test_it_is_saved_and_read_again(tmp_path: Path) -> None:
         with pytest.raises(error, match=words):
             Guider.from_pretrained(tmp_path, pipe=pipe)
     saved.write_text("{")
-    with pytest.raises(OptionError, match="holds no saved guidance"):
+    with pytest.raises(OptionError, match="is no saved guidance"):
         Guider.from_pretrained(tmp_path, pipe=pipe)

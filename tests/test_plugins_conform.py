@@ -144,7 +144,7 @@ def test_the_built_in_backbone_conforms(check: Check) -> None:
 
 @pytest.mark.parametrize("name", ["ddpm", "sd", "sd3"])
 def test_pipelines_of_diffusers_conform(name: str, tmp_path: Path) -> None:
-    from ppap_host.pipelines.backbone import load
+    from ppap_host.pipelines.loading import load
 
     tiny(name).save_pretrained(tmp_path / "pipeline")
     prompt = None if name == "ddpm" else "a dog"

@@ -138,7 +138,7 @@ def test_a_fork_answers_as_a_program_of_its_own_does(play: Play) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("ppap run --strength 2\n", "No such option: --strength"),
+        ("ppap run --strenth 2\n", "No such option: --strenth"),
         ("ppap list\nppap run --guide depht --target photo.jpg\n", "Did you mean 'depth'"),
         ("ppap run --guide depth --target no-such.png --steps 2\n", "no-such.png"),
         ("ppap list | false\n", "exit status 1"),
@@ -194,7 +194,7 @@ def test_what_pip_installs_from_a_folder_is_found(play: Play) -> None:
         ("ppap harvest --backbone adm-256 --out x\n", "Unknown backbone 'adm-256'"),
         ("ppap search --guide clip --judge clop=x --work w\n", "Unknown guide 'clop'"),
         ("ppap weights adm-256\n", "Unknown published file 'adm-256'"),
-        ("ppap run --guide depth\n", "1 --guide but 0 --target"),
+        ("ppap run --guide depth --target a --target b\n", "1 --guide but 2 --target"),
         ("ppap bench recipe\n", "No such command"),
     ],
 )

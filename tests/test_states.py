@@ -150,7 +150,7 @@ def test_a_one_channel_pipeline_is_guided_to_its_pictures() -> None:
         up_block_types=("UpBlock2D",) * 2,
     )  # fmt: skip
     pipe = diffusers.DDPMPipeline(network.eval(), diffusers.DDPMScheduler())
-    result = ppap.sample(pipe, ppap.guidance(bright), steps=3, num=2)
+    result = ppap.sample(pipe, ppap.guidance(bright), steps=3, num=2, sampler="ddpm")
     assert result.tensor.shape == (2, 3, 8, 8)
     assert result.images[0].getcolors(64) and result.record["status"] == "complete"
 

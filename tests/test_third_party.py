@@ -123,7 +123,8 @@ def test_it_leaves_nothing_behind(host_only: Installation, wheel: Path) -> None:
 
 def test_each_kind_of_thing_is_supplied_by_a_plugin() -> None:
     found = registry()
-    examples = {"recipe": "ppap-plugin-signed"}  # tested where it is installed
+    # Tested where it is installed, and in test_samplers.py.
+    examples = {"recipe": "ppap-plugin-signed", "sampler": "ppap-plugin-signed"}
     for kind in HOOKS:
         owners = {p.distribution for p in found.plugins if p.offers.get(kind)} - {"ppap-host"}
         assert owners or (EXAMPLES / examples[kind]).is_dir()

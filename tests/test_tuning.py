@@ -269,8 +269,8 @@ class Latent(GaussianBackbone):
         super().__init__(shape=(3, 2, 2))
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        return 8, 8
+    def decoded_shape(self) -> tuple[int, ...]:
+        return 3, 8, 8
 
 
 def test_a_prediction_is_what_the_sampler_would_show_at_that_noise(lesson: Lesson) -> None:

@@ -39,10 +39,10 @@ class Job:
         from filelock import FileLock, Timeout
 
         self.folder, self._key = folder, os.path.realpath(folder)
-        self._lock = None
+        self._lock, self.created = None, False
         if _held.get(self._key) == get_ident():
             return
-        self._created = make_folder(folder)
+        self.created = make_folder(folder)
         # Not a thread's: whoever ends a job may be another one than who began it.
         lock = FileLock(folder / LOCK, thread_local=False)
         try:
@@ -65,7 +65,7 @@ class Job:
             return
         with suppress(OSError):  # Windows lets no open file go
             (self.folder / LOCK).unlink()
-        if self._created:
+        if self.created:
             with suppress(OSError):  # not empty
                 os.rmdir(self.folder)
         _held.pop(self._key, None)

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ppap_host.files.settings import Count, Finite, Positive, Repeats, settings
+from ppap_host.files.settings import Finite, Positive, Repeats, settings
 from ppap_host.recipes.estimate import Estimate
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -52,7 +52,7 @@ class Gradient(Ascent):
     More steps are the iterations of TFG (Ye et al., 2024, algorithm 1, line 8).
     """
 
-    steps: Count = 1
+    steps: Repeats = 1
 
     def __call__(self, pull: Pull, start: Tensor, estimate: Estimate) -> Tensor:
         """The sum of the gradients, each taken where the ones before have led."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,9 @@ class RunFolder:
         (self.path / "run.json").unlink(missing_ok=True)
         shutil.rmtree(self.path / "targets", ignore_errors=True)
         self.close()
+        if self._job.created:
+            with suppress(OSError):  # removed, or somebody has put something there
+                os.rmdir(self.path)
 
     def close(self) -> None:
         """Lets others have the folder; removes one that was made for nothing."""

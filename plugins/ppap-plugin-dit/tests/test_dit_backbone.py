@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,7 @@ def test_a_guide_steers_through_the_decoder(backbone: DiTBackbone) -> None:
             backbone.walk(8),
             DDIM(),
             ImageNoise(0, range(2), backbone.state_shape),
-            [Guidance(guide, target, recipe, scale)],
+            [Guidance(guide, target, replace(recipe, absolute=True), scale)],
         )
         return guide.loss(guide.see(backbone.decode(z)), target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -269,7 +270,7 @@ def test_guidance_pulls_towards_its_target_and_states_stay_in_double_precision(
     backbone, guide, health = gaussian(), QuadraticGuide(noise=1.0), Health()
     target = torch.full((1, 3, 8, 8), 0.6)
     solver = Heun(Churn(churn), level_at=backbone.level_at)
-    guidance = [Guidance(guide, target, recipe, 0.2)]
+    guidance = [Guidance(guide, target, replace(recipe, absolute=True), 0.2)]
     plain = run(backbone, solver, steps=12)
     guided = run(backbone, solver, steps=12, guidance=guidance, health=health)
     assert guided.dtype is torch.float64 and guided.isfinite().all()

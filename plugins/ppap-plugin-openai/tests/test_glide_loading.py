@@ -367,9 +367,9 @@ def test_packed_files_and_glides_own_names_are_read(vocabulary: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("vocab.json", b"[1, 2]", "no table"),
+        ("vocab.json", b"[1, 2]", "no vocabulary"),
         ("vocab.json", b'{"a": 0, "b": 5}', "not numbered"),
-        ("vocab.json", b'{"a": "0"}', "no table"),
+        ("vocab.json", b'{"a": "0"}', "no vocabulary"),
         ("vocab.json", b"{", "no vocabulary in JSON"),
         ("vocab.json", b"<html></html>", "no vocabulary in JSON"),
         ("vocab.json", b"\xff\xfe", "damaged"),

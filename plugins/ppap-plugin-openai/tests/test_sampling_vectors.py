@@ -48,6 +48,7 @@ class StubBackbone(Backbone):
     """Answers with a recorded network output whatever its input."""
 
     name = "stub"
+    state_shape = (1, 1, 1)
 
     def __init__(self, schedule: DiscreteSchedule, clip: bool) -> None:
         self.schedule, self.clip = schedule, (-1.0, 1.0) if clip else None
