@@ -130,7 +130,7 @@ def test_a_guide_without_a_gradient_changes_no_byte_and_one_with_it_steers(name:
     taken = [t.step for t in report.trace]
     assert len(taken) == report.steps == len(set(taken)) > 0
     free = losses_without(pipe, name)
-    with steer(pipe, asks()) as report:
+    with steer(pipe, asks(scale=2.0)) as report:  # eight shares are too many for some
         assert not torch.equal(run(pipe, name), plain)
     assert loss(report)[1] < free - 1e-3
     assert torch.equal(run(pipe, name), plain)

@@ -35,7 +35,7 @@ from ppap_host.guides.guide import Guide, Wrapped
 from ppap_host.plugins.loading import load_guide
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.gradients import UnitScale
-from ppap_host.recipes.presets import ELUCD
+from ppap_host.recipes.presets import ELUCD as RELATIVE
 from ppap_host.recipes.views import Noisy
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.streams import ImageNoise
@@ -53,6 +53,9 @@ from ppap_plugin_bench.evaluation import (
     mean_measure,
     share_measure,
 )
+
+ELUCD = replace(RELATIVE, absolute=True)
+"""Its strengths are the paper's: those of the gradient as it is."""
 
 RANGES = 5
 """Noise ranges that the calibration error is measured in, as ``ppap calibrate`` does."""
