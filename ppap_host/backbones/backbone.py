@@ -218,7 +218,9 @@ class Backbone(ABC):
 
     @property
     def makes(self) -> str:
-        """What :meth:`decode` gives, in a word that guides may look at (:attr:`Guide.looks_at`).
+        """What :meth:`decode` gives, in a word that guides may look at.
+
+        See :attr:`ppap_host.guides.guide.Guide.looks_at`.
 
         By the rank of :attr:`decoded_shape` images, video, audio, vectors, or else arrays; a
         backbone that makes something of its own says so with a word of its own.

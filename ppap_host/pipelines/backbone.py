@@ -33,7 +33,8 @@ class PipelineBackbone(Backbone):
 
     A run lets it take its own steps (:meth:`own_steps`), whatever its kind. The host's samplers,
     harvests and whoever asks for predictions use its networks, conditioning and decoder instead, on
-    the noise levels of its scheduler, which is for the kinds of :data:`FAMILIES`.
+    the noise levels of its scheduler, which is for the kinds of
+    :data:`ppap_host.pipelines.families.FAMILIES`.
 
     Args:
         pipe: a pipeline in memory; its networks are frozen once the host's loop uses them.
