@@ -939,7 +939,7 @@ TOLD = {
     "run -g depth -t pipe.png": "'pipe.png' is a pipe",
     "run -g depth -t text.png": "'text.png' is not an image",
     "run -g depth -t photo:text.png": "'text.png' is not an image",
-    "run -g depth -t ./none": "There is no file './none'.",
+    "run -g depth -t ./none": "There is no file 'none'.",
     "run -g nobody.py:fn": "There is no file 'nobody.py'.",
     "run --image none.png --mask full.png": "There is no file 'none.png'.",
     "run -b shapes --checkpoint none.pt": "There is no file 'none.pt'.",

@@ -206,7 +206,6 @@ def search(
     """
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import GuideConfig, RunConfig, check_names
-    from ppap_plugin_bench.search.space import FRONTIER
 
     # The entry says what to install before torch is imported.
     registry().entry("guide", guide)
@@ -225,6 +224,8 @@ def search(
             remedy="Give NAME,NAME,..., such as scale,rho.",
         )
     if frontier:
+        from ppap_plugin_bench.search.space import FRONTIER
+
         names = tuple(dict.fromkeys((*names, *FRONTIER)))
     bounds = None if scale_range is None else _range(scale_range)
     check_weights(checkpoint)
