@@ -81,7 +81,7 @@ def _generate(
     what: str,
 ) -> Tensor:
     """``count`` images as they would be written (8 bits), RGB in [-1, 1], [n, 3, h, w]."""
-    walk = backbone.walk(settings.steps)
+    walk = solver.walk(backbone, settings.steps)
     empty = backbone.encode_prompts([""])
     done = []
     for first in range(0, count, settings.batch):

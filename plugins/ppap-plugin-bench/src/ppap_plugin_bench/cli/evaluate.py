@@ -163,7 +163,9 @@ def evaluate(
             name = "depth" if what == "depth" else "classifier"
             guide = found.load("guide", name)()
             wanted = GuideConfig(name, "", experts=experts)
-            chosen = choose(wanted, recipe, guide, backbone, backbone.walk(settings.steps), found)
+            chosen = choose(
+                wanted, recipe, guide, backbone, solver.walk(backbone, settings.steps), found
+            )  # fmt: skip
             strength = guide.usual_scale(chosen.recipe.name) if scale is None else scale
             measure = measures.depth_error if what == "depth" else measures.class_accuracy
             outcome = measure(*asked, chosen.guide, chosen.recipe, strength, num, watch)

@@ -257,6 +257,11 @@ class Trials:
             asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
             choice.recipe_text, self.scale, choice.experts, choice.files,
         )  # fmt: skip
+        if stage.solver is None and any(d.name == STEPS for d in self.space):
+            raise OptionError(
+                f"{stage.backbone.name!r} takes its own steps, which a search cannot vary.",
+                remedy="Give --sampler, such as ddim, or leave out steps.",
+            )
         self._unguided: Judged | None = None
         self.model_files = {
             **file_hashes(stage.backbone.files(), stage.backbone.name),
@@ -318,7 +323,9 @@ class Trials:
     ) -> tuple[Tensor, float]:
         """The images, RGB in about [-1, 1], float32 [n, 3, h, w], and what one costs."""
         stage, run = self.setup.stages[0], self.config.run
-        stage.steps, stage.walk = steps, stage.backbone.walk(steps)
+        stage.steps = steps
+        if stage.solver is not None:
+            stage.walk = stage.solver.walk(stage.backbone, steps)
         made: list[Tensor] = []
         cost = 0.0
         size = self.setup.config.batch or 1
