@@ -106,6 +106,15 @@ def run(
         str | None,
         options.steps("Denoising steps, or a spacing (ddim25). [default: the backbone's]"),
     ] = None,
+    quality: Annotated[
+        str | None,
+        option(
+            "--quality", panel=COMMON, metavar="draft|normal|best|off",
+            help="Point of the guides' measured frontiers; the options given here win over it. "
+            "[default: normal, where one was measured]",
+            autocompletion=lambda: ["draft", "normal", "best", "off"],
+        ),
+    ] = None,
     seed: Annotated[
         int | None, options.seed("Image k depends on seed and k. [default: 0]")
     ] = None,
@@ -357,6 +366,7 @@ def run(
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
         "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
         "batch": batch, "device": device, "dtype": dtype, "unguided": unguided,
+        "quality": quality,
     }  # fmt: skip
     given |= {
         key: spacing(text)
@@ -447,6 +457,8 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
         for said in dict.fromkeys(row["understood"] for row in record["targets"]):
             remark(f"Target: {said}")
         used = record["used"]
+        if used["quality"]:
+            remark(used["quality"])
         for one in used["guides"]:
             if one["experts"]:
                 remark(f"{one['name']}: guided by the experts {one['experts']}")

@@ -433,6 +433,7 @@ def _described(setup: Setup) -> dict[str, Any]:
             "device": str(device),
             "cfg": setup.stages[0].cfg,
             "steps": setup.steps,
+            "quality": setup.quality,
             "guides": [
                 {
                     "name": g.name, "recipe": g.recipe.name, "scale": g.scale,

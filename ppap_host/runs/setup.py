@@ -32,6 +32,7 @@ from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.own import OwnSteps, itself
+from ppap_host.runs.quality import with_quality
 from ppap_host.sampling.evaluator import Guidance, told_apart
 from ppap_host.sampling.names import PIPELINE
 from ppap_host.sampling.solvers import Churn, Solver
@@ -121,6 +122,7 @@ class Setup:
         inputs: the image to fill in and its mask.
         objects: what is in memory and cannot be loaded again from a record.
         doubts: of what was asked for and changes nothing, a sentence each.
+        quality: what a measured frontier has decided, for people; None where none has.
     """
 
     config: RunConfig
@@ -131,6 +133,7 @@ class Setup:
     inputs: dict[str, Reading] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    quality: str | None = None
 
     @property
     def particles(self) -> int:
@@ -156,7 +159,8 @@ class Setup:
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
-            sampler=base.sampler, eta=base.eta, cfg=base.cfg if self.config.conditional else None,
+            quality="off", sampler=base.sampler, eta=base.eta,
+            cfg=base.cfg if self.config.conditional else None,
             **(getattr(self.config.backbone, "origin", None) or {}),
         )  # fmt: skip
 
@@ -189,6 +193,8 @@ def set_up(
     backbone, device = _backbone(config, found, objects)
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, batch=config.batch or backbone.default_batch)
+    loaded = [guide_of(g, found, objects) for g in config.guides]
+    config, quality, doubts = with_quality(config, backbone, [guide for guide, *_ in loaded])
     inputs: dict[str, Reading] = {}
     own = itself(backbone, config, moved, (device, dtype), inputs)
     if own is None and not config.conditional and config.cfg not in (None, 1.0):
@@ -222,19 +228,20 @@ def set_up(
             stage.backbone.device, stage.backbone.dtype = device, dtype
         inputs |= _set_conditions(stage, config, moved, device)
     guides = [
-        _set_up_guide(g, config, stages, device, dtype, moved, found, objects)
-        for g in config.guides
+        _set_up_guide(g, of, config, stages, device, dtype, moved, found, objects)
+        for g, of in zip(config.guides, loaded, strict=True)
     ]
     for stage in stages:
         _give_noise(stage, config, found)
     _refuse_what_does_nothing(config, stages)
-    doubts = []
     if _process(config, found) is not None and not config.conditional:
         doubts.append(
             f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
             "images are what the backbone makes by itself."
         )
-    return Setup(config, stages, guides, device, _plugins(config, found), inputs, objects, doubts)
+    return Setup(
+        config, stages, guides, device, _plugins(config, found), inputs, objects, doubts, quality
+    )
 
 
 def _backbone(
@@ -358,6 +365,7 @@ def _plugins(config: RunConfig, found: Registry) -> set[str]:
 
 def _set_up_guide(
     config: GuideConfig,
+    loaded: tuple[Guide, bool, tuple[Path, ...]],
     run: RunConfig,
     stages: list[Stage],
     device: torch.device,
@@ -366,8 +374,8 @@ def _set_up_guide(
     found: Registry,
     objects: list[str],
 ) -> ActiveGuide:
-    """Loads a guide, gives it to the stages that it steers, and returns it as it sees the end."""
-    guide, ours, files = guide_of(config, found, objects)
+    """Gives a loaded guide to the stages that it steers, and returns it as it sees the end."""
+    guide, ours, files = loaded
     steered = _steered(config, stages)
     for stage in (*steered, stages[-1]):
         fitting(guide, stage.backbone)

@@ -380,6 +380,7 @@ class Trials:
             "format": FORMAT,
             "guide": self.config.guide.name,
             "backbone": self.config.run.backbone,
+            "backbone_files": file_hashes(self.setup.stages[0].backbone.files(), "backbone"),
             "recipe": self.recipe.name,
             "experts": self._active.experts,
             "measure": checked.objective,

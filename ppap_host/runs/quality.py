@@ -1,0 +1,150 @@
+"""What `ppap search --frontier` measured of a guide, and what each quality takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ppap_host.backbones.backbone import Backbone
+from ppap_host.files.errors import CheckpointError
+from ppap_host.files.hashes import file_hashes
+from ppap_host.files.reading import Document
+from ppap_host.guides.guide import Guide
+from ppap_host.recipes.settings import split_recipe
+from ppap_host.runs.config import GuideConfig, RunConfig
+
+Quality = Literal["draft", "normal", "best", "off"]
+"""Points of a frontier, from the cheapest; with "off" none is looked at."""
+
+FILES = "frontier*.json"
+"""Frontiers lie beside a network's weights, one file for each backbone."""
+
+_DOCUMENT = Document(
+    "frontier", CheckpointError, "Delete it, or write it again with `ppap search --frontier`."
+)
+
+
+class Point(BaseModel):
+    """Settings of one point; what is not named here is a parameter of the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, int | float | str | bool] = Field(init=False)
+
+    scale: float | int
+    steps: int | str
+    interval: str = ""
+
+
+class Frontier(BaseModel):
+    """What was measured of a guide with its network, on one backbone.
+
+    Attributes:
+        backbone_files: SHA-256 of the backbone's files, by name.
+        experts: the set that it was measured with, None for none.
+        qualities: a point for each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: Literal[1]
+    guide: str
+    backbone: str
+    backbone_files: Mapping[str, str]
+    recipe: str
+    experts: str | None
+    qualities: Mapping[str, Point]
+
+    def serves(self, config: GuideConfig, recipe: str | None) -> bool:
+        """Whether it was measured with what was asked for, as far as that was said."""
+        named = None if recipe is None else split_recipe(recipe)[0]
+        return named in (None, self.recipe) and config.experts in (None, self.experts or "none")
+
+
+def frontiers(guide: Guide, backbone: Backbone) -> list[Frontier]:
+    """What was measured of a guide's network on a backbone, with these weights of it.
+
+    Raises:
+        CheckpointError: a file beside the guide's weights is no frontier.
+    """
+    folders = dict.fromkeys(path.parent for path in guide.files())
+    paths = [path for folder in folders for path in sorted(folder.glob(FILES))]
+    found = [_DOCUMENT.read(path, Frontier) for path in paths]
+    found = [f for f in found if (f.guide, f.backbone) == (guide.name, backbone.name)]
+    ours = set(file_hashes(backbone.files(), "").values()) if found else set()
+    return [f for f in found if set(f.backbone_files.values()) == ours]
+
+
+def with_quality(
+    config: RunConfig, backbone: Backbone, guides: Sequence[Guide]
+) -> tuple[RunConfig, str | None, list[str]]:
+    """The configuration with what its quality decides, as values; what was given stays.
+
+    Without a quality it is ``normal`` where a frontier was measured.
+
+    Args:
+        guides: loaded, in the configuration's order.
+
+    Returns:
+        The configuration; what was decided, for people; and a sentence for each guide of which
+        nothing was measured, and for a quality that had nothing to decide, none of them where no
+        quality was asked for.
+
+    Raises:
+        CheckpointError: a file beside a guide's weights is no frontier.
+    """
+    if config.quality == "off":
+        return config, None, []
+    wanted = config.quality or "normal"
+    told, doubts, steps = list(config.guides), [], []
+    for i, (given, guide) in enumerate(zip(config.guides, guides, strict=True)):
+        recipe = given.recipe or config.recipe
+        fitting = [] if given.absolute else [
+            f for f in frontiers(guide, backbone)
+            if wanted in f.qualities and f.serves(given, recipe)
+        ]  # fmt: skip
+        if not fitting:
+            doubts.append(
+                f"No frontier was measured for the guide {given.name!r} with these settings on the "
+                f"backbone {backbone.name!r}: quality {wanted!r} decides nothing for it."
+            )
+            continue
+        point = fitting[0].qualities[wanted]
+        steps.append(point.steps)
+        told[i] = replace(
+            given,
+            scale=point.scale if given.scale is None else given.scale,
+            interval=given.interval if given.interval is not None else point.interval or None,
+            recipe=_with_parameters(recipe or fitting[0].recipe, point.__pydantic_extra__),
+        )
+    if not config.guides:
+        doubts.append(f"Quality {wanted!r} decides nothing: there is no guide.")
+    decided = replace(
+        config, guides=tuple(told),
+        steps=config.steps if config.steps is not None or not steps else max(steps, key=_count),
+    )  # fmt: skip
+    said = None
+    if decided != config:
+        settings = [f"{decided.steps} steps"]
+        settings += [
+            f"{g.name} {g.recipe} at scale {g.scale:g}" + f" in {g.interval}" * bool(g.interval)
+            for g, before in zip(told, config.guides, strict=True)
+            if g != before
+        ]
+        said = f"Quality {wanted}, as measured: {', '.join(settings)}"
+    elif steps:
+        doubts.append(f"Quality {wanted!r} decides nothing: everything it decides was given.")
+    return decided, said, doubts if config.quality else []
+
+
+def _count(steps: int | str) -> int:
+    return steps if isinstance(steps, int) else sum(map(int, steps.removeprefix("ddim").split(",")))
+
+
+def _with_parameters(recipe: str, parameters: Mapping[str, object]) -> str:
+    """The recipe as one would write it, with the parameters that it does not set itself."""
+    name, own = split_recipe(recipe)
+    values = {k: v for k, v in parameters.items() if k != "every" or v != 1} | own
+    return name + ":" * bool(values) + ",".join(f"{k}={v}" for k, v in values.items())
