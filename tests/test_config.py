@@ -56,6 +56,7 @@ run_configs = pictures.flatmap(
         balance=text,
         steps=st.none() | count | words,
         upsampler_steps=st.none() | count | words,
+        cfg_interval=st.none() | text,
         sampler=st.none() | text,
         eta=st.none() | st.floats(0, 1),
         churn=st.floats(0, 100),

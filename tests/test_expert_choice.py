@@ -11,7 +11,7 @@ import pytest
 from teaching import world
 from worlds import ColourGuide, small_gaussian
 
-from ppap_host.backbones.noise import NoiseRange
+from ppap_host.backbones.noise import EVERYWHERE, NoiseRange
 from ppap_host.experts.harvest import HarvestConfig
 from ppap_host.experts.sets import ExpertSet, View, WithExperts
 from ppap_host.experts.tuning import TuningConfig, tune
@@ -19,7 +19,7 @@ from ppap_host.files.errors import CheckpointError, OptionError, UnknownNameErro
 from ppap_host.plugins.hookspecs import Entry
 from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.presets import PPAP, X0
-from ppap_host.recipes.recipe import EVERYWHERE, Move
+from ppap_host.recipes.recipe import Move
 from ppap_host.runs.choice import Choice, choose, fitting_set, read_interval
 from ppap_host.runs.config import GuideConfig
 from ppap_host.runs.harvesting import harvest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppap_host.backbones.noise import NoiseLevel, Walk
+from ppap_host.backbones.noise import EVERYWHERE, NoiseLevel, NoiseRange, Walk
 from ppap_host.files.errors import OptionError
 
 Condition = Mapping[str, Tensor]
@@ -61,6 +61,7 @@ class Backbone(ABC):
             stays as predicted, as in diffusers' DDIM.
         fixed_variance: which fixed variance the reverse process uses when none is learned.
         default_cfg: classifier-free guidance scale used when the user names none.
+        default_cfg_interval: noise levels that it is used at where the user names none.
         least_cfg: the scale up to which there is no classifier-free guidance, as 1 in diffusers,
             where 0 means the plain conditional model; None where 0 ignores the condition.
         cfg_channels: how many of the state's first channels classifier-free guidance changes, None
@@ -84,6 +85,7 @@ class Backbone(ABC):
     clip_eps: bool = True
     fixed_variance: FixedVariance = "large"
     default_cfg: float = 1.0
+    default_cfg_interval: NoiseRange = EVERYWHERE
     least_cfg: float | None = None
     cfg_channels: int | None = None
     state_dtype: torch.dtype = torch.float32
@@ -285,13 +287,16 @@ class ClassifierFree:
     """Classifier-free guidance (Ho and Salimans, 2022, eq. 6, with w + 1 = ``scale``).
 
     eps = eps_uncond + scale * (eps_cond - eps_uncond); the variance is the conditional one, as in
-    GLIDE. Both branches run as one doubled batch. At scale 1 only the conditional branch runs.
+    GLIDE. Both branches run as one doubled batch. At scale 1, and out of the interval of noise
+    levels (Kynkaanniemi et al., 2024, "Applying guidance in a limited interval"), only the
+    conditional branch runs.
 
     Attributes:
         condition, unconditional: one row each (or empty), or one an image, repeated as
             :func:`repeat_condition` does.
         scale: 0 ignores the condition, 1 is the plain conditional model.
         both: whether both branches run at every scale, and the unconditional one is told, too.
+        interval: noise levels at which ``scale`` holds; it is 1 at all others.
     """
 
     backbone: Backbone
@@ -299,10 +304,13 @@ class ClassifierFree:
     unconditional: Condition
     scale: float = 1.0
     both: bool = False
+    interval: NoiseRange = EVERYWHERE
 
     def __call__(self, x: Float[Tensor, "b ..."], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
+        if level.log_snr not in self.interval and self.scale != 1:
+            return replace(self, scale=1.0)(x, level)
         if (self.scale == 1 and not self.both) or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
         branches = [repeat_condition(c, n) for c in (self.condition, self.unconditional)]

@@ -60,6 +60,14 @@ class NoiseRange:
     def __contains__(self, log_snr: float) -> bool:
         return self.low <= log_snr < self.high
 
+    @property
+    def text(self) -> str:
+        """As one writes it, "low:high"; an open side is left out."""
+        return ":".join("" if math.isinf(side) else f"{side:g}" for side in (self.low, self.high))
+
+
+EVERYWHERE = NoiseRange(-math.inf, math.inf)
+
 
 def linear_betas(steps: int) -> Float64:
     """Ho et al. (2020): beta from 1e-4 to 0.02 at 1000 steps, rescaled for other counts."""

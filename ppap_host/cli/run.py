@@ -205,6 +205,13 @@ def run(
             help="Classifier-free guidance scale of prompt or class.",
         ),
     ] = None,
+    cfg_interval: Annotated[
+        str | None,
+        option(
+            "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
+            help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
+        ),
+    ] = None,
     guidance_scale: Annotated[
         float | None,
         option(
@@ -355,6 +362,7 @@ def run(
         out = Path(configured)
     given: dict[str, Any] = {
         "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
+        "cfg_interval": cfg_interval,
         "negative_prompt": negative_prompt, "guidance_scale": guidance_scale,
         "image": image, "mask": mask, "strength": strength, "height": height, "width": width,
         "pipeline": options.values("--pipeline", pipeline) or None,

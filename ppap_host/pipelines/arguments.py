@@ -331,6 +331,11 @@ class Arguments:
                 "--churn belongs to the host's sampler heun.",
                 remedy="Add --sampler heun, or leave it out.",
             )
+        if config.cfg_interval is not None:
+            raise OptionError(
+                "--cfg-interval belongs to the host's steps, and the pipeline takes its own.",
+                remedy="Add --sampler ddim, or leave it out.",
+            )
         classes = any(c is not None for c in config.of_images("class_index", range(config.num)))
         if classes and "class_labels" not in self._takes:
             raise OptionError(f"{self._name} knows no classes.", remedy="Leave out --class.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ppap_host.backbones.noise import NoiseRange
+from ppap_host.backbones.noise import EVERYWHERE, NoiseRange
 from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.guides.activations import Softened
 from ppap_host.guides.guide import Guide
@@ -23,7 +23,6 @@ from ppap_host.recipes.starts import NoiseAscent
 from ppap_host.recipes.strengths import Constant, Strength
 from ppap_host.recipes.views import View
 
-EVERYWHERE = NoiseRange(-math.inf, math.inf)
 ABSOLUTE = "absolute"
 """The setting by which a recipe is asked for with absolute strength, ``dps:absolute=yes``."""
 CONSTANT, OWN_LOSS, ONCE = Constant(), Point(), Gradient()

@@ -54,7 +54,12 @@ def batch_of(
         steps = stream(
             stage.backbone,
             ClassifierFree(
-                stage.backbone, condition, unconditional, stage.cfg, stage.process is not None
+                stage.backbone,
+                condition,
+                unconditional,
+                stage.cfg,
+                stage.process is not None,
+                stage.cfg_interval,
             ),
             stage.walk,
             stage.solver,

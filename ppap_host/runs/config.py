@@ -111,6 +111,8 @@ class RunConfig:
         height, width: in pixels, of pipelines of diffusers; None takes the pipeline's default.
         cfg: classifier-free guidance scale; None takes the backbone's default. Of a pipeline that
             has a ``true_cfg_scale`` it is that.
+        cfg_interval: "low:high" in log-SNR, outside which ``cfg`` is 1; either may be empty. None
+            takes the backbone's default.
         guidance_scale: of such a pipeline, the strength that its distilled network is told.
         pipeline: further arguments of a pipeline's call, by name.
         recipe: guidance method of guides that name none; None takes "ppap" for guides with experts
@@ -152,6 +154,7 @@ class RunConfig:
     height: Side | None = None
     width: Side | None = None
     cfg: Finite | None = None
+    cfg_interval: str | None = None
     guidance_scale: Finite | None = None
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None

@@ -186,7 +186,13 @@ class _Maker:
 
             x = sample(
                 self.backbone,
-                ClassifierFree(self.backbone, self.condition(part), self.empty, self.cfg),
+                ClassifierFree(
+                    self.backbone,
+                    self.condition(part),
+                    self.empty,
+                    self.cfg,
+                    interval=self.backbone.default_cfg_interval,
+                ),
                 self.walk,
                 self.solver,
                 ImageNoise(self.config.seed, part, self.backbone.state_shape),

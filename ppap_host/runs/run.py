@@ -432,6 +432,7 @@ def _described(setup: Setup) -> dict[str, Any]:
         "used": {
             "device": str(device),
             "cfg": setup.stages[0].cfg,
+            "cfg_interval": setup.stages[0].cfg_interval.text,
             "steps": setup.steps,
             "quality": setup.quality,
             "guides": [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, encode
-from ppap_host.backbones.noise import Walk
+from ppap_host.backbones.noise import EVERYWHERE, NoiseRange, Walk
 from ppap_host.experts.calibration import Calibrated, calibration_file, load_calibration
 from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
@@ -28,7 +28,7 @@ from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, lo
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.runs.choice import NONE, Choice, choose
+from ppap_host.runs.choice import NONE, Choice, choose, read_interval
 from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.own import OwnSteps, itself
@@ -81,6 +81,7 @@ class Stage:
         steps: as they were decided, a number or a spacing.
         solver: None where the backbone takes its own steps.
         cfg: classifier-free guidance scale.
+        cfg_interval: noise levels at which it holds.
         condition, unconditional: of one image or of all of them, for both branches.
         process: a recipe of the process itself, that asks no guide.
     """
@@ -93,6 +94,7 @@ class Stage:
     sampler: str
     eta: float | None
     cfg: float
+    cfg_interval: NoiseRange = EVERYWHERE
     condition: Condition = field(default_factory=dict)
     unconditional: Condition = field(default_factory=dict)
     guides: list[ActiveGuide] = field(default_factory=list)
@@ -145,6 +147,9 @@ class Setup:
         """Of all stages."""
         return sum(len(stage.walk) for stage in self.stages)
 
+    def _strengthens(self, base: Stage) -> bool:
+        return base.solver is not None and base.cfg != 1
+
     def decided(self) -> RunConfig:
         """The configuration with everything that defaults have decided, as values."""
         base = self.stages[0]
@@ -161,6 +166,7 @@ class Setup:
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
             quality="off", sampler=base.sampler, eta=base.eta,
             cfg=base.cfg if self.config.conditional else None,
+            cfg_interval=base.cfg_interval.text if self._strengthens(base) else None,
             **(getattr(self.config.backbone, "origin", None) or {}),
         )  # fmt: skip
 
@@ -286,6 +292,20 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
             "--churn-range and --churn-noise say how --churn puts noise back, and there is none.",
             remedy="Add --churn, or leave them out.",
         )
+    base = stages[0]
+    if config.cfg_interval is not None:
+        if base.cfg == 1:
+            raise OptionError(
+                "--cfg-interval says where --cfg holds, and there is no classifier-free guidance.",
+                remedy="Add --prompt or --class, and --cfg other than 1, or leave it out.",
+            )
+        if not any(level.log_snr in base.cfg_interval for level in base.walk.levels[:-1]):
+            raise OptionError(
+                f"--cfg-interval {config.cfg_interval} holds none of the "
+                f"{len(base.walk.levels) - 1} steps, so that --cfg would do nothing.",
+                remedy=f"The steps go from log-SNR {base.walk.levels[0].log_snr:.1f} to "
+                f"{base.walk.levels[-2].log_snr:.1f}.",
+            )
     for stage in stages:
         amounts = [level.sigma / level.alpha for level in stage.walk.levels[:-1] if level.alpha]
         churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
@@ -492,11 +512,14 @@ def _stage(
                 remedy="Give a number from 0 to 1, such as 0.6.",
             )
         scale = process.cfg if cfg is None and process.cfg is not None else scale
+    interval = backbone.default_cfg_interval if process is None else EVERYWHERE
+    if config.cfg_interval is not None and name == "base":
+        interval = read_interval(config.cfg_interval)
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
     solver = load_sampler(found, sampler, backbone, eta, churn)
     return Stage(
-        name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale,
+        name, backbone, steps, solver.walk(backbone, steps), solver, sampler, eta, scale, interval,
         process=process,
     )  # fmt: skip
 

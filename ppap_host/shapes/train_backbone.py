@@ -121,6 +121,7 @@ def sample_sheet(average: Networks, path: Path, device: str) -> None:
                 backbone.encode_prompts([prompt]),
                 backbone.encode_prompts([""]),
                 backbone.default_cfg if prompt else 1.0,
+                interval=backbone.default_cfg_interval,
             ),
             backbone.walk(25),
             DDIM(),

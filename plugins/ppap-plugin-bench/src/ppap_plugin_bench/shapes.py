@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
-from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.backbones.noise import EVERYWHERE, NoiseLevel, NoiseRange
 from ppap_host.files import images
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
@@ -45,6 +45,7 @@ class Settings:
     Attributes:
         steps: a count or a spacing.
         cfg: classifier-free guidance scale of prompted images.
+        cfg_interval: noise levels at which it holds.
         seed: of the noise.
         batch: images at a time.
         bfloat16: whether unguided and prompted images are made with the backbone in bfloat16
@@ -53,6 +54,7 @@ class Settings:
 
     steps: int | str = 50
     cfg: float = 2.0
+    cfg_interval: NoiseRange = EVERYWHERE
     seed: int = 0
     batch: int = 16
     bfloat16: bool = False
@@ -96,6 +98,7 @@ def _generate(
             condition(rows) if condition else empty,
             empty,
             settings.cfg if condition else 1.0,
+            interval=settings.cfg_interval,
         )
         x = sample(
             backbone,

@@ -523,7 +523,7 @@ def _curves(
 
 def _everywhere(experts: ExpertSet, k: int) -> ExpertSet:
     """Expert ``k`` of a set, at all noise levels."""
-    from ppap_host.recipes.recipe import EVERYWHERE
+    from ppap_host.backbones.noise import EVERYWHERE
 
     return replace(experts, ranges=[EVERYWHERE], patches=[experts.patches[k]])
 

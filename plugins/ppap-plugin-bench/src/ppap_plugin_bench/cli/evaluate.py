@@ -93,6 +93,13 @@ def evaluate(
             help="Of prompted images. [default: the backbone's]",
         ),
     ] = None,
+    cfg_interval: Annotated[
+        str | None,
+        option(
+            "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
+            help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         option(
@@ -137,7 +144,7 @@ def evaluate(
         from ppap_host.files.writing import write_json
         from ppap_host.plugins.loading import load_sampler
         from ppap_host.plugins.registry import registry
-        from ppap_host.runs.choice import choose
+        from ppap_host.runs.choice import choose, read_interval
         from ppap_host.runs.config import GuideConfig
         from ppap_host.shapes.backbone import ShapesBackbone
         from ppap_plugin_bench import shapes as measures
@@ -148,6 +155,9 @@ def evaluate(
         settings = measures.Settings(
             steps=spaced,
             cfg=backbone.default_cfg if cfg is None else cfg,
+            cfg_interval=backbone.default_cfg_interval
+            if cfg_interval is None
+            else read_interval(cfg_interval),
             seed=seed,
             batch=batch,
             bfloat16=bfloat16,
@@ -184,6 +194,7 @@ def evaluate(
         if what != "spoiled":
             outcome |= {
                 "steps": settings.steps, "sampler": sampler, "eta": eta, "cfg": settings.cfg,
+                "cfg_interval": settings.cfg_interval.text,
                 "seed": seed, "bfloat16": bfloat16,
             }  # fmt: skip
         if out is not None and what == "all":
