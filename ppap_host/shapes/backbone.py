@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
-from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, Walk, cosine_betas
+from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel, NoiseRange, Walk, cosine_betas
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.models import from_pretrained, own_path
 from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, Networks, Refiner, WordTokenizer
@@ -43,7 +44,8 @@ class ShapesBackbone(Backbone):
 
     name = "shapes"
     state_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-    default_cfg = 2.0
+    default_cfg = 6.0
+    default_cfg_interval = NoiseRange(-math.inf, 0.0)  # where it is decided what there is
     default_eta = 1.0
 
     def __init__(self, checkpoint: str | None = None) -> None:
