@@ -26,7 +26,7 @@ class Place(Protocol):
         replaces: whether it takes the step in the sampler's place, at strength zero, too.
         own_size: whether how far it moves is its own affair, and not linear in the gradient, such
             as a point on a sphere. With relative strength it gets the gradient at a root mean
-            square of the user's scale.
+            square of the user's scale, and is told its share (:meth:`of_share`).
     """
 
     enters: ClassVar[bool] = False
@@ -44,6 +44,14 @@ class Place(Protocol):
         What :attr:`ppap_host.recipes.recipe.Move.limit` is measured in, with absolute strength.
         """
         return 1.0
+
+    def of_share(self, share: float) -> Place:
+        """The place that moves the state after the step by this much of how far it is open.
+
+        Args:
+            share: >= 0, in units of sigma / sqrt(alpha^2 + sigma^2) at unit variance.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,13 @@ class Sphere(Place):
     be: d = d_sample + rate (r g / ||g|| - d_sample), brought back to length r. Only the gradient's
     direction counts. A step without noise is left as it is.
 
+    What a rate moves depends on how many steps there are and how much noise each has. With relative
+    strength it is therefore found for each step, from the share that the guide may move.
+
     Attributes:
         rate: g_r of the paper, which the user's scale multiplies; the product counts up to 1.
+        share: of relative strength, in place of a rate: how far the next state is moved, beside
+            how far a clean image of unit variance is open there.
         own_radius: whether r is the length of the noise that was drawn, so that rate 0 is the plain
             sampler, an ancestral last step moves nothing, and variances of their own for every
             entry count as they are. The published code takes sqrt(n) sigma, sigma being that of the
@@ -175,6 +188,7 @@ class Sphere(Place):
     """
 
     rate: NotNegative = 0.1
+    share: float | None = None
     own_radius: bool = True
     least: Positive = 1e-20
     once: ClassVar[bool] = True
@@ -183,10 +197,22 @@ class Sphere(Place):
 
     def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
         """The estimate whose step will be turned."""
-        rate = min(max(self.rate * estimate.scale, 0.0), 1.0)
-        return replace(estimate, ends=(*estimate.ends, partial(self._turned, gradient, rate)))
+        scale = estimate.scale
+        return replace(estimate, ends=(*estimate.ends, partial(self._turned, gradient, scale)))
 
-    def _turned(self, gradient: Tensor, rate: float, x: Tensor, estimate: Estimate) -> Tensor:
+    def of_share(self, share: float) -> Sphere:
+        """The place that moves the next state so far, in units of how far it is open."""
+        return replace(self, share=share)
+
+    def _rate(self, radius: Tensor, scale: float, estimate: Estimate) -> Tensor:
+        if self.share is None:
+            return torch.full_like(radius, self.rate * scale).clamp(0, 1)
+        then = estimate.on_walk().then
+        size = radius / math.sqrt(estimate.x[0].numel())
+        wanted = self.share * then.alpha * then.sigma / then.scale
+        return torch.where(size > 0, wanted / (size + self.least), 0.0).clamp(0, 1)
+
+    def _turned(self, gradient: Tensor, scale: float, x: Tensor, estimate: Estimate) -> Tensor:
         if estimate.mean is None:
             return x
         noise = x - estimate.mean
@@ -196,8 +222,9 @@ class Sphere(Place):
             first = deviation.expand_as(x).flatten(1)[:, :1]
             radius = (math.sqrt(x[0].numel()) * first).view(radius.shape)
         best = gradient * (radius / (_lengths(gradient) + self.least))
+        rate = self._rate(radius, scale, estimate)
         mixed = noise + rate * (best - noise)
-        if rate or not self.own_radius:
+        if not self.own_radius or bool((rate > 0).any()):
             mixed = mixed * (radius / (_lengths(mixed) + self.least))
         return x + (mixed - noise)
 

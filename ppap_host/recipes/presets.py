@@ -231,7 +231,7 @@ DSG = Recipe(
     view=PredictedThrough(),
     place=Sphere(),
     limit=1.0,
-    parameters=(Parameter("rate", ("place.rate",), 0.01, 1.0, log=True),),
+    parameters=(Parameter("rate", ("place.rate",), 0.01, 1.0, log=True, absolute=True),),
 )
 # Five updates of at most 1/20 of what is open, and a fifth of it in all at the gradients of `x0`.
 DAPS = Recipe(

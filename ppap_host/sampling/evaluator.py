@@ -19,6 +19,7 @@ from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.gradients import each, limited, root_mean_square
+from ppap_host.recipes.places import Place
 from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
 from ppap_host.recipes.views import Predicted, View
@@ -245,7 +246,8 @@ class Evaluator:
             balanced = self.balance([*before, *ways])[len(before) :]
             for (i, move), way in zip(asked, balanced, strict=True):
                 known = replace(guided, scale=self.guidance[i].scale)
-                guided = move.place(known, way, self.ancestral).moved_by(way)
+                place = self._sized(i, move, step)
+                guided = place(known, way, self.ancestral).moved_by(way)
         return replace(guided, ask=self.reader)
 
     def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
@@ -409,6 +411,12 @@ class Evaluator:
             g.guide.expert_at(_told(g, move.view, estimate.level)),
             sized=bool(move.gradient) and getattr(move.gradient[-1], "sized", False),
         )
+
+    def _sized(self, i: int, move: Move, step: Step | None) -> Place:
+        """The place of a move; one whose size is its own affair is told its share."""
+        if not move.place.own_size or self.guidance[i].recipe.absolute:
+            return move.place
+        return move.place.of_share(abs(self._portion(i, move, step)) * self.backbone.deviation)
 
     def _ruler(self, move: Move) -> Ruler:
         return Ruler(move.place, self.backbone.deviation, self.ancestral, self.reads_eps)

@@ -44,7 +44,7 @@ class ShapesBackbone(Backbone):
 
     name = "shapes"
     state_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-    default_cfg = 6.0
+    default_cfg = 4.0
     default_cfg_interval = NoiseRange(-math.inf, 0.0)  # where it is decided what there is
     default_eta = 1.0
 

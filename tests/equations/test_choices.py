@@ -16,6 +16,7 @@ from equations.test_methods import PRESETS
 
 from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.recipes.presets import DSG
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.selections import POTENTIALS, FeynmanKac
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
@@ -91,6 +92,25 @@ def test_dsg_turns_the_noise_of_a_step_and_keeps_its_length(solver: str) -> None
         x = mean + (radius * mixed / lengths(mixed) if deviation else 0.0)
         wanted.append(x)
     close(made(PRESETS["dsg"], SOLVERS[solver], net), wanted)
+
+
+@BOTH
+def test_dsg_at_relative_strength_turns_as_far_as_its_share_of_what_is_open(solver: str) -> None:
+    net, noise, wanted = paper.Net(), named(""), []
+    x, count = next(noise), len(ABARS) - 1
+    for i in range(count):
+        at, z, then = looked(x, i), next(noise), ABARS[i + 1]
+        mean, deviation = gaussian(at, solver)
+        d, g = deviation * z, at.back(net.loss_and_pull(at.seen, None)[1])
+        radius, n = lengths(d), d.shape[1]
+        x = mean
+        if deviation:
+            far = SCALE / count * math.sqrt(then * (1 - then)) * Denoiser(WORLD, net.mix).deviation
+            rate = np.minimum(far / (radius / math.sqrt(n)), 1.0)
+            mixed = d + rate * (radius * g / lengths(g) - d)
+            x = mean + radius * mixed / lengths(mixed)
+        wanted.append(x)
+    close(made(DSG, SOLVERS[solver], net), wanted)
 
 
 def test_daps_samples_between_the_flows_end_and_the_guide_and_renoises() -> None:

@@ -286,7 +286,9 @@ class Bench:
         if recipe is not None:
             what = self._guide(guide, world.image_size[-1])
             guides = (GuideConfig(guide, what=what, recipe=recipe, scale=scale, experts="none"),)
-        config = RunConfig(guides, world, steps=steps, seed=s.seed, num=s.num, batch=s.batch)
+        config = RunConfig(
+            guides, world, steps=steps, sampler="ddim", seed=s.seed, num=s.num, batch=s.batch
+        )  # the host's steps, which every recipe can change
         setup, parts = set_up(config), []
         for first in range(0, s.num, s.batch):
             indices = range(first, min(first + s.batch, s.num))
