@@ -27,6 +27,7 @@ from torch import Tensor
 from ppap_host.files.decoding import Decoded, decode, from_memory, has_alpha, to_srgb
 from ppap_host.files.errors import TargetError, nearest
 from ppap_host.files.images import fitted, from_tensor, means_file, to_tensor
+from ppap_host.files.reading import local_path
 
 KINDS: Mapping[str, str] = {
     "photo": "a photograph",
@@ -229,11 +230,11 @@ class Given:
         return self._place(self.settings[name])
 
     def _place(self, text: str) -> Path:
-        expanded = os.path.expanduser(text)
+        expanded = local_path(text)
         return Path((self.moved or {}).get(expanded, expanded))
 
     def _may_read(self, text: str) -> bool:
-        return self.moved is None or os.path.expanduser(text) in self.moved
+        return self.moved is None or local_path(text) in self.moved
 
     def _check_may_read(self, text: str) -> None:
         if not self._may_read(text):
@@ -663,7 +664,7 @@ def _photo_doubts(decoded: Decoded, colour: str) -> tuple[str, ...]:
         return tuple(doubts)
     values = np.asarray(decoded.pixels)
     most = float(values.max()) if values.size else 0.0
-    if values.dtype.kind in "ui" and values.dtype.itemsize > 1 and most < 4096:
+    if values.dtype.kind in "ui" and values.dtype.itemsize == 2 and most < 4096:
         doubts.append(
             f"{decoded.name} is dark: its brightest pixel is {most:g} of 65535. If that is white, "
             "bring it to all of its 16 bits, or to 8."

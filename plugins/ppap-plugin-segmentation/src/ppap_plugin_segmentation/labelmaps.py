@@ -257,7 +257,10 @@ class _Reader:
 
     def _ignored(self) -> set[int]:
         ignored = {number for number in _IGNORED if number >= self.count}
-        ignored |= {n for n in self.conventions.ignored if n >= self.count}
+        # As a processor: what it ignores it ignores, also where there are so many classes.
+        ignored |= {
+            n for n in self.conventions.ignored if n >= self.count or not self.conventions.reduced
+        }
         text = self.given.settings.get("ignore")
         if text is not None:
             try:
