@@ -21,7 +21,7 @@ from ppap_host.files.errors import (
     PpapError,
     unknown_name,
 )
-from ppap_host.files.reading import require_regular
+from ppap_host.files.reading import local_path, require_regular
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -130,7 +130,7 @@ def _check_picture(given: str | Mapping[str, object], moved: Mapping[str, str]) 
 
     text = given if isinstance(given, str) else str(given.get("path") or ".")
     for path in (text, _behind_head(text)):
-        path = os.path.expanduser(path)
+        path = local_path(path)
         if path in moved:
             check_header(Path(moved[path]))
             return

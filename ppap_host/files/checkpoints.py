@@ -35,6 +35,7 @@ from ppap_host.files.pickles import (
 from ppap_host.files.reading import require_regular
 
 _NAMED_PROBLEMS = 3
+_WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _FEW = 1 << 26  # bytes that any machine has
 _AGAIN = "Download the file again and compare its size with the server's."
 
@@ -277,6 +278,18 @@ def read_state_dict(
             "(nothing in it was run).",
             remedy=_AGAIN,
         ) from error
+    whole_numbers = [
+        name
+        for name, tensor in state.items()
+        if name.endswith((".weight", ".bias")) and tensor.dtype in _WHOLE and tensor.ndim
+    ]
+    if whole_numbers:
+        raise CheckpointError(
+            f"{path}: {len(whole_numbers)} weights, such as {whole_numbers[0]!r}, are whole "
+            f"numbers ({state[whole_numbers[0]].dtype}): they are quantised, and what they stand "
+            "for is not in them.",
+            remedy="Give the model in full or half precision.",
+        )
     if whole:
         try:
             require_whole(state)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 import warnings
 import zipfile
@@ -49,6 +50,9 @@ _TRANSPOSED = {
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION = 0x0112
+_REDUCED, _PHOTOMETRIC = 0x00FE, 0x0106  # tags of TIFF
+LOSS = 8
+"""By how much lossy compression moves the channels of a grey picture apart, of 255."""
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of one number a pixel with more than 8 bits."""
 
@@ -60,16 +64,21 @@ _ARRAYS = (b"\x93NUMPY", b"\x76\x2f\x31\x01", b"PK\x03\x04")
 _SAVE_AS = f"Save it as {PROMISED}."
 _ONE_MAP = "Save one map as .npy (numpy.save)."
 _ODD_TIFF = (
-    "a TIFF of a kind that is not read, such as colours in floats",
-    "Save it with 8 bits a channel; of a map, one channel.",
+    "a TIFF of a kind that is not read, such as 64-bit floats, colours in floats, or a camera's "
+    "raw file",
+    "Save a photograph with 8 bits a channel, a map as 32-bit floats or .npy.",
 )
 _HEIC = f"{_EXTRA}, or save it as JPEG."
+_DRAW = "Masks in JSON (run lengths, polygons) are drawn first, and saved as PNG or .npy."
+_DEVELOP = "Develop it, and save it as PNG or JPEG."
+_HEIF = (b"ftyphe", b"ftypmif1", b"ftypmsf1")
 _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%!", "PostScript", _SAVE_AS),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)", _SAVE_AS),
     (0, b"%pdf", "a PDF", _SAVE_AS),
     (0, b"8bps", "a Photoshop document", _SAVE_AS),
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000", _SAVE_AS),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000", _SAVE_AS),
     (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL", _SAVE_AS),
     (0, b"\xff\x0a", "JPEG XL", _SAVE_AS),
     (0, b"#?radiance", "Radiance HDR", _SAVE_AS),
@@ -77,10 +86,11 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x89HDF", "HDF5", _ONE_MAP),
     (0, b"MATLAB", "a MATLAB file", _ONE_MAP),
     (0, b"\x80", "a pickle", f"Pickles are never opened. {_ONE_MAP}"),
-    (4, b"ftypheic", "HEIC", _HEIC),
-    (4, b"ftypheix", "HEIC", _HEIC),
-    (4, b"ftypmif1", "HEIF", _HEIC),
-    (4, b"ftypmsf1", "HEIF", _HEIC),
+    (0, b"PIEH", "optical flow or depth in the format of Middlebury and Sintel", _ONE_MAP),
+    (0, b"gimp xcf", "a GIMP document", _SAVE_AS),
+    (0, b"FUJIFILMCCD-RAW", "a camera's raw file", _DEVELOP),
+    (4, b"ftypcrx", "a camera's raw file", _DEVELOP),
+    *((4, brand, "HEIC", _HEIC) for brand in _HEIF),
     (4, b"ftypavif", "AVIF, which this version of Pillow does not read", "Save it as PNG."),
     (4, b"ftyp", "a film", "Save one of its frames as PNG."),
     (0, b"\x1aE\xdf\xa3", "a film", "Save one of its frames as PNG."),
@@ -93,6 +103,9 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"<?xml", "XML, perhaps an SVG", _SAVE_AS),
     (0, b"<!doctype", "a web page", "Download the picture itself."),
     (0, b"<html", "a web page", "Download the picture itself."),
+    (8, b'{"', "safetensors", _ONE_MAP),
+    (0, b"{", "JSON", _DRAW),
+    (0, b"[", "JSON", _DRAW),
     (0, b"version https://git-lfs", "a pointer to a file in Git LFS", "Fetch it: git lfs pull."),
 )
 
@@ -110,7 +123,8 @@ class Decoded:
             greys).
         narrowed: whether 16 bits in several channels were cut to 8 on reading.
         notes: what is to be said of it, such as that it has further frames.
-        original: (width, height) that was stored, upright.
+            original: (width, height) that was stored, upright.
+        space: colour space other than sRGB that the file names without a profile; "" for none.
     """
 
     name: str
@@ -121,6 +135,7 @@ class Decoded:
     narrowed: bool = False
     notes: tuple[str, ...] = ()
     original: tuple[int, int] = (0, 0)
+    space: str = ""
 
     @property
     def image(self) -> Image.Image | None:
@@ -134,7 +149,7 @@ class Decoded:
         colours are no greys.
         """
         if isinstance(self.pixels, np.ndarray):
-            return None if (one := _one_channel(self.pixels)) is None else (one, None)
+            return None if (one := one_channel(self.pixels)) is None else (one, None)
         image, clear = self.pixels, None
         if has_alpha(image):
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -149,7 +164,7 @@ class Decoded:
         if image.mode == "LA":
             return np.asarray(image.getchannel("L")), clear
         if image.mode in ("RGB", "RGBA", "RGBX", "P", "PA"):
-            one = _one_channel(np.asarray(image.convert("RGB")))
+            one = one_channel(np.asarray(image.convert("RGB")), 0 if self.exact else LOSS)
             return None if one is None else (one, clear)
         return None
 
@@ -159,11 +174,20 @@ def has_alpha(image: Image.Image) -> bool:
     return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
-def _one_channel(values: NDArray[Any]) -> NDArray[Any] | None:
-    """[h, w] of an array that has one channel or several equal ones."""
-    if values.ndim == 3 and (
-        values.shape[2] == 1 or (values.shape[2] == 3 and (values == values[..., :1]).all())
-    ):
+def one_channel(values: NDArray[Any], loss: int = 0) -> NDArray[Any] | None:
+    """[h, w] of an array that has one channel, or three equal ones; None of others.
+
+    Args:
+        loss: by how much compression may have moved 8-bit channels apart.
+    """
+    if values.ndim == 3 and values.shape[2] == 3:
+        apart = (
+            np.ptp(values, axis=2) if values.dtype != np.bool_ else values.any(2) ^ values.all(2)
+        )
+        if not apart.size or apart.max() > loss:
+            return None
+        return np.median(values, axis=2).astype(values.dtype) if loss else values[..., 0]
+    if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     return values if values.ndim == 2 else None
 
@@ -299,12 +323,19 @@ def _openable() -> tuple[str, ...]:
 
 def _unknown(name: str, head: bytes) -> TargetError:
     """For a file that is nothing that is read: what it is, if that is known."""
-    text = head.lstrip().lower()
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head[4:8] == b"ftyp" and "HEIF" in _openable() and head[4:].startswith(_HEIF):
+        return TargetError(
+            f"{name} is a HEIC that is damaged or of a kind that is not read.",
+            remedy="Save it as JPEG or PNG.",
+        )
     for at, magic, what, remedy in _OTHERS:
         if head[at:].startswith(magic) or (at == 0 and text.startswith(magic)):
             return TargetError(f"{name} is not an image that is read: it is {what}.", remedy=remedy)
+    plain = text.isascii() and not set(text) & set(range(9))
     return TargetError(
-        f"{name} is not an image.", remedy=f"Give {PROMISED}; for maps also .npy or .npz."
+        f"{name} is not an image {'but text' if plain else 'of a kind that is read'}.",
+        remedy=f"Give {PROMISED}; for maps also .npy or .npz.",
     )
 
 
@@ -354,11 +385,20 @@ def _decoded(name: str, image: Image.Image, near: tuple[int, int] | None) -> Dec
     if several and image.tell():
         image.seek(0)
     raw, maxval = _as_stored(list(getattr(image, "tile", ())))
-    exact = _is_exact(image, kind)
+    exact, space = _is_exact(image, kind), _space(image, kind)
+    tags = getattr(image, "tag_v2", None) or {}
+    if tags.get(_REDUCED, 0) & 1:
+        raise TargetError(
+            f"{name} begins with a preview of its picture, as the raw files of cameras do.",
+            remedy="Save the picture itself, as PNG or as a TIFF with one page.",
+        )
     if near is not None and kind in ("JPEG", "MPO"):
         image.draft("RGB", (4 * near[1], 4 * near[0]))
     smaller = image.size != stored
     image.load()
+    if tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I;16"):
+        # White is zero. Pillow turns such numbers only where they have 8 bits.
+        image = _like(image, Image.fromarray(65535 - np.asarray(image)))
     upright, turned = _upright(image)
     notes = []
     if turned is None:
@@ -376,8 +416,9 @@ def _decoded(name: str, image: Image.Image, near: tuple[int, int] | None) -> Dec
         step = (255 if upright.mode == "L" else 65535) / maxval
     narrowed = raw.endswith(("16B", "16L", "16N")) and upright.mode not in _WIDE
     return Decoded(
-        name, kind.replace("PPM", "PNM"), upright, exact, step, narrowed, tuple(notes), stored
-    )
+        name, kind.replace("PPM", "PNM"), upright, exact, step, narrowed, tuple(notes), stored,
+        space,
+    )  # fmt: skip
 
 
 def _as_stored(tiles: list[Any]) -> tuple[str, int]:
@@ -412,6 +453,38 @@ def _lossless_webp(file: IO[bytes]) -> bool:
     return lossless >= 0 and (lossy < 0 or lossless < lossy)
 
 
+_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_CURVES = {8: "linear light", 16: "PQ (HDR)", 18: "HLG (HDR)"}
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
+
+def _space(image: Image.Image, kind: str) -> str:
+    """The colour space that a file names by numbers (ITU-T H.273) or by its primaries."""
+    file = getattr(image, "fp", None)
+    if image.info.get("icc_profile") or file is None or kind not in ("PNG", "AVIF", "HEIF"):
+        return ""
+    at = file.tell()
+    file.seek(0)
+    head = file.read(1 << 14)
+    file.seek(at)
+    if kind == "PNG":
+        gamma, primaries = image.info.get("gamma"), image.info.get("chromaticity")
+        _, found, body = head.partition(b"\0\0\0\4cICP")
+        numbers = body[:2]
+        if not found and "srgb" not in image.info:
+            if isinstance(gamma, float) and abs(gamma - 1 / 2.2) > 0.02:
+                return f"a gamma of {1 / max(gamma, 1e-6):.2f}"
+            if primaries and max(abs(a - b) for a, b in zip(primaries, _SRGB, strict=True)) > 0.01:
+                return "other primaries than those of sRGB"
+    else:
+        _, found, body = head.partition(b"colrnclx")
+        numbers = body[1:4:2]
+    if not found or len(numbers) < 2:
+        return ""
+    named = _PRIMARIES.get(numbers[0]), _CURVES.get(numbers[1])
+    return ", ".join(part for part in named if part)
+
+
 def _upright(image: Image.Image) -> tuple[Image.Image, int | None]:
     """A loaded picture turned as its EXIF says, and that number; None if EXIF cannot be read.
 
@@ -424,9 +497,13 @@ def _upright(image: Image.Image) -> tuple[Image.Image, int | None]:
     turn = _TRANSPOSED.get(orientation)
     if turn is None:
         return image, 1
-    turned = image.transpose(turn)
-    turned.info = dict(image.info)
-    return turned, orientation
+    return _like(image, image.transpose(turn)), orientation
+
+
+def _like(image: Image.Image, made: Image.Image) -> Image.Image:
+    """A picture with what is known of the one that it was made from."""
+    made.info = dict(image.info)
+    return made
 
 
 # Arrays
@@ -468,6 +545,11 @@ def _read_npz(name: str, file: IO[bytes], key: str | None) -> Decoded:
             if item.filename.endswith(".npy")
         }
         if not members:
+            if any(item.filename.endswith("data.pkl") for item in archive.infolist()):
+                raise TargetError(
+                    f"{name} is what torch.save writes, which may hold code and is not opened.",
+                    remedy=_ONE_MAP,
+                )
             raise _unknown(name, b"PK\x03\x04")
         chosen = _chosen(name, key, list(members), "array")
         what = f"The array {chosen!r} of {name[0].lower()}{name[1:]}"
@@ -493,9 +575,11 @@ def _chosen(name: str, key: str | None, there: list[str], what: str) -> str:
         return there[0]
     listed = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
     said = f"has no {what} {key!r}" if key is not None else f"holds {len(there)} {what}s"
+    likely = [n for n in there if re.search(r"(^|[._])(z|depth|disp\w*|masks?|labels?)$", n, re.I)]
     raise TargetError(
         f"{name} {said}: there are {listed}.",
-        remedy=f"Name one of them with key=NAME before the colon, as in depth,key={there[0]}:FILE.",
+        remedy="Name one of them with key=NAME before the colon, as in "
+        f"depth,key={(likely or there)[0]}:FILE.",
     )
 
 
@@ -506,38 +590,62 @@ def _read_exr(name: str, path: Path, key: str | None) -> Decoded:
     except ImportError:
         raise _unknown(name, b"\x76\x2f\x31\x01") from None
     with OpenEXR.File(str(path), header_only=True) as file:
-        header = file.header()
-        (low, high), (first, last) = header["dataWindow"], header["displayWindow"]
-        sides = [int(b) - int(a) + 1 for a, b in ((low[0], high[0]), (low[1], high[1]))]
-        shown = [int(b) - int(a) + 1 for a, b in ((first[0], last[0]), (first[1], last[1]))]
-        if min(*sides, *shown) < 1:
-            raise ValueError("its windows are empty")
-        if max(sides[0] * sides[1] * len(header["channels"]), shown[0] * shown[1]) > MAX_PIXELS:
+        pixels = 0
+        for part in file.parts:
+            (left, top), size, shown = _exr_windows(part.header)
+            pixels += max(size[0] * size[1] * len(part.header["channels"]), shown[0] * shown[1])
+        if pixels > MAX_PIXELS:
             raise _too_large(name)
     with OpenEXR.File(str(path), separate_channels=True) as file:
-        channels = {k: np.asarray(c.pixels) for k, c in file.channels().items()}
-    values, note = _exr_values(name, channels, key)
-    if values.shape[:2] != (sides[1], sides[0]):
-        raise ValueError("its channels are smaller than its window")
-    whole = np.full((shown[1], shown[0], *values.shape[2:]), np.nan, np.float32)
-    x, y = int(low[0]) - int(first[0]), int(low[1]) - int(first[1])
-    rows, columns = _overlap(y, sides[1], shown[1]), _overlap(x, sides[0], shown[0])
-    whole[rows[0], columns[0]] = values[rows[1], columns[1]]
-    notes = (note,) if note else ()
-    return Decoded(name, "EXR", whole, notes=notes, original=(shown[0], shown[1]))
+        several = len(file.parts) > 1
+        there = {
+            f"{part.name()}.{channel}" if several else channel: (part, channel)
+            for part in file.parts
+            for channel in part.channels
+        }
+        wanted, note = _exr_channels(name, list(there), key)
+        layers = []
+        for part, channel in (there[one] for one in wanted):
+            (left, top), size, shown = _exr_windows(part.header)
+            values = np.asarray(part.channels[channel].pixels)
+            if values.shape != (size[1], size[0]):
+                raise ValueError("its channels are smaller than its window")
+            whole = np.full((shown[1], shown[0]), np.nan, np.float32)
+            rows, columns = _overlap(top, size[1], shown[1]), _overlap(left, size[0], shown[0])
+            whole[rows[0], columns[0]] = values[rows[1], columns[1]]
+            layers.append(whole)
+    found = np.stack(layers, axis=-1) if len(layers) > 1 else layers[0]
+    return Decoded(name, "EXR", found, notes=(note,) if note else (), original=_size(found))
 
 
-def _exr_values(
-    name: str, channels: dict[str, NDArray[Any]], key: str | None
-) -> tuple[NDArray[Any], str]:
-    groups = {k.rpartition(".")[0] for k in channels}
-    if key is None and len(groups) == 1:
-        prefix = f"{groups.pop()}." if "." in next(iter(channels)) else ""
-        if {f"{prefix}{c}" for c in "RGB"} <= set(channels) <= {f"{prefix}{c}" for c in "RGBA"}:
-            rgb = np.stack([channels[f"{prefix}{c}"] for c in "RGB"], axis=-1)
-            return rgb, ""
-    chosen = _chosen(name, key, list(channels), "channel")
-    return channels[chosen], f"its channel {chosen!r}"
+def _exr_windows(
+    header: dict[str, Any],
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Of a part: (left, top) of its data in what is shown, (width, height) of both."""
+    (low, high), (first, last) = header["dataWindow"], header["displayWindow"]
+    size = (int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1)
+    shown = (int(last[0]) - int(first[0]) + 1, int(last[1]) - int(first[1]) + 1)
+    if min(*size, *shown) < 1:
+        raise ValueError("its windows are empty")
+    return (int(low[0]) - int(first[0]), int(low[1]) - int(first[1])), size, shown
+
+
+def _exr_channels(name: str, there: list[str], key: str | None) -> tuple[list[str], str]:
+    """Which channels are read, and what is said of them: one, or the colours of a layer."""
+    prefixes = dict.fromkeys(one[: len(one) - len(one.rpartition(".")[2])] for one in there)
+    colours = {
+        prefix.removesuffix(".") or "RGB": [f"{prefix}{c}" for c in "RGB"]
+        for prefix in prefixes
+        if {f"{prefix}{c}" for c in "RGB"} <= set(there)
+    }
+    if key is None and len(colours) == len(prefixes) == 1 and len(there) in (3, 4):
+        (only,) = colours.values()
+        if set(there) <= {*only, f"{only[0][:-1]}A"}:
+            return only, ""
+    if key in colours:
+        return colours[key], f"its channels {key!r}"
+    chosen = _chosen(name, key, there, "channel")
+    return [chosen], f"its channel {chosen!r}"
 
 
 def _overlap(at: int, length: int, shown: int) -> tuple[slice, slice]:
@@ -582,26 +690,23 @@ def _image_to_srgb(decoded: Decoded, image: Image.Image) -> tuple[Image.Image, s
     if decoded.narrowed:
         what = f"16-bit {what}"
     alpha = image.convert("RGBA").getchannel("A") if has_alpha(image) else None
-    rgb, managed = _managed(image)
+    rgb, managed = _managed(image, decoded.space)
     if alpha is not None and np.asarray(alpha).min() < 255:
         white = Image.new("RGB", rgb.size, (255, 255, 255))
         rgb, managed = Image.composite(rgb, white, alpha), f"{managed}, transparency on white"
     return rgb, f"{what}, {managed}"
 
 
-def _managed(image: Image.Image) -> tuple[Image.Image, str]:
-    """RGB in sRGB, and what was done to get there."""
+def _managed(image: Image.Image, named: str = "") -> tuple[Image.Image, str]:
+    """RGB in sRGB, and what was done to get there.
+
+    Args:
+        named: the colour space that a picture without a profile names.
+    """
     profile = image.info.get("icc_profile")
     plain = image.convert("RGB") if image.mode != "LAB" else _from_lab(image)
     if not profile:
-        unusual = image.info.get("gamma")
-        if (
-            isinstance(unusual, float)
-            and abs(unusual - 1 / 2.2) > 0.02
-            and "srgb" not in image.info
-        ):
-            return plain, f"taken for sRGB, though it names a gamma of {1 / max(unusual, 1e-6):.2f}"
-        return plain, "sRGB"
+        return plain, f"taken for sRGB, though it names {named}" if named else "sRGB"
     try:
         embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         called = " ".join(ImageCms.getProfileDescription(embedded).split()) or "without a name"
@@ -611,7 +716,7 @@ def _managed(image: Image.Image) -> tuple[Image.Image, str]:
             source = plain
         elif space == "GRAY":
             source = image.convert("L")
-        elif space != image.mode:
+        elif space.upper() != image.mode:
             raise ValueError(f"it is for {space}")
         converted = ImageCms.profileToProfile(
             source, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -636,10 +741,15 @@ def _from_lab(image: Image.Image) -> Image.Image:
 def _wide_to_srgb(decoded: Decoded, image: Image.Image) -> tuple[Image.Image, str]:
     values = np.asarray(image, dtype=np.float64)
     _check_finite(decoded.name, values)
+    if values.min() < 0:
+        raise TargetError(
+            f"{decoded.name} holds numbers below zero, which no photograph has.",
+            remedy="Save it with 8 bits a channel, or as .npy and give range, as in range=-1..1.",
+        )
     white = _white(image.mode, float(values.max()))
-    return _grey(values / white), f"grey of {'32' if image.mode in 'IF' else '16'} bits, " + (
-        f"white at {white:g}"
-    )
+    grey, managed = _managed(_like(image, _grey(values / white).convert("L")), decoded.space)
+    bits = f"grey of {'32' if image.mode in 'IF' else '16'} bits, white at {white:g}"
+    return grey, bits if managed == "sRGB" else f"{bits}, {managed}"
 
 
 def _white(mode: str, largest: float) -> float:
@@ -677,8 +787,11 @@ def _array_to_srgb(
             else "Give an array of that shape, uint8 or floats in [0, 1].",
         )
     if decoded.format == "EXR":
-        values = _linear_to_srgb(np.nan_to_num(values))
+        values = np.nan_to_num(values, posinf=np.inf)
+        over = 100 * float((values > 1).mean())
+        values = _linear_to_srgb(values)
         what = "linear light brought to sRGB, cut at 0 and 1"
+        what += f" ({over:.0f} % is brighter)" if over >= 0.5 else ""
     else:
         _check_finite(decoded.name, values)
         low, high = bounds or _usual_bounds(decoded.name, values)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ppap_host.files.decoding import decode, to_srgb
+from ppap_host.files.reading import local_path
 
 _PICTURES = (
     ".avif", ".bmp", ".exr", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".npy", ".npz", ".pbm",
@@ -48,7 +49,7 @@ def read_rgb(path: str | Path, size: tuple[int, int] | None = None) -> Image.Ima
     Raises:
         TargetError: the file is missing, not regular, no image, damaged, or too large.
     """
-    rgb, _ = to_srgb(decode(Path(os.path.expanduser(path)), near=size))
+    rgb, _ = to_srgb(decode(Path(local_path(os.fspath(path))), near=size))
     return rgb if size is None else fitted(rgb, size)
 
 

@@ -22,7 +22,7 @@ from torch.nn.modules import module as registration
 from ppap_host.files.checkpoints import conversion, read_state_dict
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.offline import nothing_fetched
-from ppap_host.files.reading import Document
+from ppap_host.files.reading import Document, local_path
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -30,7 +30,8 @@ INDEX = "model.safetensors.index.json"
 """What libraries call the description of a model, its weights, and the list of their parts."""
 
 HALF = "model.fp16.safetensors"
-"""Weights that are published in half precision beside the others, or alone."""
+HALF_INDEX = "model.safetensors.index.fp16.json"
+"""Weights that are published in half precision beside the others, or alone, and their parts."""
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")
 """Endings of files that may run any program when they are read as they were meant to be."""
@@ -38,6 +39,7 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".pickle")
 MOST_JSON = 16 << 20
 """Bytes of a JSON file that is read; the configuration of 21,841 classes has two million."""
 
+_NO_MODEL = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args")
 _LARGEST, _MOST_LAYERS = 10**9, 100_000
 _ELSEWHERE = "What a model needs has to lie in its folder; save it again with its library."
 _UNFETCHED = "Connect to the internet, unset HF_HUB_OFFLINE, or give a local folder."
@@ -58,11 +60,8 @@ def local_folder(name: str, remedy: str = "") -> Path | None:
 
 
 def own_path(name: str | os.PathLike[str]) -> Path:
-    """The path, ``~`` at its beginning being the user's own folder."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # of a user that there is not
-        return Path(name)
+    """The path, as :func:`~ppap_host.files.reading.local_path`."""
+    return Path(local_path(os.fspath(name)))
 
 
 def read_json(
@@ -165,7 +164,15 @@ class ModelFolder:
                 f"The hub model {self.name!r} has no {file}.",
                 remedy="Models with safetensors weights are read. " + self.remedy,
             )
-        others = sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
+        there = (p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
+        others = sorted(name for name in there if not _NO_MODEL.search(name))
+        if file.endswith(".safetensors") and others and re.search(r"-\d+-of-\d+\.", others[0]):
+            raise CheckpointError(
+                f"There is no {file} in {str(self.folder)!r}, only pickles in parts "
+                f"({others[0]}, ...), which are never read in place of safetensors.",
+                remedy="Convert them where you trust them: load the folder with the library that "
+                "wrote it, and save it by save_pretrained.",
+            )
         if file.endswith(".safetensors") and others:
             raise CheckpointError(
                 f"There is no {file} in {str(self.folder)!r}. Its {others[0]} is a pickle, which "
@@ -196,32 +203,35 @@ class ModelFolder:
         return content
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors in ``WEIGHTS``, in its parts, or in :data:`HALF`, the first there is.
+        """The tensors in ``WEIGHTS``, in its parts, or the same of half precision (:data:`HALF`).
 
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        whole = self.find(WEIGHTS)
-        if whole is None and self.find(INDEX) is not None:
+        for file in (WEIGHTS, INDEX, HALF, HALF_INDEX):
+            whole = self.find(file)
+            if whole is None:
+                continue
+            if file in (HALF, HALF_INDEX):
+                self.remarks.append(f"{self.name!r} has half-precision weights only ({file}).")
+            if file.endswith(".safetensors"):
+                return read_state_dict(whole, self.remarks)
             state: dict[str, Tensor] = {}
-            for part in self._parts():
+            for part in self._parts(file):
                 state |= read_state_dict(self.need(part), self.remarks)
             return state
-        if whole is None and (half := self.find(HALF)) is not None:
-            self.remarks.append(f"{self.name!r} has half-precision weights only ({HALF}).")
-            whole = half
-        return read_state_dict(whole or self.need(WEIGHTS), self.remarks)
+        return read_state_dict(self.need(WEIGHTS), self.remarks)
 
-    def _parts(self) -> list[str]:
+    def _parts(self, index: str) -> list[str]:
         """Names of the files over which the weights are spread; they stay in the folder."""
-        table = (self.json(INDEX) or {}).get("weight_map")
+        table = (self.json(index) or {}).get("weight_map")
         parts = sorted(map(str, set(table.values()))) if isinstance(table, dict) else []
         if not parts or not all(
             part.endswith(".safetensors") and Path(part).name == part and "\\" not in part
             for part in parts
         ):
             raise CheckpointError(
-                f"The {INDEX} of the model {self.name!r} does not say where the weights are.",
+                f"The {index} of the model {self.name!r} does not say where the weights are.",
                 remedy="Save or download the model again.",
             )
         return parts

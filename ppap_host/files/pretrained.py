@@ -62,7 +62,8 @@ class Pretrained:
         model: of transformers, float32, frozen, in evaluation mode.
         config: its configuration.
         processor: its image processor; None if none was asked for.
-        labels: names of its classes, in the order of its outputs.
+        labels: names of its classes, in the order of its outputs; two, for no and for yes, may
+            belong to one output.
     """
 
     model: Any
@@ -95,8 +96,13 @@ def load_pretrained(
     """
     library = sys.modules[config.__module__.partition(".")[0]]
     clean = _cleaned(folder, described, library)
-    names = _by_number(folder, clean.pop("id2label", None) or _inverse(clean))
+    inverse = _inverse(clean)
+    names = _by_number(folder, clean.pop("id2label", None) or inverse)
     clean.pop("label2id", None)
+    if inverse and not _agree(inverse, names):
+        folder.remarks.append(
+            f"The id2label and label2id of {folder.name!r} contradict each other; id2label counts."
+        )
     if names:
         clean["id2label"] = _placeholders(len(names) if min(names) else max(names) + 1)
     state = {
@@ -300,7 +306,10 @@ def _processor_of(folder: ModelFolder, library: Any) -> dict[str, Any]:
         if not (hasattr(library, kind) or hasattr(library, f"{kind}Fast")):
             raise _needs_code(folder, f"its image processor {kind}", table)
         found = found | {"image_processor_type": kind}
-    return {k: v for k, v in found.items() if k not in _NOT_READ and not k.startswith("_")}
+    kept = {k: v for k, v in found.items() if k not in _NOT_READ and not k.startswith("_")}
+    if "reduce_labels" in kept:  # as transformers called it until 4.22, and the hub still has it
+        kept.setdefault("do_reduce_labels", kept.pop("reduce_labels"))
+    return kept
 
 
 def _needs_code(folder: ModelFolder, what: str, table: Mapping[str, Any]) -> CheckpointError:
@@ -319,6 +328,19 @@ def _inverse(described: Mapping[str, Any]) -> dict[str, Any] | None:
     return {str(k): name for name, k in table.items()} if isinstance(table, dict) else None
 
 
+def _agree(inverse: Mapping[str, Any], names: Mapping[int, str]) -> bool:
+    """Whether names by number are those of a table of numbers by name, where both have any."""
+    try:
+        there = {int(number): str(name) for number, name in inverse.items()}
+    except (TypeError, ValueError):
+        return True
+    return all(
+        names.get(number, name) == name
+        for number, name in there.items()
+        if name != f"LABEL_{number}"  # transformers' own
+    )
+
+
 def _placeholders(count: int) -> dict[str, str]:
     """As transformers itself names classes, so that it makes so many of them."""
     return {str(k): f"LABEL_{k}" for k in range(count)}
@@ -333,7 +355,11 @@ def _by_number(folder: ModelFolder, table: Any) -> dict[int, str]:
     if table is None:
         return {}
     try:
-        found = {int(key): str(name) for key, name in table.items()}
+        named = {key: name for key, name in table.items() if name is not None}
+        if not all(isinstance(name, str | int | float) for name in named.values()):
+            raise ValueError("the names are no texts")
+        found = {int(key): str(name) for key, name in named.items()}
+        table = named
         if not found or len(found) < len(table) or min(found) < 0 or max(found) > 10**6:
             raise ValueError("the keys are not the numbers of classes")
     except (ValueError, AttributeError, TypeError) as error:
@@ -347,11 +373,15 @@ def _by_number(folder: ModelFolder, table: Any) -> dict[int, str]:
 def _labels(folder: ModelFolder, names: Mapping[int, str], rows: int) -> tuple[str, ...]:
     """Names in the order of the outputs; says where the table has gaps, or begins with 1.
 
+    One output may have two names, for no and for yes.
+
     Raises:
         CheckpointError: the table is for another number of classes.
     """
     if not names:
         return tuple(f"LABEL_{k}" for k in range(rows))
+    if rows == 1 and set(names) == {0, 1}:  # one output decides between two classes
+        return names[0], names[1]
     first = 1 if max(names) == rows and 0 not in names else 0
     if max(names) - first != rows - 1:
         raise CheckpointError(

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,6 +45,15 @@ _KEY_PARTS: Final = 16
 _WORD: Final = 512  # characters of a bare key or a number in TOML
 _LARGEST: Final = 10**300  # beyond it whole numbers are no floating-point numbers
 _SHOWN: Final = 60
+
+
+def local_path(text: str) -> str:
+    """The path that a text means: ``~`` is the user's folder, ``file://`` comes from a browser."""
+    if text.startswith("file://"):
+        address = urlsplit(text)
+        if address.netloc in ("", "localhost"):
+            return url2pathname(address.path)
+    return os.path.expanduser(text)
 
 
 def require_regular(

@@ -27,6 +27,7 @@ from torch import Tensor
 from ppap_host.files.decoding import Decoded, decode, from_memory, has_alpha, to_srgb
 from ppap_host.files.errors import TargetError, nearest
 from ppap_host.files.images import fitted, from_tensor, means_file, to_tensor
+from ppap_host.files.reading import local_path
 
 KINDS: Mapping[str, str] = {
     "photo": "a photograph",
@@ -229,11 +230,11 @@ class Given:
         return self._place(self.settings[name])
 
     def _place(self, text: str) -> Path:
-        expanded = os.path.expanduser(text)
+        expanded = local_path(text)
         return Path((self.moved or {}).get(expanded, expanded))
 
     def _may_read(self, text: str) -> bool:
-        return self.moved is None or os.path.expanduser(text) in self.moved
+        return self.moved is None or local_path(text) in self.moved
 
     def _check_may_read(self, text: str) -> None:
         if not self._may_read(text):
@@ -298,7 +299,11 @@ class Given:
         return self.choice(name, ("yes", "no")) == "yes"
 
     def as_(self, head: str) -> str:
-        """How to give it with this head, for remedies."""
+        """How to give it with this head, for remedies: with what else is said of it."""
+        kind = head.partition(",")[0]
+        for name, value in self.settings.items():
+            if f",{name}=" not in head and (kind == self.kind or name == "key"):
+                head += f",{name}={value}"
         if isinstance(self.value, str) and self.value.isprintable():
             return f"{head}:{self.value}"
         return f"{head}:..."
@@ -357,7 +362,10 @@ class Given:
             )
             raise TargetError(
                 f"{decoded.name} has {has}; a map has one number a pixel.",
-                remedy="Save it as a 16-bit grey PNG or as a two-dimensional .npy array.",
+                remedy="Save one of its maps, or of scores of classes the index of the largest "
+                "(numpy.argmax), as a two-dimensional .npy array."
+                if isinstance(decoded.pixels, np.ndarray)
+                else "Save it as a 16-bit grey PNG or as a two-dimensional .npy array.",
             )
         if decoded.narrowed:
             raise TargetError(
@@ -384,19 +392,22 @@ class Given:
         """
         self.expect(("photo",), ("range", "key"))
         bounds = self._range()
+        notes: tuple[str, ...]
+        doubts: tuple[str, ...]
         if isinstance(self.value, Tensor):
             pixels, colour = _tensor_photo(self.source, self.value, bounds)
             image = from_tensor(pixels)[0]
             original, read_from = image.size, _described(self.value)
-            notes: tuple[str, ...] = ()
+            notes, doubts = (), ()
         else:
             decoded = self.decoded(near=size)
             image, colour = to_srgb(decoded, bounds)
             original, notes, read_from = decoded.original, decoded.notes, origin(self, decoded)
+            doubts = _photo_doubts(decoded, colour)
         parts = [f"photograph from {read_from}", colour, *notes, how_fitted(original, size)]
         understood = "; ".join([", ".join(parts[:2]), *parts[2:]])
         shown = image if size is None else fitted(image, size)
-        return Photo(self, understood, self.files, (), original, shown)
+        return Photo(self, understood, self.files, doubts, original, shown)
 
     def _range(self) -> tuple[float, float] | None:
         value = self.settings.get("range")
@@ -410,7 +421,7 @@ class Given:
             raise self.bad_setting("range", "Give black and white as in range=0..255.")
         return low, high
 
-    def mask(self, size: tuple[int, int]) -> Mask:
+    def mask(self, size: tuple[int, int], known: Sequence[str] = ()) -> Mask:
         """As a mask: where something is, as a share of each pixel's area.
 
         Read is any picture whose black (0) means no and whose white means yes; a layer that is
@@ -419,6 +430,7 @@ class Given:
 
         Args:
             size: (height, width); it is cropped to this aspect ratio.
+            known: further settings that the caller has understood.
 
         Settings: ``by`` (``brightness`` or ``alpha``), what counts; ``white``, the number that
         means yes; ``invert`` (``yes``); ``key``.
@@ -426,7 +438,7 @@ class Given:
         Raises:
             TargetError: it cannot be read, or is no mask.
         """
-        self.expect(("mask",), ("by", "white", "invert", "key"))
+        self.expect(("mask",), ("by", "white", "invert", "key", *known))
         inverted, _ = self.flag("invert"), self.number("white")  # before the file, for their errors
         decoded = self.decoded()
         white, words, doubts = _mask_values(self, decoded)
@@ -446,8 +458,7 @@ class Given:
             doubts.append(f"{decoded.name} is the same everywhere: {what}.")
         elif fit.min() > 0.5:
             doubts.append(
-                f"Nothing in {decoded.name[0].lower()}{decoded.name[1:]} is black, so that all of "
-                "it counts as white."
+                f"Nothing in {_lower(decoded.name)} is black, so that all of it counts as white."
             )
         elif looks_inverted(fit) and "invert" not in self.settings:
             doubts.append(
@@ -634,6 +645,42 @@ class Mask(Reading):
     share: Float[Tensor, "1 h w"]
 
 
+def _photo_doubts(decoded: Decoded, colour: str) -> tuple[str, ...]:
+    """What looks wrong in the colours of a photograph, as ``to_srgb`` put them into words."""
+    doubts = []
+    if "taken for sRGB" in colour:
+        doubts.append(
+            f"The colours of {_lower(decoded.name)} were {colour[colour.index('taken') :]}. Save "
+            "it in sRGB."
+        )
+    image = decoded.image
+    if (
+        "on white" in colour
+        and image is not None
+        and not image.convert("RGBA").getchannel("A").getbbox()
+    ):
+        doubts.append(f"{decoded.name} is transparent everywhere, and so all white.")
+    if image is not None and not image.mode.startswith("I"):
+        return tuple(doubts)
+    values = np.asarray(decoded.pixels)
+    most = float(values.max()) if values.size else 0.0
+    if values.dtype.kind in "ui" and values.dtype.itemsize == 2 and most < 4096:
+        doubts.append(
+            f"{decoded.name} is dark: its brightest pixel is {most:g} of 65535. If that is white, "
+            "bring it to all of its 16 bits, or to 8."
+        )
+    if decoded.format == "EXR" and float((values > 1).mean()) > 0.2:
+        doubts.append(
+            f"Much of {_lower(decoded.name)} is brighter than white (1) and was cut. Bring it to "
+            "what a screen shows, and save it as PNG."
+        )
+    return tuple(doubts)
+
+
+def _lower(name: str) -> str:
+    return name[:1].lower() + name[1:]
+
+
 def is_grey(image: Image.Image) -> bool:
     """Whether all channels of an RGB picture are equal."""
     pixels = np.asarray(image)
@@ -744,7 +791,7 @@ def _mask_values(given: Given, decoded: Decoded) -> tuple[NDArray[np.float64], s
     alpha = None
     if image is not None and has_alpha(image) and by != "brightness":
         alpha = np.asarray(image.convert("RGBA").getchannel("A"), dtype=np.float64) / 255
-        alpha = None if alpha.min() == 1 else alpha
+        alpha = None if alpha.min() == alpha.max() > 0 else alpha
     if by == "alpha" and alpha is None:
         raise TargetError(
             f"{decoded.name} has no transparency.", remedy="Leave out by=alpha: its white counts."
@@ -755,6 +802,8 @@ def _mask_values(given: Given, decoded: Decoded) -> tuple[NDArray[np.float64], s
     doubts: list[str] = []
     found = decoded.numbers()
     if found is None:
+        if isinstance(decoded.pixels, np.ndarray) and decoded.pixels.dtype != np.uint8:
+            given.numbers()  # says what is wrong with it
         values, words = _by_colours(decoded)
     else:
         values, words, doubts = _by_numbers(given, decoded, found[0])
@@ -824,6 +873,14 @@ def _by_numbers(
         raise TargetError(
             f"{decoded.name} holds {high:g}, which is more than white ({white:g}).",
             remedy=f"Say what white is, as in {given.as_('mask,white=255')}.",
+        )
+    between = stored[(stored > 0) & (stored < white)]
+    if decoded.exact and white == 255 and 0.01 * stored.size < between.size and between.max() < 64:
+        raise TargetError(
+            f"{decoded.name} holds {int(between.max())} besides 0 and 255, as label maps do whose "
+            "255 is open, and masks do not.",
+            remedy=f"If it is a label map, give {given.as_('labels')}; if its "
+            f"{int(between.max())} is white, save it as black and white.",
         )
     return stored / white, f"white is {white:g}", []
 

@@ -182,10 +182,10 @@ def test_a_class_and_its_mask_are_told_apart_from_paths(tmp_path: Path) -> None:
         found = split_class(Given.of(text, ("photo", "labels", "mask")), NAMES)
         return None if found is None else (found[0], found[1].text)
 
-    assert split("cube=a/mask.png") == (3, "mask:a/mask.png")
-    assert split("cube=mask,invert=yes:a.png") == (3, "mask,invert=yes:a.png")
-    assert split("mask,of=cube,invert=yes:a.png") == (3, "mask,invert=yes:a.png")
-    assert split("cube=a=b.png") == (3, "mask:a=b.png")
+    assert split("cube=a/mask.png") == (3, "mask,of=cube:a/mask.png")
+    assert split("cube=mask,invert=yes:a.png") == (3, "mask,invert=yes,of=cube:a.png")
+    assert split("mask,of=cube,invert=yes:a.png") == (3, "mask,of=cube,invert=yes:a.png")
+    assert split("cube=a=b.png") == (3, "mask,of=cube:a=b.png")
     assert split("a/cube=mask.png") is None
     assert split("mask.png") is None
     assert split("photo:cube=mask.png") is None

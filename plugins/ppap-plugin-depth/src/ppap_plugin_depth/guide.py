@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ppap_host.guides.guide import Guide, PatchPlan, default_patch_plan
-from ppap_host.guides.targets import Given, Target, is_grey
+from ppap_host.guides.targets import Given, Target
 from ppap_plugin_depth.checkpoint import load_checkpoint
 from ppap_plugin_depth.colors import colored
 from ppap_plugin_depth.losses import (
@@ -21,7 +21,7 @@ from ppap_plugin_depth.losses import (
     resized,
     smooth_invariant,
 )
-from ppap_plugin_depth.maps import KINDS, grey_doubt, holds_numbers, read_depth
+from ppap_plugin_depth.maps import KINDS, holds_numbers, picture_doubt, read_depth
 
 BUNDLED = Path(__file__).parent / "weights" / "shapes-dpt"
 """The small DPT for the built-in world, in transformers' own format."""
@@ -78,13 +78,14 @@ class DepthGuide(Guide):
         Raises:
             TargetError: it cannot be read, or does not say enough.
         """
-        if given.kind in KINDS or (given.kind is None and holds_numbers(given, size)):
+        decoded = given.decoded(near=size) if given.kind is None else None
+        if given.kind in KINDS or (decoded is not None and holds_numbers(decoded)):
             depth = read_depth(given, size, self.metric)
             value = self._placed(depth.value)
             return depth.target(value, {"its depth": self.picture(value)[0]})
         photo = given.photo(size)
-        if given.kind is None and is_grey(photo.image):
-            photo = photo.doubting(grey_doubt(given))
+        if decoded is not None and (doubt := picture_doubt(given, decoded)):
+            photo = photo.doubting(doubt)
         pixels = self._placed(photo.pixels)
         photo = photo.doubting(*self.doubts(pixels, given.source))
         with torch.no_grad():

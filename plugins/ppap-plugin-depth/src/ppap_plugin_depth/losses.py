@@ -173,10 +173,21 @@ def _depth_measures(ratio: Tensor, counts: Tensor) -> dict[str, list[float]]:
 
 
 def resized(maps: Maps, size: torch.Size | tuple[int, int]) -> Float[Tensor, "b height width"]:
-    """``maps`` at another (height, width), bilinear with antialiasing; NaN where most was NaN."""
+    """``maps`` at another (height, width), bilinear with antialiasing; NaN where most was NaN.
+
+    Where little is known everywhere, as of depth from a laser, less will do: :func:`least_known`.
+    """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     known = maps.isfinite()
     both = torch.stack([torch.where(known, maps, 0), known.to(maps.dtype)], dim=1)
     fitted, weight = F.interpolate(both, tuple(size), mode="bilinear", antialias=True).unbind(1)
-    return torch.where(weight >= 0.5, fitted / weight.clamp_min(0.5), torch.nan)
+    least = known.flatten(1).double().mean(dim=1).tolist()
+    enough = weight.new_tensor([least_known(share) for share in least])[:, None, None]
+    return torch.where(weight >= enough, fitted / weight.maximum(enough), torch.nan)
+
+
+def least_known(share: float) -> float:
+    """The part of a resized pixel that has to be known for it to count: half of it, or of what is
+    known of the whole map if that is less than half."""
+    return 0.5 if share >= 0.5 else max(share / 2, 1e-6)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from ppap_host.files.decoding import Decoded
+from ppap_host.files.decoding import LOSS, Decoded, one_channel
 from ppap_host.files.errors import TargetError
 from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
+from ppap_plugin_depth.losses import least_known
 
 KINDS = ("depth", "disparity", "inverse")
 """What a head can call a map."""
@@ -39,6 +40,10 @@ _HALF = 65504.0
 """Largest number of 16-bit floats, what infinity becomes in some EXR files."""
 
 
+_SAMPLE = 1024
+"""Sides of the middle of a picture that is looked at to see what it may be."""
+
+
 @dataclass(frozen=True, eq=False)
 class DepthMap(Reading):
     """A map as a network's output is compared with it.
@@ -51,13 +56,8 @@ class DepthMap(Reading):
     value: Float[Tensor, "1 h w"]
 
 
-def holds_numbers(given: Given, size: tuple[int, int]) -> bool:
-    """Whether a target of no kind holds one number a pixel with more than a picture's 8 bits.
-
-    Raises:
-        TargetError: it cannot be read.
-    """
-    decoded = given.decoded(near=size)
+def holds_numbers(decoded: Decoded) -> bool:
+    """Whether a target of no kind holds one number a pixel with more than a picture's 8 bits."""
     image = decoded.image
     if image is not None:
         return image.mode == "F" or image.mode.startswith("I")
@@ -95,8 +95,10 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
     values, clear, decoded = given.numbers()
     stored = values.astype(np.float64)
     full = _full_range(decoded, values)
-    stretched = full is not None and bool(stored.min() == 0) and bool(stored.max() == full)
     kind = given.kind or "depth"
+    stretched = _is_stretched(decoded, stored, full)
+    if kind != "inverse" and "unit" in given.settings:
+        stretched = False  # what has a unit was not stretched
     doubts = [] if given.kind else _check_guess(given, decoded, stretched)
     doubts += _odd_values(given, decoded, stored, kind, stretched)
     half = values.dtype == np.float16
@@ -112,12 +114,23 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
         doubts = unsure or doubts  # the unit is said with the kind
         known &= np.isfinite(numbers)
         seen = numbers[known]
+        if seen.size and seen.max() > 10 * FARTHEST_MEDIAN and seen.max() > 100 * np.median(seen):
+            most = f"{stored[known].max():g}"
+            doubts.append(
+                f"{decoded.name} holds numbers up to {most}, {seen.max():.3g} m. If they mark what "
+                f"is not known, say {given.as_(f'{kind},holes={most}')}."
+            )
         span = f"{seen.min():.3g} to {seen.max():.3g} m" if seen.size else ""
     else:
         numbers, what = _nearness(given, stored, known, kind, stretched or _is_8_bit(values))
         seen = stored[known]
         span = f"stored {seen.min():.6g} to {seen.max():.6g}"
     value = _fitted(numbers, known, size)
+    if not np.isfinite(value).any():
+        raise TargetError(
+            f"{decoded.name} knows too few pixels: none is left at {size[1]} x {size[0]}.",
+            remedy="Fill its holes first, or crop it to where it is known.",
+        )
     words = [f"{what} from {origin(given, decoded)}", span, *decoded.notes]
     holes = 1 - float(known.mean())
     if holes:
@@ -146,6 +159,17 @@ def _full_range(decoded: Decoded, values: NDArray[Any]) -> float | None:
     if values.dtype.kind not in "ui" or (values.dtype.itemsize > 2 and decoded.image is None):
         return None
     return float(round((255 if values.dtype.itemsize == 1 else 65535) / decoded.step))
+
+
+def _is_stretched(decoded: Decoded, stored: NDArray[np.float64], full: float | None) -> bool:
+    """Whether numbers go from one end of their range to the other, as pictures of depth do."""
+    if full is None or not np.isfinite(stored).all():
+        return False
+    low, high = float(stored.min()), float(stored.max())
+    if full == 1:  # the mean of several estimates, as of Marigold, ends a little before
+        return 0 <= low <= 0.02 and 0.98 <= high <= 1
+    loss = 0 if decoded.exact else LOSS
+    return low <= loss and high >= full - loss
 
 
 def _check_guess(given: Given, decoded: Decoded, stretched: bool) -> list[str]:
@@ -258,6 +282,13 @@ def _metres(
         pixels = stored * _unit(given, 1.0) + (given.number("doffs") or 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             metres = np.where(pixels > 0, focal * baseline / pixels, np.nan)
+        far = float(np.nanmedian(np.where(known, metres, np.nan)))
+        if far > FARTHEST_MEDIAN:
+            raise TargetError(
+                f"{decoded.name} is {far:.4g} m away with this camera (its median).",
+                remedy="The baseline is in metres, and Middlebury's files have millimetres; the "
+                "focal length is in pixels of the map.",
+            )
         return metres, f"disparity (focal length {focal:g}, baseline {baseline:g} m)", []
     if kind == "inverse":
         if "unit" not in given.settings:
@@ -269,12 +300,22 @@ def _metres(
         with np.errstate(divide="ignore", invalid="ignore"):
             metres = np.where(stored > 0, _unit(given, 1.0) / stored, np.nan)
         return metres, f"inverse depth in 1 / ({_called(given.settings['unit'])})", []
-    if "unit" in given.settings:
-        return stored * _unit(given, 1.0), f"depth in {_called(given.settings['unit'])}", []
     median = float(np.median(stored[known]))
+    if "unit" in given.settings:
+        metres = stored * _unit(given, 1.0)
+        far = median * _unit(given, 1.0)
+        odd = [] if 0.05 <= far <= FARTHEST_MEDIAN else [
+            f"{decoded.name} is {far:.3g} m away in this unit (its median)."
+        ]  # fmt: skip
+        return metres, f"depth in {_called(given.settings['unit'])}", odd
     whole = bool((stored[known] == np.round(stored[known])).all())
     if median <= FARTHEST_MEDIAN and values.dtype.kind == "f" and not stretched:
-        return stored, "depth in metres", []
+        near = float(stored[known].max()) <= 1
+        doubt = (
+            f"{decoded.name} was taken for metres, and nothing in it is farther than one. If it is "
+            f"brought to [0, 1], it has no unit; if it is metres, say {given.as_('depth,unit=m')}."
+        )
+        return stored, "depth in metres", [doubt] if near else []
     if (
         whole
         and not stretched
@@ -320,19 +361,77 @@ def _unit(given: Given, default: float) -> float:
 def _fitted(
     numbers: NDArray[np.float64], known: NDArray[np.bool_], size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Cropped and resized, NaN where most of a pixel is a hole."""
+    """Cropped and resized, NaN where a pixel is a hole: see :func:`least_known`."""
     filled = np.where(known, numbers, 0).astype(np.float32)
-    if known.all():
-        return fit_numbers(filled, size, Resampling.BILINEAR).copy()
+    if known.all() or filled.shape == size:
+        return np.where(known, fit_numbers(filled, size, Resampling.BILINEAR), np.nan)
     weight = fit_numbers(known.astype(np.float32), size, Resampling.BILINEAR)
     amount = fit_numbers(filled, size, Resampling.BILINEAR)
-    return np.where(weight >= 0.5, amount / np.maximum(weight, 0.5), np.nan).astype(np.float32)
+    least = least_known(float(known.mean()))
+    return np.where(weight >= least, amount / np.maximum(weight, least), np.nan).astype(np.float32)
 
 
-def grey_doubt(given: Given) -> str:
-    """What is doubted of a grey photograph: it may be a picture of depth."""
-    return (
-        f"{given.source} is grey and was taken for a photograph, whose depth the network "
-        f"estimates. If it is a map, say {given.as_('disparity')} (near is white) or "
-        f"{given.as_('depth')} (far is white); {given.as_('photo')} says that it is none."
+def picture_doubt(given: Given, decoded: Decoded) -> str:
+    """What is doubted of a photograph that may be a picture of depth; "" if it is not like one.
+
+    Raises:
+        TargetError: its channels are the bytes of one number, as CARLA packs depth.
+    """
+    said = (
+        f"If it is a map, say {given.as_('disparity')} (near is white) or {given.as_('depth')} "
+        f"(far is white); {given.as_('photo')} says that it is none."
     )
+    image = decoded.image
+    if image is None:
+        return ""
+    left, top = ((side - min(side, _SAMPLE)) // 2 for side in image.size)
+    part = image.crop(
+        (left, top, left + min(image.width, _SAMPLE), top + min(image.height, _SAMPLE))
+    )
+    rgb = np.asarray(part.convert("RGBA").convert("RGB"))
+    if one_channel(rgb, LOSS) is not None:
+        return (
+            f"{given.source} is grey and was taken for a photograph, whose depth the network "
+            f"estimates. {said}"
+        )
+    if decoded.exact and image.mode in ("RGB", "RGBA"):
+        if _is_packed(rgb):
+            raise TargetError(
+                f"{given.source} looks like numbers in several bytes, one in each channel.",
+                remedy="Put them together (such as R + 256 G + 65536 B) and save them as .npy; or "
+                f"give {given.as_('photo')} if it is a photograph.",
+            )
+        if _is_painted(rgb):
+            return (
+                f"{given.source} was taken for a photograph, and has few colours, which follow "
+                "each other as in pictures of depth for people. Those cannot be read: give the map "
+                f"that it was painted from. {given.as_('photo')} says that it is a photograph."
+            )
+    return ""
+
+
+def _is_packed(rgb: NDArray[np.uint8]) -> bool:
+    """Whether one channel holds the lower digits of a number whose higher ones are green.
+
+    It jumps nearly everywhere while green is calm, or where green rises or falls by one.
+    """
+    steps = np.diff(rgb.astype(np.int16), axis=1)
+    green = steps[..., 1]
+    for low in (steps[..., 0], steps[..., 2]):
+        jumps = np.abs(low) > 100
+        if jumps.sum() <= max(8, jumps.size // 500):
+            continue
+        carried = (green == -np.sign(low))[jumps].mean() > 0.8
+        if carried or (jumps.mean() > 0.1 and (np.abs(green[jumps]) < 16).mean() > 0.8):
+            return True
+    return False
+
+
+def _is_painted(rgb: NDArray[np.uint8]) -> bool:
+    """Whether all colours lie closely along one line, as those of a colour map."""
+    colours = np.unique(rgb.reshape(-1, 3), axis=0).astype(np.int16)
+    if not 64 <= len(colours) <= 256:
+        return False
+    apart = np.abs(colours[:, None] - colours[None]).sum(axis=2)
+    np.fill_diagonal(apart, 1000)
+    return bool(np.median(apart.min(axis=1)) <= 6 and np.ptp(colours, axis=0).sum() > 250)

@@ -51,7 +51,7 @@ def load_transformers(folder: ModelFolder, config: Mapping[str, Any]) -> Checkpo
     return Checkpoint(
         network,
         preparation,
-        loaded.labels,
+        _both(loaded.labels),
         folder.files,
         bool(getattr(loaded.processor, "do_reduce_labels", False)),
         tuple(
@@ -64,6 +64,13 @@ def load_transformers(folder: ModelFolder, config: Mapping[str, Any]) -> Checkpo
         ),
         tuple(folder.remarks),
     )
+
+
+def _both(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of classes; those of one output are two, of which the first is the background."""
+    if len(labels) > 1:
+        return labels
+    return "background", "foreground" if labels == ("LABEL_0",) else labels[0]
 
 
 def _logits(output: Any) -> Tensor:

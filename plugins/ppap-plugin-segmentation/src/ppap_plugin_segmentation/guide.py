@@ -95,7 +95,7 @@ class SegmentationGuide(Guide):
         named = split_class(given, self.labels)
         if named is not None:
             index, inner = named
-            mask = inner.mask(size)
+            mask = inner.mask(size, ("of",))
             value = one_class(mask.share, index, len(self.labels))
             pictures = {f"where {self.labels[index]} is to be": self._wanted(value)}
             then = f"white is where {self.labels[index]!r} is to be"

@@ -166,7 +166,8 @@ class _Reader:
             return self._numbers(found[0], clear)
         pixels = self.decoded.pixels
         if isinstance(pixels, np.ndarray) and not _has_colours(pixels):
-            if self.said or pixels.ndim != 3:
+            colours = pixels.ndim == 3 and {pixels.shape[0], pixels.shape[2]} & {1, 3, 4}
+            if self.said or not colours or pixels.dtype == np.bool_:
                 self.given.numbers()  # says what is wrong with it
             return None
         return self._coloured(clear)
@@ -236,6 +237,9 @@ class _Reader:
         ids, doubts = self._ids(most, bool(np.isin(seen, sorted(ignored)).any()))
         if ids == "cityscapes":
             table = self._of_cityscapes()
+            if most >= 1000:  # an instance has its class times 1000 and a number of its own
+                values = np.where(values >= 1000, values // 1000, values)
+                most = int(values[~open_].max(initial=0))
             bad = most if most >= len(table) else None
             inside = values.clip(0, len(table) - 1)
             return np.where(open_, OPEN, table[inside]), "label ids of Cityscapes", doubts, bad
@@ -253,7 +257,10 @@ class _Reader:
 
     def _ignored(self) -> set[int]:
         ignored = {number for number in _IGNORED if number >= self.count}
-        ignored |= {n for n in self.conventions.ignored if n >= self.count}
+        # As a processor: what it ignores it ignores, also where there are so many classes.
+        ignored |= {
+            n for n in self.conventions.ignored if n >= self.count or not self.conventions.reduced
+        }
         text = self.given.settings.get("ignore")
         if text is not None:
             try:
@@ -271,7 +278,8 @@ class _Reader:
             return ids or "train", []
         called = self.given.path.name.lower() if self.given.files else ""
         # The first number beyond the train ids is also what some give to what is open.
-        if len(CITYSCAPES_NAMES) < most < len(CITYSCAPES_IDS) or "labelids" in called:
+        named = "labelids" in called or "instanceids" in called
+        if len(CITYSCAPES_NAMES) < most < len(CITYSCAPES_IDS) or named:
             return "cityscapes", []
         if has_ignored or "trainids" in called:
             return "train", []
@@ -366,7 +374,7 @@ class _Reader:
             self._refuse_lossy_colours(colours)
             return None
         seen = _unique_colours(colours, clear)
-        if len(seen) > 256 and not self.said and self.by is None:
+        if len(seen) > 4096 and not self.said and self.by is None:
             return None
         palette = self._known_palette(set(seen))
         if palette is not None and (len(seen) > 1 or self.said):
@@ -374,9 +382,17 @@ class _Reader:
         if not self.said and self.by is None:
             looks = _looks(_packed(colours), colours)
             if looks == "photo" or len(seen) == 1:
+                self._refuse_lossy_colours(colours)
                 return None
             if looks is None:
                 raise self._either_photo()
+        swapped = self._known_palette({(b, g, r) for r, g, b in seen})
+        if swapped is not None:
+            raise TargetError(
+                f"{self.decoded.name} holds the colours of the palette {swapped.name!r} with red "
+                "and blue exchanged.",
+                remedy="Exchange them: OpenCV writes and reads them as blue, green, red.",
+            )
         shown = ", ".join("#{:02x}{:02x}{:02x}".format(*c) for c in seen[:4])
         raise TargetError(
             f"{self.decoded.name} looks like a label map in colours ({len(seen)} of them: {shown}"
@@ -460,7 +476,8 @@ class _Reader:
             )
 
     def _refuse_lossy_colours(self, colours: NDArray[np.uint8]) -> None:
-        """Colours near to those of the network's palette, saved with loss."""
+        """Colours near to those of the network's palette, saved with loss, or smoothed."""
+        loss = 0 if self.decoded.exact else 12
         step = max(1, max(colours.shape[:2]) // 128)
         some = colours[::step, ::step].reshape(-1, 3).astype(np.int64)
         for palette in PALETTES.values():
@@ -469,15 +486,15 @@ class _Reader:
             rows = [c for c, _, number in palette.entries if number < max(palette.count, 1)]
             table = np.array(sorted(set(rows)))
             apart = np.abs(some[:, None] - table[None]).max(axis=2)
-            near = apart.min(axis=1) <= 12
+            near = apart.min(axis=1) <= loss
             found = np.bincount(apart.argmin(axis=1)[near], minlength=len(table)) / len(some)
             if near.mean() > 0.5 and (found > 0.02).sum() > 2:
+                how = f"saved as {self.decoded.format}" if loss else "smoothed or resized"
                 raise TargetError(
                     f"{self.decoded.name} looks like a label map in the colours of "
-                    f"{palette.name!r} that was saved as {self.decoded.format}, which changes "
-                    "colours.",
-                    remedy=f"Save it as PNG; or give {self.given.as_('photo')} if it is a "
-                    "photograph.",
+                    f"{palette.name!r} that was {how}, which changes colours.",
+                    remedy="Resize it by the nearest neighbour, and save it as PNG; or give "
+                    f"{self.given.as_('photo')} if it is a photograph.",
                 )
 
     def _too_high(self, index: int) -> TargetError:
@@ -602,8 +619,10 @@ def _looks(values: NDArray[np.int64], colours: NDArray[np.uint8] | None) -> str 
     ])  # fmt: skip
     little = 2 if colours is None else 24
     gradual = float((changes <= little).mean()) if changes.size else 0.0
+    pieces = alone.mean() <= 0.01 and equal >= (0.6 if kinds <= 100 else 0.9)
+    if pieces and colours is not None:
+        # Ids in the bytes of colours differ by little, and so do the colours of few-coloured art.
+        return "labels" if kinds <= 12 or gradual <= 0.5 else None
     if kinds > 100 or alone.mean() > 0.03 or (kinds > 12 and gradual > 0.5):
         return "photo"
-    if alone.mean() <= 0.01 and equal >= 0.6:
-        return "labels"
-    return None
+    return "labels" if pieces else None

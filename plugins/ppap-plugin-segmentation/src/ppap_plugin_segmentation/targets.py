@@ -70,8 +70,7 @@ def split_class(given: Given, labels: Sequence[str]) -> tuple[int, Given] | None
                 f"The mask {given.text!r} does not say of which class it is.",
                 remedy=f"Name it: {given.as_(f'mask,of={labels[-1]}')}.",
             )
-        rest = {key: value for key, value in given.settings.items() if key != "of"}
-        return _class(given.settings["of"], labels, given), replace(given, settings=rest)
+        return _class(given.settings["of"], labels, given), given
     # A file may have the sign in its own name, or in that of its folder.
     if given.kind is not None or given.is_file or not isinstance(given.value, str):
         return None
@@ -85,7 +84,8 @@ def split_class(given: Given, labels: Sequence[str]) -> tuple[int, Given] | None
             remedy=f"Give a mask, white where the class is to be: {name}=mask.png.",
         )
     mask = Given.of(path.strip(), ("mask",), given.moved)
-    return index, replace(mask, kind="mask")
+    said = str(index) if set(name) & set(",:") else name  # as it may stand in a head
+    return index, replace(mask, kind="mask", settings={**mask.settings, "of": said})
 
 
 def _class(name: str, labels: Sequence[str], given: Given) -> int:

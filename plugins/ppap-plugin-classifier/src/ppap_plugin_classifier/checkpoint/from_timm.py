@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,9 +106,14 @@ def load_file(name: str, architecture: str, weights: Path) -> Checkpoint:
     shapes = {key: tuple(tensor.shape) for key, tensor in source.state.items()}
     shape = next((shapes[f"{h}.weight"] for h in heads if shapes.get(f"{h}.weight")), None)
     if shape is None:
-        lacking = f"lack the classifier {(heads or ['?'])[0] + '.weight'!r} of {architecture}."
+        head = f"{(heads or ['?'])[0]}.weight"
+        alike = [k for k in shapes if re.search(r"(fc|head|classifier)\.weight$", k)]
+        foreign = foreign_names(shapes, _names(source))
+        if not foreign and alike:
+            foreign = f"They have {', '.join(map(repr, alike[:3]))}."
         raise CheckpointError(
-            f"The weights {str(weights)!r} {lacking} {foreign_names(shapes, _names(source))}",
+            f"The weights {str(weights)!r} lack the classifier {head!r} of {architecture}. "
+            f"{foreign}".strip(),
             remedy="It may be a backbone without its head, or another architecture.",
         )
     arguments = {"num_classes": shape[0]}
@@ -398,6 +404,12 @@ def read_preparation(name: str, cfg: Mapping[str, Any]) -> Preparation:
             f"The model {name!r} takes images of {channels} channels; guides see RGB.",
             remedy="Use a model for colour images.",
         )
+    if max(mean) > 2:
+        raise CheckpointError(
+            f"The model {name!r} gives the mean {mean}, as of pixels from 0 to 255; in timm's "
+            "pretrained_cfg they are from 0 to 1.",
+            remedy="Divide its mean and std by 255.",
+        )
     if mode is None:
         raise CheckpointError(
             f"The model {name!r} resizes by {resample!r}, which is not supported.",
@@ -421,6 +433,8 @@ def read_names(name: str, cfg: Mapping[str, Any]) -> tuple[list[str] | None, tup
     try:
         if isinstance(own, Mapping):
             by_index = {int(k): str(v) for k, v in own.items()}
+            if sorted(by_index) == list(range(1, classes + 1)):
+                by_index = {k - 1: name for k, name in by_index.items()}
             if all(0 <= k < classes for k in by_index):
                 own = [by_index.get(k, f"class {k}") for k in range(classes)]
         if isinstance(own, Mapping | str) or len(own) not in {classes, 2 if classes == 1 else 0}:

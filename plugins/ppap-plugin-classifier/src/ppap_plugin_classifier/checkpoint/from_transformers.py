@@ -91,7 +91,7 @@ def load(folder: ModelFolder, config: Mapping[str, Any], weights: Path | None = 
         read_processor(name, loaded.processor, fit_crop=True),
         None if placeholders else named,
         folder.files,
-        classes=len(named),
+        classes=int(loaded.config.num_labels),
         problem=config.get("problem_type"),
         remarks=folder.remarks,
     )
