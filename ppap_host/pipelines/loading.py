@@ -84,6 +84,8 @@ def load(
         raise CheckpointError(
             f"{checkpoint!r} gives no pipeline: it has no {described.name}.", remedy=_REMEDY
         )
+    if isinstance(index.get("_class_name"), list):
+        raise _with_code(checkpoint, ".".join(map(str, index["_class_name"])))
     name = str(index.get("_class_name"))
     kind = _class_named(name, checkpoint)
     left_out: dict[str, Any] = dict.fromkeys(_left_out(name, index, bool(ip_adapter)))
