@@ -67,9 +67,9 @@ def through_all(
 _WORDS = {"class_index": "class", "guides": "guide"}
 
 
-def command_line(values: Values) -> tuple[str, ...]:
+def command_line(values: Values, out: str = "out") -> tuple[str, ...]:
     """The command that says the same."""
-    words = ["run", "--no-unguided", "--out", "out"]
+    words = ["run", "--no-unguided", "--out", out]
     for key, value in values.items():
         if key == "guides":
             for guide in value:

@@ -43,6 +43,7 @@ MATERIAL = ("harvest", "--num", "8", "--shard", "2", "--batch", "2", "--steps", 
 DISTURBANCES = ("kill -9", "SIGTERM", "no room on the disk", "the same command beside it")
 _SAID = re.compile(r"No space left|at work|already holds|too large|Interrupted|stopped|terminated")
 _HANGS = 300.0
+"""Seconds after which a job hangs; more on a machine where it takes long undisturbed."""
 
 
 def main() -> int:
@@ -172,7 +173,7 @@ def _life(
                     for pid in pids:
                         os.kill(pid, kind)
                 what = ""
-            if time.monotonic() - began > _HANGS:
+            if time.monotonic() - began > max(_HANGS, 20 * usual):
                 wrong.append(f"{folder.name}: hangs")
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)

@@ -390,6 +390,9 @@ def _ended_by(command: tuple[str, ...], name: str) -> Make:
 
         pid = os.fork()
         if pid == 0:
+            # Whoever started all this may ignore it, as nohup and a shell in the background do.
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(getattr(signal, name), usual)
             sys.argv = ["ppap", *command]
             code = 0
             try:
