@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +25,75 @@ def guided(name: str, target: Any = "x.png", **more: Any) -> dict[str, Any]:
     return {**QUICK, "guides": [{"name": name, "target": target, "recipe": "x0", **more}]}
 
 
+DOORS = ("command line", "TOML", "record", "Python")
+
+
 def through_all(
     name: str,
     kind: int,
     make: Make,
     values: Values,
     *,
-    says: str | None = None,
-    works: bool = False,
+    codes: Sequence[int] = REFUSED,
+    doors: Sequence[str] = DOORS,
     **more: Any,
-) -> Iterator[Case]:
-    """A case for each door.
+) -> Case:
+    """A case that goes through one door after the other.
 
     Args:
         values: of a run, as a record has them.
-        works: whether an image is made, which is another than the record says; else it is refused.
-        more: of each :class:`~robustness.cases.Case`.
+        codes: exit codes that are right; 0 where an image may be made, which then is another than
+            the record says.
+        more: of the :class:`~robustness.cases.Case`.
     """
-    codes: Sequence[int] = (0,) if works else REFUSED
 
-    def toml(folder: Path) -> None:
-        make(folder)
+    def check(folder: Path) -> None:
+        for door in doors:
+            try:
+                code = _gone_through(door, folder, values)
+            except BaseException:
+                print(door, file=sys.stderr)
+                raise
+            right = (*codes, 1) if door == "record" and 0 in codes else codes
+            if code not in right:
+                raise RuntimeError(f"{door}: exit code {code}")
+
+    more = {"inputs": len(doors), "seconds": 120.0, "writes": ("x.toml", "run.json"), **more}
+    return Case(name, kind, make, check, codes=(0,), **more)
+
+
+def _gone_through(door: str, folder: Path, values: Values) -> int:
+    """The exit code, or what it would be."""
+    from ppap_host.files.errors import PpapError
+
+    if door == "Python":
+        try:
+            in_python(values)
+        except PpapError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0
+    command = command_line(values, "out-1")
+    if door == "TOML":
         rest = {k: v for k, v in values.items() if k != "guides"}
         (folder / "x.toml").write_text(tomli_w.dumps({**rest, "guide": values.get("guides", [])}))
-
-    def record(folder: Path) -> None:
-        make(folder)
+        command = ("run", "--config", "x.toml", "--no-unguided", "--out", "out-2")
+    elif door == "record":
         stock.record(folder, {**stock.RUN, "config": {"backbone": "shapes", **values}})
+        command = ("rerun", "run.json")
+    return ppap(command)
 
-    doors: dict[str, tuple[Make, Any, Sequence[int]]] = {
-        "command line": (make, command_line(values), codes),
-        "TOML": (toml, ("run", "--config", "x.toml", "--no-unguided", "--out", "out"), codes),
-        "record": (record, ("rerun", "run.json"), (1, 2) if works else REFUSED),
-        "Python": (make, lambda folder: in_python(values), codes),
-    }
-    for door, (files, command, right) in doors.items():
-        # A record's targets are those that lie beside it, whatever its configuration says.
-        said = None if door == "record" else says
-        yield Case(f"{name}, {door}", kind, files, command, said, right, **more)
+
+def ppap(arguments: Sequence[str]) -> int:
+    """The command in this process; its exit code."""
+    from ppap_host.cli import main
+
+    sys.argv = ["ppap", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
 
 
 _WORDS = {"class_index": "class", "guides": "guide"}
