@@ -487,7 +487,7 @@ def _small() -> Iterator[Case]:
         yield Case(f"{name} as a record", 10, make, ("rerun", "x.png"), memory=1 << 30)
 
     texts = {
-        "steps": "1," * 40_000 + "1", "sampler": "d" * 100_000, "prompt": "x" * 10**7,
+        "steps": "1," * 40_000 + "1", "sampler": " " * 100_000, "prompt": "x" * 10**7,
         "device": "cuda:" + "9" * 100_000, "recipe": "x0:" + "a=1," * 50_000,
         "balance": "p" * 10**6, "churn_range": "9" * 10**5 + ":" + "9" * 10**5,
         "backbone": "s" * 10**6, "checkpoint": "a/" * 50_000, "dtype": "f" * 10**5,
@@ -536,6 +536,8 @@ def _small() -> Iterator[Case]:
         "long": "9" * 10**6,
         "minus": "-1 0 0",
         "words": "red\n" * 10**5,
+        "blanks": "0 0 0 a\nred" + " " * 10**5 + "x",
+        "fractions": "[[0.5, 0.2, 1.0]]",
     }.items():
 
         def with_palette(folder: Path, palette: str = palette) -> None:
