@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def cases() -> Iterator[Case]:
     yield from _pictures()
     yield from _marks()
     yield from _small()
+    yield from _names()
 
 
 # Kind 6
@@ -568,3 +570,52 @@ def _large_jpeg() -> bytes:
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", 65_500, 65_500)
     return bytes(data)
+
+
+_NO_NAMES = ("a" * 5000, "./" + "a" * 300, "a/" * 3000, "\x00", "./a\x00b", "\udcff", "~nobody/x",
+             "/dev/null/x", "con\n", "https://x", "", ".", "..", "/", "a:b:c", "::", "@", "a@", "#",
+             "?", "*", "%s", "{}", "$HOME", "file:///etc/passwd", "\\\\x\\y", "C:\\x")  # fmt: skip
+"""What names no file of ours, or none at all."""
+
+
+def _names() -> Iterator[Case]:
+    for name in ("diffusers", "adm", "glide", "dit", "edm", "shapes"):
+        for option in ("checkpoint", "vae", "upsampler", "lora", "controlnet", "ip_adapter"):
+
+            def of_backbone(text: str, name: str = name, option: str = option) -> None:
+                import ppap_host as ppap
+
+                ppap.load_backbone(name, **{option: text})
+
+            yield _no_name(f"{option} of {name}", of_backbone)
+    for name in ("classifier", "segmentation", "super-resolution"):
+        for option in ("model", "target", "experts", "calibration", "recipe", "interval", "stage"):
+
+            def of_guide(text: str, name: str = name, option: str = option) -> None:
+                usual = {"target": CLASSES.get(name, "x.png"), "recipe": "x0"}
+                in_python({**QUICK, "guides": [{"name": name, **usual, option: text}]})
+
+            yield _no_name(f"{option} of {name}", of_guide)
+    for option in ("image", "mask", "sampler", "steps", "device", "churn_range", "negative_prompt"):
+
+        def of_run(text: str, option: str = option) -> None:
+            in_python({**QUICK, "image": "x.png", option: text})
+
+        yield _no_name(option, of_run)
+
+
+def _no_name(where: str, give: Callable[[str], Any]) -> Case:
+    def check(folder: Path) -> None:
+        from ppap_host.files.errors import PpapError
+
+        for text in _NO_NAMES:
+            try:
+                give(text)
+            except PpapError as error:
+                _check_remedy(error)
+            except BaseException:
+                print(ascii(text[:60]), file=sys.stderr)
+                raise
+
+    return Case(f"names that no file has as {where}", 10, _picture, check, codes=(0,),
+                inputs=len(_NO_NAMES), seconds=200)  # fmt: skip

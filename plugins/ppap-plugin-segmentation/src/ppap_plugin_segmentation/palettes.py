@@ -252,9 +252,7 @@ _BETWEEN = r"[\s,;]++"
 _NUMBERS_FIRST = re.compile(
     rf"(?:(\d++){_BETWEEN})?(\d++){_BETWEEN}(\d++){_BETWEEN}(\d++)(?:{_BETWEEN}(\D.*))?"
 )
-_NAME_FIRST = re.compile(
-    rf"(\D(?:.*?[^\s,;])?){_BETWEEN}(\d++){_BETWEEN}(\d++){_BETWEEN}(\d++)"
-)
+_NAME_FIRST = re.compile(rf"(\D(?:.*?[^\s,;])?){_BETWEEN}(\d++){_BETWEEN}(\d++){_BETWEEN}(\d++)")
 
 
 def _rows(content: str) -> list[tuple[Colour, str, int]]:
