@@ -83,7 +83,10 @@ def main() -> int:
                 number += 1
             if not going:
                 break
+            told = len(wrong)
             going = [life for life in going if next(life, life) is not life]
+            for line in wrong[told:]:
+                print(line, flush=True)
             time.sleep(0.02)
     print("| job | ended as undisturbed |\n|---|---|")
     for name in JOBS:
@@ -150,6 +153,8 @@ def _life(
     wrong: list[str],
 ) -> Iterator[None]:
     """A job from its first beginning to its end; yields while it waits."""
+    while name == "tune" and list(folder.parent.glob("*.fill")):
+        yield  # there is no room to copy what it needs
     folder.mkdir()
     if name == "tune":
         shutil.copytree(whole / "material", folder / "material")
