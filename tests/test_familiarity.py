@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -102,16 +103,30 @@ def test_it_is_the_same_after_it_was_written(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "shapes"])
+def _headed(path: Path, text: str, mean: float = 0.0) -> None:
+    save_file({"mean": torch.full((3,), mean), "whitening": torch.eye(3)}, path,
+              {"familiarity": text})  # fmt: skip
+
+
+SAYS = '{"layer": "maps", "limit": 1.0, "knows": "x"}'
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "other": lambda path: save_file({"weight": torch.zeros(2)}, path),
+    "shapes": Familiarity("maps", torch.zeros(3), torch.eye(4), 1.0, "").save,
+    "a limit that is no number": lambda path: _headed(path, SAYS.replace("1.0", "NaN")),
+    "a limit in words": lambda path: _headed(path, SAYS.replace("1.0", '"far"')),
+    "brackets without end": lambda path: _headed(path, "[" * 100_000),
+    "another key": lambda path: _headed(path, SAYS.replace("knows", "distance")),
+    "a mean that is no number": lambda path: _headed(path, SAYS, math.nan),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path: Path, damage: str) -> None:
     path = tmp_path / FILE
     known(Net()).save(path)
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:100])
-    elif damage == "other":
-        save_file({"weight": torch.zeros(2)}, path)
-    else:
-        Familiarity("maps", torch.zeros(3), torch.eye(4), 1.0, "").save(path)
+    DAMAGES[damage](path)
     with pytest.raises(CheckpointError, match="Delete it"):
         load_familiarity(path)
 
@@ -119,8 +134,11 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path: Path, damage:
 def test_a_file_of_another_network_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="no layer 'elsewhere'"):
         pooled(Net(), "elsewhere", images(1, 0))
-    with pytest.raises(CheckpointError, match="not maps or tokens"):
+    with pytest.raises(CheckpointError, match="no maps or tokens"):
         pooled(nn.Sequential(nn.Flatten()), "0", images(1, 0))
+    other = Familiarity("maps", torch.zeros(3), torch.eye(3), 1.0, "")
+    with pytest.raises(CheckpointError, match="another width"):
+        other.distance(Net(), images(1, 0))
 
 
 class Knowing(QuadraticGuide):
@@ -149,8 +167,8 @@ def test_any_guide_with_a_file_beside_its_weights_doubts_what_is_far(tmp_path: P
         assert part in said
 
 
-def test_a_limit_that_is_infinite_never_warns(tmp_path: Path) -> None:
-    known(Net(), math.inf).save(tmp_path / FILE)
+def test_a_limit_that_nothing_reaches_never_warns(tmp_path: Path) -> None:
+    known(Net(), 1e30).save(tmp_path / FILE)
     assert Knowing(tmp_path).doubts(images(1, 8, spread=9), "noise.png") == ()
 
 

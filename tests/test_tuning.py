@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import pickle
@@ -27,6 +28,7 @@ from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.cli.surroundings import signals
 from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
@@ -113,6 +115,33 @@ def test_ctrl_c_keeps_everything_and_the_tuning_goes_on_to_the_same_experts(
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
     again = tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path, stop)  # nothing is left to do
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(again), strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("of", "name", "call"),
+    [(torch.optim.Optimizer, "zero_grad", 5), (Tuning, "distances", 6)],
+    ids=["between a step and its count", "in a measurement"],
+)
+def test_a_signal_in_the_midst_of_a_step_waits_for_its_end(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, of: Any,
+    name: str, call: int,
+) -> None:  # fmt: skip
+    whole = tune(ColourGuide(), lesson, LEVELS, CONFIG)
+    real, calls = getattr(of, name), itertools.count(1)
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return real(*args, **options)
+
+    monkeypatch.setattr(of, name, signalled)
+    with signals(), pytest.raises(KeyboardInterrupt):
+        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+    monkeypatch.undo()
+    resumed = tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
+    assert whole.metadata["quality"] == resumed.metadata["quality"]
 
 
 def test_a_killed_tuning_goes_on_to_the_same_bytes(made: Harvest, tmp_path: Path) -> None:

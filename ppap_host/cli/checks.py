@@ -6,7 +6,6 @@ file is judged by whoever reads it; of an expert set the header says for which g
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from ppap_host.files.errors import (
     PpapError,
     unknown_name,
 )
-from ppap_host.files.reading import local_path, require_regular
+from ppap_host.files.reading import Document, local_path, require_regular
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
@@ -171,22 +170,10 @@ def _check_experts(guide: GuideConfig, found: Registry) -> None:
         found.entry("expert set", name)
         return
     remedy = "Give a set of `ppap tune`: its folder or the file in it."
-    require_regular(path, CheckpointError, remedy)
-    made_for = _said_by(path).get("guide")
+    said = Document("readable expert set", CheckpointError, remedy).header(path, "ppap")
+    made_for = said.get("guide") if isinstance(said, dict) else None
     if isinstance(made_for, str) and isinstance(guide.steers, str) and made_for != guide.steers:
         raise CheckpointError(
             f"The experts in {name!r} are for the guide {made_for!r}, not {guide.steers!r}.",
             remedy=f"Use them with --guide {made_for}, or name other ones.",
         )
-
-
-def _said_by(path: str) -> dict[str, object]:
-    """What an expert set says of itself; nothing if it cannot be read, which is said later."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            said = json.loads((file.metadata() or {})["ppap"])
-    except (OSError, ValueError, KeyError, SafetensorError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

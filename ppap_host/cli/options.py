@@ -10,6 +10,7 @@ import typer
 from ppap_host.cli import complete
 from ppap_host.cli.checks import DTYPES
 from ppap_host.files.errors import OptionError
+from ppap_host.files.reading import Document
 
 COMMON = "Common options"
 GUIDES = "Each guide in detail"
@@ -19,6 +20,7 @@ MACHINE = "Machine"
 RESULTS = "Results"
 
 SAMPLERS = "ddim, dpm++, euler, unipc ... (`ppap list samplers`)."
+_VALUE = Document("value", OptionError, "Give a number, a text or JSON.")
 SEVERAL_DEVICES = "auto, cpu, cuda, cuda:1 or mps."
 
 
@@ -130,13 +132,15 @@ def values(option: str, given: list[str] | None) -> dict[str, Any]:
     """Arguments by name, read as JSON where they are that, and else as text.
 
     Raises:
-        OptionError: an entry is not NAME=VALUE.
+        OptionError: an entry is not NAME=VALUE, or its value is more than a document may hold.
     """
     found: dict[str, Any] = {}
     for key, value in _pairs(option, given):
         try:
-            found[key.replace("-", "_")] = json.loads(value)
-        except ValueError:
+            found[key.replace("-", "_")] = _VALUE.values(value, f"{option} {key}")
+        except OptionError as error:
+            if not isinstance(error.__cause__, json.JSONDecodeError):
+                raise
             found[key.replace("-", "_")] = value
     return found
 

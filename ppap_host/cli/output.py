@@ -76,9 +76,16 @@ def _spelled(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
+_MOST = 4000  # characters of a message: what it quotes may have millions
+
+
 def in_one_line(text: object) -> str:
-    """A message that may have several lines, :func:`clean` and in one."""
-    return clean(_LINES.sub(" ", str(text)).strip())
+    """A message that may have several lines, :func:`clean` and in one; a long one's middle is left
+    out."""
+    told = str(text)
+    if len(told) > _MOST:
+        told = f"{told[: _MOST // 2]} ... {told[-_MOST // 2 :]}"
+    return clean(_LINES.sub(" ", told).strip())
 
 
 def encodable(text: str, stream: TextIO) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -304,7 +305,7 @@ _DOCUMENT = Document(
 
 def calibration_file(path: str | Path) -> Path:
     """The file of a calibration that is given as itself or as the folder it is in."""
-    return Path(path) / FILE if Path(path).is_dir() else Path(path)
+    return Path(path) / FILE if os.path.isdir(path) else Path(path)
 
 
 def load_calibration(path: Path, guide: Guide | None = None) -> Calibration:

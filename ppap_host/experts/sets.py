@@ -28,7 +28,7 @@ from ppap_host.experts.patches import (
     twin,
 )
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.reading import Document, require_regular
+from ppap_host.files.reading import Document
 from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.guide import Guide, Wrapped
 
@@ -404,15 +404,13 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> tuple[dict[str, Any], _Header]:
     """The header of a set's file, as it is and as it was checked; its tensors are put into
     ``tensors``."""
-    require_regular(path, CheckpointError, _FILE.remedy)
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("ppap", "")
-            if tensors is not None:
+    described: dict[str, Any] = _FILE.header(path, "ppap")
+    if tensors is not None:
+        try:
+            with safe_open(path, framework="pt") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _FILE.fail(str(path), str(error)) from None
-    described: dict[str, Any] = _FILE.values(text, str(path))
+        except (OSError, SafetensorError) as error:
+            raise _FILE.fail(str(path), str(error)) from None
     header = _FILE.check(described, _Header, str(path))
     if tensors is not None and header.sha256 not in (None, digest_of(tensors)):
         raise _unsound("is damaged: its tensors are others than were written", path)

@@ -171,7 +171,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         RecordError: it is none.
     """
-    file = path / RECORD if path.is_dir() else path
+    file = path / RECORD if os.path.isdir(path) else path
     values = _RECORD.read(file, dict[str, Any])
     _RECORD.check(values, TuningRecord, str(file))
     return values

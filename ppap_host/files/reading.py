@@ -183,12 +183,28 @@ class Document:
             values = json.loads(text, parse_constant=None if self.infinite else _refused)
         except RecursionError:
             raise self.fail(source, f"it is nested more than {DEPTH} deep") from None
-        except ValueError as problem:  # also numbers of thousands of digits, and no UTF-8
-            raise self.fail(source, str(problem).partition(";")[0]) from None
-        beyond = _beyond(values, self.infinite)
-        if beyond:
-            raise self.fail(source, beyond)
+        except ValueError as error:  # also numbers of thousands of digits, and no UTF-8
+            raise self.fail(source, str(error).partition(";")[0]) from error
+        problem = beyond(values, self.infinite)
+        if problem:
+            raise self.fail(source, problem)
         return values
+
+    def header(self, path: str | os.PathLike[str], key: str) -> Any:
+        """The plain values of JSON that a safetensors file carries under this key of its header.
+
+        Raises:
+            PpapError: of the class :attr:`error`; also if the file is no safetensors, or has none.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        require_regular(path, self.error, self.remedy)
+        try:
+            with safe_open(path, "np") as file:
+                text = (file.metadata() or {}).get(key, "")
+        except (OSError, SafetensorError) as error:
+            raise self.fail(str(path), str(error)) from None
+        return self.values(text, str(path))
 
     def check(self, values: Any, model: type[T], source: str) -> T:
         """The document from plain values.
@@ -224,7 +240,7 @@ def read_toml(path: str | os.PathLike[str], error: type[PpapError], remedy: str)
         values = tomllib.loads(text)
     except ValueError as invalid:  # numbers that are too long are none of its own errors
         raise document.fail(str(path), str(invalid)) from None
-    problem = _beyond(values)
+    problem = beyond(values)
     if problem:
         raise document.fail(str(path), problem)
     return values
@@ -289,8 +305,16 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "a device")
 
 
-def _beyond(values: Any, infinite: bool = False) -> str:
-    """What no document has a use for: numbers that are none, or brackets without end."""
+def beyond(values: Any, infinite: bool = False) -> str:
+    """What no document has a use for: numbers that are none, or brackets without end.
+
+    Args:
+        values: plain ones; what is none is passed over.
+        infinite: whether numbers may be infinite or NaN.
+
+    Returns:
+        What it is, in words; "" where there is nothing.
+    """
     rows: list[tuple[Any, int]] = [(values, 0)]
     while rows:
         value, depth = rows.pop()
@@ -302,7 +326,7 @@ def _beyond(values: Any, infinite: bool = False) -> str:
             return f"it is nested more than {DEPTH} deep"
         if isinstance(value, Mapping):
             rows += [(part, depth + 1) for part in value.values()]
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             rows += [(part, depth + 1) for part in value]
     return ""
 

@@ -15,10 +15,11 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ppap_host.files.errors import OptionError, nearest
+from ppap_host.files.reading import beyond
 
 T = TypeVar("T")
 
@@ -49,6 +50,16 @@ def _as_tuple(value: Any) -> Any:
 
 Many = BeforeValidator(_as_tuple)
 """A tuple that may be written as a list, as JSON and TOML do."""
+
+
+def _sound(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    if beyond(value):
+        raise ValueError("a table of finite numbers that is not nested without end")
+    return value
+
+
+Table = Annotated[Mapping[str, Any], AfterValidator(_sound)]
+"""Values of any kind by name, within the bounds of documents."""
 
 _source: ContextVar[str] = ContextVar("_source", default="")
 

@@ -10,23 +10,41 @@ forgotten what is not their business.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.writing import write_file
+from ppap_host.files.reading import Document
+from ppap_host.files.writing import json_text, write_file
 
 FILE = "familiarity.safetensors"
 """The name of the file, which lies beside a model's weights."""
+
+_FILE = Document(
+    "account of what a network was trained on",
+    CheckpointError,
+    "Delete it: then nothing is said of unfamiliar targets.",
+)
+
+
+class _Told(BaseModel):
+    """What the file says in its header."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    layer: str
+    limit: Annotated[FiniteFloat, Field(gt=0)]
+    knows: str
+    measured: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -58,8 +76,13 @@ class Familiarity:
 
         Args:
             prepared: as the network takes them.
+
+        Raises:
+            CheckpointError: as :func:`pooled`; or the layer has more or fewer features.
         """
         found = pooled(network, self.layer, prepared)
+        if found.shape[1] != len(self.mean):
+            raise _other_network(f"The layer {self.layer!r} has another width")
         centred = found - self.mean.to(found)
         distance: Tensor = (centred @ self.whitening.to(found).T).square().mean(dim=1).sqrt()
         return distance
@@ -72,7 +95,7 @@ class Familiarity:
         """
         tensors = {name: getattr(self, name).float().contiguous() for name in ("mean", "whitening")}
         values = {name: getattr(self, name) for name in ("layer", "limit", "knows", "measured")}
-        write_file(path, save(tensors, {"familiarity": json.dumps(values)}))
+        write_file(path, save(tensors, {"familiarity": json_text(values, None)}))
 
 
 def load_familiarity(path: Path) -> Familiarity:
@@ -81,19 +104,17 @@ def load_familiarity(path: Path) -> Familiarity:
     Raises:
         CheckpointError: the file is damaged or something else.
     """
+    told = _FILE.check(_FILE.header(path, "familiarity"), _Told, str(path))
     try:
         with safe_open(path, "pt") as file:
-            values = json.loads(file.metadata()["familiarity"])
-            tensors = {name: file.get_tensor(name) for name in ("mean", "whitening")}
-        found = Familiarity(**tensors, **values)
-        if found.whitening.shape != (len(found.mean), len(found.mean)):
-            raise ValueError("its shapes do not fit each other")
-    except Exception as error:  # safetensors has exceptions of its own; JSON and shapes raise more
-        raise CheckpointError(
-            f"{str(path)!r} does not say what a network was trained on ({error}).",
-            remedy="Delete it: then nothing is said of unfamiliar targets.",
-        ) from error
-    return found
+            mean, whitening = (file.get_tensor(name).float() for name in ("mean", "whitening"))
+    except (OSError, SafetensorError) as error:
+        raise _FILE.fail(str(path), str(error)) from None
+    if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)):
+        raise _FILE.fail(str(path), "its shapes do not fit each other")
+    if not (mean.isfinite().all() and whitening.isfinite().all()):
+        raise _FILE.fail(str(path), "its numbers are not finite")
+    return Familiarity(told.layer, mean, whitening, told.limit, told.knows, told.measured)
 
 
 def pooled(
@@ -112,24 +133,27 @@ def pooled(
     try:
         hook = network.get_submodule(layer).register_forward_hook(keep)
     except AttributeError:
-        raise CheckpointError(
-            f"The network has no layer {layer!r} to know its pictures by.",
-            remedy=f"Delete {FILE} beside its weights: it belongs to another network.",
+        raise _other_network(
+            f"The network has no layer {layer!r} to know its pictures by"
         ) from None
     try:
         with torch.no_grad():
             network(prepared)
     finally:
         hook.remove()
-    maps = kept[0].double()
+    found = kept[0] if kept else None
+    if not isinstance(found, Tensor) or found.ndim not in (3, 4):
+        raise _other_network(f"The layer {layer!r} gives no maps or tokens")
+    maps = found.double()
     if maps.ndim == 4:
         maps = maps.flatten(2).transpose(1, 2)
-    if maps.ndim != 3:
-        raise CheckpointError(
-            f"The layer {layer!r} gives {maps.ndim} dimensions, not maps or tokens.",
-            remedy=f"Delete {FILE} beside the network's weights.",
-        )
     return torch.cat([maps.mean(dim=1), maps.std(dim=1, correction=0)], dim=1)
+
+
+def _other_network(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what}.", remedy=f"Delete {FILE} beside its weights: it belongs to another network."
+    )
 
 
 def learn(

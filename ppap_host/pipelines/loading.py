@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike, fspath
@@ -84,6 +85,8 @@ def load(
         raise CheckpointError(
             f"{checkpoint!r} gives no pipeline: it has no {described.name}.", remedy=_REMEDY
         )
+    if isinstance(index.get("_class_name"), list):
+        raise _with_code(checkpoint, ".".join(map(str, index["_class_name"])))
     name = str(index.get("_class_name"))
     kind = _class_named(name, checkpoint)
     left_out: dict[str, Any] = dict.fromkeys(_left_out(name, index, bool(ip_adapter)))
@@ -267,8 +270,9 @@ def _with_control(pipe: Any, source: str, files: list[Path]) -> Any:
     if folder is None:
         folder = Path(DiffusionPipeline.download(source, use_safetensors=True))
     described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    kind = getattr(diffusers, str(described.get("_class_name")), None)
-    if kind is None or "ControlNet" not in kind.__name__:
+    name = described.get("_class_name") if isinstance(described, dict) else None
+    kind = getattr(diffusers, str(name), None)
+    if not inspect.isclass(kind) or "ControlNet" not in kind.__name__:
         raise CheckpointError(
             f"{source!r} gives no control network.",
             remedy="Give the folder of a ControlNet in diffusers' format.",
@@ -289,7 +293,7 @@ def _with_control(pipe: Any, source: str, files: list[Path]) -> Any:
 
 def _safetensors(text: str, what: str) -> Path:
     path = own_path(text)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or not os.path.isfile(path):
         raise CheckpointError(
             f"{text!r} is no safetensors file of {what}.",
             remedy="Download it, and give its path; pickles are not read.",

@@ -25,6 +25,7 @@ from ppap_host.files.settings import (
     Seed,
     Side,
     Steps,
+    Table,
     read,
     settings,
 )
@@ -156,7 +157,7 @@ class RunConfig:
     cfg: Finite | None = None
     cfg_interval: str | None = None
     guidance_scale: Finite | None = None
-    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: Table = field(default_factory=dict)
     recipe: str | None = None
     balance: str = "project"
     steps: Steps | None = None

@@ -43,6 +43,7 @@ class Case:
         command: the arguments of ``ppap``; or a function of the folder, which may raise what a
             command would report, or ``AssertionError`` for what must not be.
         says: a regular expression that standard error must match; None for any words.
+        prints: the same of standard output.
         codes: exit codes that are right; none: any, as long as nothing else is wrong.
         writes: files that the command may change, as patterns; all others must stay as they are.
         seconds: in which it must end, whatever else the machine does.
@@ -60,6 +61,7 @@ class Case:
     seconds: float = 60.0
     memory: int = 2 << 30
     inputs: int = 1
+    prints: str | None = None
 
 
 @dataclass

@@ -102,6 +102,10 @@ class _Going:
             verdict.unsaid = f"exit code {code}: {said.strip()[-200:]}"
         elif self.case.says is not None and not re.search(self.case.says, said, re.DOTALL):
             verdict.unsaid = f"nothing like {self.case.says!r}: {said.strip()[-200:]}"
+        elif self.case.prints is not None:
+            printed = (self.folder / "out").read_text(encoding="utf-8", errors="replace")
+            if not re.search(self.case.prints, printed, re.DOTALL):
+                verdict.unsaid = f"{self.case.prints!r} is printed: {printed.strip()[-200:]!a}"
         shutil.rmtree(self.folder, ignore_errors=True)
         return verdict
 

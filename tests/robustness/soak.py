@@ -43,6 +43,7 @@ MATERIAL = ("harvest", "--num", "8", "--shard", "2", "--batch", "2", "--steps", 
 DISTURBANCES = ("kill -9", "SIGTERM", "no room on the disk", "the same command beside it")
 _SAID = re.compile(r"No space left|at work|already holds|too large|Interrupted|stopped|terminated")
 _HANGS = 300.0
+"""Seconds after which a job hangs; more on a machine where it takes long undisturbed."""
 
 
 def main() -> int:
@@ -82,7 +83,10 @@ def main() -> int:
                 number += 1
             if not going:
                 break
+            told = len(wrong)
             going = [life for life in going if next(life, life) is not life]
+            for line in wrong[told:]:
+                print(line, flush=True)
             time.sleep(0.02)
     print("| job | ended as undisturbed |\n|---|---|")
     for name in JOBS:
@@ -149,6 +153,8 @@ def _life(
     wrong: list[str],
 ) -> Iterator[None]:
     """A job from its first beginning to its end; yields while it waits."""
+    while name == "tune" and list(folder.parent.glob("*.fill")):
+        yield  # there is no room to copy what it needs
     folder.mkdir()
     if name == "tune":
         shutil.copytree(whole / "material", folder / "material")
@@ -172,7 +178,7 @@ def _life(
                     for pid in pids:
                         os.kill(pid, kind)
                 what = ""
-            if time.monotonic() - began > _HANGS:
+            if time.monotonic() - began > max(_HANGS, 20 * usual):
                 wrong.append(f"{folder.name}: hangs")
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)

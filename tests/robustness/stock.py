@@ -68,10 +68,16 @@ TUNING: dict[str, Any] = {
 
 SEARCH: dict[str, Any] = {
     "format": 1, "settings": {"run": {"num": 4}},
-    "unguided": {"score": 0.5, "error": None, "tie": 0.0, "details": {"right": 0.5}},
+    "unguided": {
+        "score": 0.5, "measured": {"measure": 0.5, "distance": None, "cost": 0.0}, "error": None,
+        "details": {"right": 0.5},
+    },
     "trials": [{
         "number": 0, "values": {"scale": 1.0}, "problem": None, "seconds": 1.0,
-        "judged": {"score": 0.5, "error": 0.1, "tie": 0.0, "details": {"right": 0.5}},
+        "judged": {
+            "score": 0.5, "measured": {"measure": 0.5, "distance": 0.5, "cost": 1.0}, "error": 0.1,
+            "details": {"right": 0.5},
+        },
     }],
     "best": 0, "command": "ppap run", "seconds": 1.0,
 }  # fmt: skip

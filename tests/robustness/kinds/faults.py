@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from powercut import cuts
 
 from robustness import stock
@@ -25,8 +26,27 @@ _JOBS: dict[str, tuple[str, ...]] = {
     "run": ("run", "--num", "2", "--batch", "1", "--out", "out", *_QUICK),
     "harvest": ("harvest", "--num", "3", "--shard", "1", "--batch", "1", "--out", "out", *_QUICK),
     "scenes": ("shapes", "render", "--num", "2", "--size", "16", "--out", "out"),
-}
-_NOT_SAME = ("run.json", ".lock")  # has the seconds that it took
+    "guided run": ("run", "--guide", "segmentation", "--target", "x.png", "--num", "1", "--out",
+                   "out", "--unguided", *_QUICK),
+    "tune": ("tune", "classifier", "--harvest", "h", "--steps", "2", "--batch", "1", "--experts",
+             "1", "--out", "out", "--device", "cpu", "--seed", "5"),
+    "merge": ("experts", "merge", "a.safetensors", "b.safetensors", "--out", "out/c.safetensors"),
+    "plugin": ("plugin", "new", "haze", "--out", "out"),
+    "plot": ("plot", ".", "--out", "out/p.png"),
+}  # fmt: skip
+_NOT_SAME = ("run.json", "tuning.json", ".lock")  # have the seconds that it took
+
+
+def _material(folder: Path) -> None:
+    """What the jobs read."""
+    (folder / "x.png").write_bytes(stock.png())
+    torch.manual_seed(0)
+    stock.harvest(folder)
+    stock.tuning(folder)
+    for name, low, high in (("a", "-inf", "0.0"), ("b", "0.0", "inf")):
+        one = {**stock.SET, "ranges": [[low, high]], "scalings": [1.0], "quality": []}
+        stock.expert_set(folder, one, {"expert.0.head.bias": torch.zeros(8)})
+        (folder / "set.safetensors").rename(folder / f"{name}.safetensors")
 
 
 def cases() -> Iterator[Case]:
@@ -55,6 +75,7 @@ def _left(job: str) -> tuple[dict[str, bytes], list[tuple[str, Path]]]:
     (scratch / "disk").mkdir()
     here = Path.cwd()
     os.chdir(scratch / "disk")
+    _material(Path())
     try:
         left = list(cuts(scratch / "disk", lambda: _ppap(_JOBS[job]), scratch / "cuts"))
     finally:
@@ -84,10 +105,9 @@ def _power() -> Iterator[Case]:
         for where, path in left:
 
             def make(folder: Path, path: Path = path) -> None:
-                if (path / "out").exists():
-                    shutil.copytree(path / "out", folder / "out")
+                shutil.copytree(path, folder, dirs_exist_ok=True)
 
-            command = _goes_on if job == "harvest" else _is_sound
+            command = _goes_on if job in ("harvest", "tune") else _is_sound
             yield Case(
                 f"{job}, {where}", 11, make, command(job, whole), codes=(0,), writes=("*",)
             )  # fmt: skip

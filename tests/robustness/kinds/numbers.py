@@ -19,6 +19,7 @@ from PIL import Image
 
 from robustness import stock
 from robustness.cases import Case
+from robustness.doors import ppap
 
 Make = Callable[[Path], Any]
 _RUN = ("run", "--num", "1", "--steps", "2", "--device", "cpu", "--out", "out")
@@ -354,19 +355,58 @@ def _words() -> Iterator[Case]:
 # Kind 13
 
 
+_PLACE = ("--device", "cpu", "--out", "out")
+_TUNE = ("tune", "classifier", "--harvest", "h", "--steps", "200", "--batch", "1", "--experts", "2",
+         "--device", "cpu", "--out", "out")  # fmt: skip
+_SEARCH = ("search", "--guide", "classifier", "--target", "red cube", "--work", "out", "--budget",
+           "50", "--num", "2", "--steps", "2", "--device", "cpu")  # fmt: skip
+
+
 def _stopped() -> Iterator[Case]:
-    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-        for job, words in {
-            "run": "--num 40 --batch 1 --steps 20", "harvest": "--num 40 --shard 1 --batch 1",
-        }.items():  # fmt: skip
-            command = (job, *words.split(), "--device", "cpu", "--out", "out")
-            yield Case(f"{job}, {name}", 13, _nothing, _ended_by(command, name), codes=(0,),
+    jobs: dict[str, tuple[str, ...]] = {
+        "run": ("run", "--num", "40", "--batch", "1", "--steps", "20", *_PLACE),
+        "harvest": ("harvest", "--num", "40", "--shard", "1", "--batch", "1", *_PLACE),
+        "tune": _TUNE, "search": _SEARCH,
+        "scenes": ("shapes", "render", "--num", "20000", "--out", "out"),
+    }  # fmt: skip
+    for job, command in jobs.items():
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            yield Case(f"{job}, {name}", 13, stock.harvest, _ended_by(command, name), codes=(0,),
                        writes=("*",), seconds=180)  # fmt: skip
-    for size in (64, 512, 4096):
-        command = ("run", "--num", str(size), "--batch", str(size), "--steps", "2", "--device",
-                   "cpu", "--out", "out")  # fmt: skip
-        yield Case(f"no memory for a batch of {size}", 13, _nothing, command,
-                   says="(?i)memory", memory=300 << 20, seconds=120)  # fmt: skip
+    starved: dict[str, tuple[str, ...]] = {
+        "a batch of 512": ("run", "--num", "512", "--batch", "512", "--steps", "2"),
+        "a batch of 4096": ("run", "--num", "4096", "--batch", "4096", "--steps", "2"),
+        "a guided batch": (*_GUIDED[1:-2], "--num", "1024", "--batch", "1024"),
+        "a harvest": ("harvest", "--num", "4096", "--shard", "4096", "--batch", "4096"),
+        "going back": ("run", "--guide", "classifier", "--target", "red cube", "--recipe", "dps",
+                       "--experts", "none", "--num", "512", "--batch", "512", "--steps", "2"),
+        "particles": ("run", "--guide", "classifier", "--target", "red cube", "--recipe",
+                      "fk:particles=100", "--num", "64", "--batch", "6400", "--steps", "2"),
+    }  # fmt: skip
+    for what, words in starved.items():
+        command = (*(words if words[0] in ("run", "harvest") else ("run", *words)),)
+        command = (*(w for w in command if w != "--out"), "--device", "cpu", "--out", "big")
+        yield Case(f"no memory for {what}", 13, _nothing, command, says="(?i)memory",
+                   memory=300 << 20, seconds=120)  # fmt: skip
+    run = (*_RUN, "--num", "2", "--guide", "depth", "--target", "x.png")
+    limits: dict[str, tuple[str, int, tuple[str, ...]]] = {
+        "a run, files of 2 kB": ("FSIZE", 2000, run),
+        "a run, files of nothing": ("FSIZE", 0, run),
+        "a harvest, files of 2 kB": ("FSIZE", 2000, ("harvest", "--num", "2", "--steps", "1",
+                                                     "--device", "cpu", "--out", "out")),
+        "a tuning, files of 2 kB": ("FSIZE", 2000, (*_TUNE, "--steps", "1")),
+        "scenes, files of 100 bytes": ("FSIZE", 100, ("shapes", "render", "--num", "2", "--out",
+                                                      "out")),
+        "a plot, files of 100 bytes": ("FSIZE", 100, ("plot", ".", "--out", "p.png")),
+        "a plugin, files of 100 bytes": ("FSIZE", 100, ("plugin", "new", "haze")),
+        "a run, 3 files more": ("NOFILE", 3, run),
+        "a harvest, 3 files more": ("NOFILE", 3, ("harvest", "--num", "2", "--out", "out")),
+        "a record, 3 files more": ("NOFILE", 3, ("rerun", "run.json")),
+        "a list, 1 file more": ("NOFILE", 1, ("list",)),
+    }  # fmt: skip
+    for what, (limit, value, words) in limits.items():
+        yield Case(f"no room: {what}", 13, _material, _within(limit, value, words),
+                   codes=(0, 1, 2), writes=("h/*.safetensors",))  # fmt: skip
 
     def again(folder: Path) -> None:
         from robustness.kinds.faults import _ppap
@@ -382,6 +422,32 @@ def _stopped() -> Iterator[Case]:
     yield Case("the folder of a failed run is used again", 13, _nothing, again, codes=(0,))
 
 
+def _material(folder: Path) -> None:
+    (folder / "x.png").write_bytes(stock.png())
+    for write in (stock.harvest, stock.tuning, stock.record):
+        write(folder)
+
+
+def _within(limit: str, value: int, command: tuple[str, ...]) -> Make:
+    """A command with less of what the system gives; it says so in a line."""
+
+    def check(folder: Path) -> None:
+        import resource
+
+        from ppap_host.files.errors import PpapError
+
+        number, most = getattr(resource, f"RLIMIT_{limit}"), value
+        if limit == "NOFILE":  # so many more than there are
+            most += (lowest := os.open(".", os.O_RDONLY))
+            os.close(lowest)
+        resource.setrlimit(number, (most, most))
+        code = ppap(command)
+        if code:
+            raise PpapError("It ended with an error, as it should.", remedy="None.")
+
+    return check
+
+
 def _ended_by(command: tuple[str, ...], name: str) -> Make:
     """Ends as Ctrl-C does, in a line, and leaves what is whole."""
 
@@ -390,6 +456,9 @@ def _ended_by(command: tuple[str, ...], name: str) -> Make:
 
         pid = os.fork()
         if pid == 0:
+            # Whoever started all this may ignore it, as nohup and a shell in the background do.
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(getattr(signal, name), usual)
             sys.argv = ["ppap", *command]
             code = 0
             try:
@@ -400,11 +469,12 @@ def _ended_by(command: tuple[str, ...], name: str) -> Make:
                 os._exit(code)
         for _ in range(1500):
             time.sleep(0.1)
-            if any((folder / "out").glob("[0-9i]*.*")):
+            if (folder / "out").is_dir() and any((folder / "out").iterdir()):
+                time.sleep(2)
                 break
         os.kill(pid, getattr(signal, name))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert code == 130 if name == "SIGINT" else code in (129, 130, 143), code
+        assert code == 130, code
         for path in (folder / "out").rglob("*.png"):
             Image.open(path).load()
 

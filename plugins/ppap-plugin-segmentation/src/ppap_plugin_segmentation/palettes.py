@@ -237,20 +237,22 @@ def _from_json(content: Any) -> list[tuple[Colour, str, int]]:
         content = [{"name": name, "color": colour} for name, colour in content.items()]
     rows = []
     for index, row in enumerate(content):
+        name, colour = "", row
         if isinstance(row, dict):
             name = str(row.get("name", row.get("label", row.get("class", ""))))
-            colours = [row[key] for key in ("color", "colour", "rgb") if key in row]
-            rows.append(_entry(colours[0] if colours else (), name, index))
-        else:
-            rows.append(_entry(row, "", index))
+            colour = next((row[key] for key in ("color", "colour", "rgb") if key in row), ())
+        if any(type(c) is not int for c in colour):
+            raise ValueError(f"the colour {str(colour)[:60]} is not of whole numbers")
+        rows.append(_entry(colour, name, index))
     return rows
 
 
-_BETWEEN = r"[\s,;]+"
+# Linear in the length of any row: nothing is tried twice.
+_BETWEEN = r"[\s,;]++"
 _NUMBERS_FIRST = re.compile(
-    rf"(?:(\d+){_BETWEEN})?(\d+){_BETWEEN}(\d+){_BETWEEN}(\d+)(?:{_BETWEEN}(\D.*))?"
+    rf"(?:(\d++){_BETWEEN})?(\d++){_BETWEEN}(\d++){_BETWEEN}(\d++)(?:{_BETWEEN}(\D.*))?"
 )
-_NAME_FIRST = re.compile(rf"(\D.*?){_BETWEEN}(\d+){_BETWEEN}(\d+){_BETWEEN}(\d+)")
+_NAME_FIRST = re.compile(rf"(\D(?:.*?[^\s,;])?){_BETWEEN}(\d++){_BETWEEN}(\d++){_BETWEEN}(\d++)")
 
 
 def _rows(content: str) -> list[tuple[Colour, str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ def from_folder(
         OptionError: there are fewer than two images, or one lies in no folder of a class.
         TargetError: an image cannot be read, or the guide does not know a class.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise OptionError(
             f"There is no folder {str(folder)!r}.", remedy="Give a folder of images with --images."
         )

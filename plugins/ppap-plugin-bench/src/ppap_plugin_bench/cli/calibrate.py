@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,7 +157,7 @@ def calibrate(
     if harvest is not None:
         remedy = "Make one with `ppap harvest --out FOLDER`, or leave out --harvest."
         check_folder(harvest, "harvest.json", CheckpointError, remedy)
-    if images is not None and not images.is_dir():
+    if images is not None and not os.path.isdir(images):
         raise OptionError(f"There is no folder {str(images)!r}.", remedy="Check --images.")
     from ppap_host.files.folders import Job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def plot(
         from ppap_plugin_bench.plots import plot_tuning
 
         record = read_record(folder)
-        path = out or (folder / RECORD if folder.is_dir() else folder).with_suffix(".png")
+        path = out or (folder / RECORD if os.path.isdir(folder) else folder).with_suffix(".png")
         plot_tuning(record, path)
     tell_path("Plot", path)
     if open_it:

@@ -485,7 +485,7 @@ def search(
     watch("loading models", 0, 1)
     found = registry() if found is None else found
     _check_options(config, found)
-    created = not folder.exists()
+    created = not os.path.exists(folder)
     # The record of a search that goes on in another process would be overwritten.
     with Job(folder):
         try:
