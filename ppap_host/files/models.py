@@ -204,7 +204,7 @@ class ModelFolder:
         whole = self.find(WEIGHTS)
         if whole is None and self.find(INDEX) is not None:
             state: dict[str, Tensor] = {}
-            for part in self._parts():
+            for part in self.parts(INDEX):
                 state |= read_state_dict(self.need(part), self.remarks)
             return state
         if whole is None and (half := self.find(HALF)) is not None:
@@ -212,16 +212,20 @@ class ModelFolder:
             whole = half
         return read_state_dict(whole or self.need(WEIGHTS), self.remarks)
 
-    def _parts(self) -> list[str]:
-        """Names of the files over which the weights are spread; they stay in the folder."""
-        table = (self.json(INDEX) or {}).get("weight_map")
+    def parts(self, index: str) -> list[str]:
+        """Names of the files over which weights are spread; they stay in the folder.
+
+        Raises:
+            CheckpointError: the index does not say where they are.
+        """
+        table = (self.json(index) or {}).get("weight_map")
         parts = sorted(map(str, set(table.values()))) if isinstance(table, dict) else []
         if not parts or not all(
             part.endswith(".safetensors") and Path(part).name == part and "\\" not in part
             for part in parts
         ):
             raise CheckpointError(
-                f"The {INDEX} of the model {self.name!r} does not say where the weights are.",
+                f"The {index} of the model {self.name!r} does not say where the weights are.",
                 remedy="Save or download the model again.",
             )
         return parts
