@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
@@ -131,6 +132,15 @@ def vae(channels: int = 4, **settings: Any) -> AutoencoderKL:
     # Untrained decoders make grey images.
     network.decoder.conv_out.weight.data *= 20
     return network.eval()
+
+
+def tiny_decoder(channels: int = 4) -> Any:
+    """An autoencoder of the kind of TAESD, twice as large as its latents."""
+    torch.manual_seed(5)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=channels,
+    )  # fmt: skip
 
 
 def unet(text: int, channels: int = 4, out: int | None = None, **settings: Any) -> nn.Module:

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload, add_hook_to_module
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
@@ -23,6 +24,7 @@ from torch import Tensor
 import ppap_host as ppap
 from ppap_host.files.errors import CheckpointError, CheckpointWarning, OptionError, PpapError
 from ppap_host.pipelines import loading
+from ppap_host.pipelines.decoding import Decoder
 from ppap_host.runs.record import differences
 
 OPTIONS = {"prompt": "a dog", "num": 1, **STEPS, **SIZE}
@@ -248,3 +250,30 @@ def test_what_is_no_adapter_is_refused(folder: Callable[[str], str], tmp_path: P
     for name, options, words in cases:
         with pytest.raises(PpapError, match=words):
             ppap.load_backbone("diffusers", folder(name), **options)
+
+
+def test_networks_that_wait_in_memory_make_the_same() -> None:
+    """As far as it can be seen without a graphics card: with hooks that have nowhere to move to."""
+    for recipe in ("x0", "x0-through"):
+        images = []
+        for offload in (False, True):
+            pipe = tiny("sd")
+            if offload:
+                pipe.enable_model_cpu_offload(device="cpu")
+            images.append(ppap.sample(pipe, steers(recipe=recipe), **OPTIONS).images[0])
+        assert same(*images)
+
+
+def test_a_decoder_that_waits_in_memory_is_asked_where_it_computes() -> None:
+    """The meta device stands for a graphics card: what is moved there cannot meet what is not."""
+    pipe = tiny("flux")
+    add_hook_to_module(pipe.vae, CpuOffload("meta"))
+    assert Decoder(pipe).factor == 2
+    assert pipe.vae.device.type == "meta"
+
+
+def test_gradients_do_not_go_through_networks_that_leave() -> None:
+    pipe = tiny("sd")
+    add_hook_to_module(pipe.unet, CpuOffload("meta"))
+    with ppap.steer(pipe, steers(recipe="x0-through")), pytest.raises(OptionError, match="leave"):
+        pipe("a dog", num_inference_steps=1, **SIZE)

@@ -150,12 +150,21 @@ class LentAutoencoder:
         return self._whole
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; its weights may wait elsewhere until it does (offloading)."""
+        for module in self.network.modules():
+            place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+        return torch.device(self.network.device)
+
+    @property
     def video(self) -> bool:
         """Whether it decodes [b, c, f, h, w]; found out with a few cells of latents."""
         if self._video is None:
             network = self.network
             size = (1, self.channels, 1, 8, 8)
-            z = torch.zeros(size, device=network.device, dtype=network.dtype)
+            z = torch.zeros(size, device=self.device, dtype=network.dtype)
             try:
                 with torch.no_grad():
                     self._video = self._decoded(z).ndim == 5
