@@ -277,3 +277,25 @@ def test_gradients_do_not_go_through_networks_that_leave() -> None:
     add_hook_to_module(pipe.unet, CpuOffload("meta"))
     with ppap.steer(pipe, steers(recipe="x0-through")), pytest.raises(OptionError, match="leave"):
         pipe("a dog", num_inference_steps=1, **SIZE)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("guide", ["classifier", "depth", "segmentation"])
+def test_guides_see_in_half_precision_what_they_see_in_full(
+    guide: str, dtype: str, folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Resizing has no half-precision form on the CPU, so pictures are prepared in float32."""
+    photo = tmp_path / "photo.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(photo)
+    target = ppap.guidance(guide, target=str(photo))
+    whole, half = (
+        ppap.sample("diffusers", target, checkpoint=folder("sd"), dtype=kind, **OPTIONS)
+        for kind in ("float32", dtype)
+    )
+    assert half.record["skipped_guidance"] == {}
+    apart = (whole.tensor - half.tensor).abs().mean()
+    assert apart < (0.02 if dtype == "float16" else 0.15)
+    for name, value in whole.record["images"][0]["measures"][guide].items():
+        found = half.record["images"][0]["measures"][guide][name]
+        assert found == pytest.approx(value, rel=0.1, abs=0.05), name
