@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
@@ -37,6 +38,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -129,6 +132,15 @@ def vae(channels: int = 4, **settings: Any) -> AutoencoderKL:
     # Untrained decoders make grey images.
     network.decoder.conv_out.weight.data *= 20
     return network.eval()
+
+
+def tiny_decoder(channels: int = 4) -> Any:
+    """An autoencoder of the kind of TAESD, twice as large as its latents."""
+    torch.manual_seed(5)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=channels,
+    )  # fmt: skip
 
 
 def unet(text: int, channels: int = 4, out: int | None = None, **settings: Any) -> nn.Module:
@@ -419,3 +431,39 @@ def run_modular(pipe: Any, name: str, **changes: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     made = pipe(**{**_SIZE, **MODULAR[name][1], "generator": generator, **changes})
     return torch.as_tensor(made)
+
+
+def clip_vision(size: int = 16) -> Any:
+    """What sees the pictures of an IP-Adapter."""
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=size, patch_size=8, projection_dim=8,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+def ip_adapter(network: Any, seen: int = 8) -> dict[str, Tensor]:
+    """An IP-Adapter for a U-Net, with the keys of the published files: four tokens a picture.
+
+    Args:
+        seen: numbers in what the image encoder says of a picture.
+    """
+    generator = torch.Generator().manual_seed(3)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    text = network.config.cross_attention_dim
+    found = {
+        "image_proj.proj.weight": some(4 * text, seen), "image_proj.proj.bias": some(4 * text),
+        "image_proj.norm.weight": some(text), "image_proj.norm.bias": some(text),
+    }  # fmt: skip
+    for number, (name, module) in enumerate(
+        (n, network.get_submodule(n.removesuffix(".processor"))) for n in network.attn_processors
+    ):
+        if name.endswith("attn2.processor"):
+            for key in ("to_k_ip", "to_v_ip"):
+                width = module.to_q.out_features
+                found[f"ip_adapter.{number}.{key}.weight"] = some(width, text) / 4
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipelines import ContrastGuide, tiny
+from pipelines import ContrastGuide, filled, tiny, tiny_decoder, unet
 from torch import Tensor, nn
 from zoo import HALF, ROOM
 
@@ -197,6 +198,73 @@ def test_a_mask_without_a_picture_and_other_backbones_are_told_apart() -> None:
         ppap.sample("shapes", sampler="pipeline", num=1)
     with pytest.raises(OptionError, match="there is no --image"):
         ppap.sample("shapes", mask="half.png", num=1)
+
+
+# What a checkpoint's configuration says besides
+
+
+def told_the_scale(name: str, **more: Any) -> Any:
+    """As networks that were distilled for LCM: the scale of guidance is an input of theirs."""
+    pipe = tiny(name)
+    pipe.register_modules(
+        unet=filled(unet(8 if name == "sd" else 16, time_cond_proj_dim=8, **more))
+    )
+    return pipe
+
+
+SIZES = {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 32,
+}  # fmt: skip
+
+
+def refiner(scored: bool) -> Any:
+    """The second part of Stable Diffusion XL, told what a picture is worth or its sizes."""
+    parts = tiny("sdxl").components | {"text_encoder": None, "tokenizer": None}
+    numbers = 8 + 4 * (5 if scored else 6)
+    network = unet(8, **SIZES | {"projection_class_embeddings_input_dim": numbers})
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        **parts | {"unet": filled(network)}, requires_aesthetics_score=scored, add_watermarker=False
+    )
+
+
+def untold() -> Any:
+    """Flux without the embedding of its scale, as its schnell."""
+    pipe = tiny("flux")
+    config = dict(pipe.transformer.config) | {"guidance_embeds": False}
+    pipe.register_modules(transformer=filled(diffusers.FluxTransformer2DModel(**config)))
+    return pipe
+
+
+def small_decoder() -> Any:
+    pipe = tiny("sd")
+    pipe.register_modules(vae=filled(tiny_decoder()))
+    return pipe
+
+
+START: dict[str, Any] = {"image": ROOM, "strength": 0.75}
+SAID: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sd told the scale": (lambda: told_the_scale("sd"), SIZE),
+    "sdxl told the scale": (lambda: told_the_scale("sdxl", **SIZES), SIZE),
+    "refiner": (lambda: refiner(False), START),
+    "refiner with scores": (lambda: refiner(True), {**START, "aesthetic_score": 3.0}),
+    "half of the way": (lambda: tiny("sdxl"), {**SIZE, "denoising_end": 0.5}),
+    "flux untold": (untold, {**SIZE, "max_sequence_length": 8}),
+    "small decoder": (small_decoder, SIZE),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_a_configuration_says_is_done_as_in_diffusers(case: str) -> None:
+    make, call = SAID[case]
+    pipe = make()
+    pipe.set_progress_bar_config(disable=True)
+    own = {k: v for k, v in call.items() if k in ("height", "width", "strength")}
+    rest = {k: v for k, v in call.items() if k not in own}
+    made = ppap.sample(pipe, prompt="a dog", num=1, pipeline=rest, **STEPS, **own)
+    assert same(made.images[0], by_diffusers(pipe, "a dog", **call))
+    guided = ppap.sample(pipe, steers(), prompt="a dog", num=1, pipeline=rest, **STEPS, **own)
+    assert not same(made.images[0], guided.images[0])
 
 
 # Scales of guidance

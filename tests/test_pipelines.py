@@ -14,7 +14,7 @@ import diffusers
 import huggingface_hub.constants
 import pytest
 import torch
-from pipelines import BUILDERS, ContrastGuide, tiny, vae
+from pipelines import BUILDERS, ContrastGuide, tiny, unet, vae
 from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree
@@ -70,7 +70,11 @@ TRAJECTORIES: dict[str, tuple[str, Callable[[], Any]]] = {
             timestep_spacing="trailing",
         ),
     ),
+    "sd-sample": ("sd", lambda: ddim(prediction_type="sample")),
     "sd-euler": ("sd", lambda: diffusers.EulerDiscreteScheduler(steps_offset=1)),
+    "sd-euler-trailing": (
+        "sd", lambda: diffusers.EulerDiscreteScheduler(steps_offset=1, timestep_spacing="trailing")
+    ),
     "sd-euler-karras-v": (
         "sd",
         lambda: diffusers.EulerDiscreteScheduler(
@@ -170,6 +174,30 @@ KNOWN_SCHEDULERS = [
 
 
 @pytest.mark.filterwarnings("ignore:__array")  # diffusers' own dealings between numpy and torch
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("sd", {"time_cond_proj_dim": 8}, "the scale of guidance"),
+        ("sd", {"num_class_embeds": 4}, "a class"),
+        ("sd", {"channels": 9, "out": 4}, "9 channels"),
+        ("sd", {"addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 32}, "sizes or pictures"),
+        ("sd", {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8}, "IP-Adapter"),
+        ("sdxl", {"time_cond_proj_dim": 8, "addition_embed_type": "text_time",
+                  "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32},
+         "the scale of guidance"),
+    ],
+)  # fmt: skip
+def test_what_a_network_is_also_shown_is_left_to_its_pipeline(
+    name: str, settings: dict[str, Any], words: str
+) -> None:
+    """As of networks distilled for LCM; the pipeline's own steps show it, see test_own_steps.py."""
+    pipe = tiny(name)
+    pipe.register_modules(unet=unet(8 if name == "sd" else 16, **settings))
+    with pytest.raises(OptionError, match=f"also shown .*{words}.* Leave out --sampler"):
+        PipelineBackbone(pipe).encode_prompts(["a dog"])
+
+
 @pytest.mark.parametrize(
     ("name", "karras"),
     [(name, False) for name in KNOWN_SCHEDULERS]
@@ -568,7 +596,7 @@ def test_an_autoencoder_is_read_when_it_is_needed(tmp_path: Path) -> None:
 
 def test_a_pickled_autoencoder_is_refused(tmp_path: Path) -> None:
     same_vae().save_pretrained(tmp_path / "vae", safe_serialization=False)
-    with pytest.raises(CheckpointError, match="gives no autoencoder"):
+    with pytest.raises(CheckpointError, match="is a pickle, which is never read"):
         Autoencoder(str(tmp_path / "vae")).decode(torch.zeros(1, 4, 4, 4))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "timm", "numpy", "pillow")
 
 
 def sha256_file(path: Path) -> str:

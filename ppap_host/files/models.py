@@ -217,13 +217,17 @@ class ModelFolder:
             if file.endswith(".safetensors"):
                 return read_state_dict(whole, self.remarks)
             state: dict[str, Tensor] = {}
-            for part in self._parts(file):
+            for part in self.parts(file):
                 state |= read_state_dict(self.need(part), self.remarks)
             return state
         return read_state_dict(self.need(WEIGHTS), self.remarks)
 
-    def _parts(self, index: str) -> list[str]:
-        """Names of the files over which the weights are spread; they stay in the folder."""
+    def parts(self, index: str) -> list[str]:
+        """Names of the files over which weights are spread; they stay in the folder.
+
+        Raises:
+            CheckpointError: the index does not say where they are.
+        """
         table = (self.json(index) or {}).get("weight_map")
         parts = sorted(map(str, set(table.values()))) if isinstance(table, dict) else []
         if not parts or not all(

@@ -238,7 +238,7 @@ class Guide(ABC):
 
     def through(self, network: Callable[[Tensor], Tensor], x: Float[Tensor, "b ..."]) -> Tensor:
         """The output of a form of the network, such as a patched one, for images ``x``."""
-        prepared = self.prepare(x)
+        prepared = self.prepare(_wide(x))
         own = next((p.dtype for p in self.network().parameters()), prepared.dtype)
         return network(prepared.to(own)).to(x.dtype)
 
@@ -300,7 +300,7 @@ class Guide(ABC):
         """
         if self.familiarity is None:
             return ()
-        prepared, network = self.prepare(x), self.network()
+        prepared, network = self.prepare(_wide(x)), self.network()
         own = next((p.dtype for p in network.parameters()), prepared.dtype)
         distance = float(self.familiarity.distance(network, prepared.to(own)))
         if distance < self.familiarity.limit:
@@ -315,6 +315,11 @@ class Guide(ABC):
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: resizing has no half-precision form on the CPU, and needs the digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _passed_on(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:

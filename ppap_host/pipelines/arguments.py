@@ -22,7 +22,7 @@ from diffusers import (
 from PIL import Image
 
 from ppap_host.files.errors import OptionError, nearest
-from ppap_host.files.images import fitted, read_rgb
+from ppap_host.files.images import fitted
 from ppap_host.pipelines.hooks import original
 from ppap_host.pipelines.steering import scheduler_of
 from ppap_host.runs.config import RunConfig
@@ -87,7 +87,7 @@ class Arguments:
     Args:
         pipe: the pipeline that will be called.
         config: the run's.
-        pictures: ``image`` and ``mask`` where they are given.
+        pictures: ``image`` and ``mask`` where they are given, ``pipeline.NAME`` for others.
         names: of the checkpoint, from which a distilled one may be known.
 
     Attributes:
@@ -110,7 +110,7 @@ class Arguments:
         self._name = type(pipe).__name__
         self.notes: list[str] = []
         self._fixed: dict[str, Any] = {}
-        self._extras()
+        self._extras(pictures)
         self._described = any(
             key.endswith("embeds") or "_embeds_" in key for key in self._fixed if "prompt" in key
         )
@@ -161,7 +161,7 @@ class Arguments:
             return True
         return name == "prompt" and not self._described
 
-    def _extras(self) -> None:
+    def _extras(self, pictures: Mapping[str, Image.Image]) -> None:
         """The further arguments, by the names of the call."""
         for name, value in self._config.pipeline.items():
             if name in _OTHER_OPTIONS:
@@ -177,9 +177,7 @@ class Arguments:
                     remedy=(f"Did you mean {close[0]!r}? " if close else "")
                     + f"It takes: {', '.join(self._takes)}.",
                 )
-            if isinstance(value, str) and "image" in name and os.path.isfile(value):
-                value = read_rgb(value)
-            self._fixed[name] = value
+            self._fixed[name] = pictures.get(f"pipeline.{name}", value)
 
     def _steps(self) -> int:
         """How many steps, as the call counts them."""
@@ -288,7 +286,7 @@ class Arguments:
         """Height, width, and the pictures that it starts from."""
         config, wanted = self._config, {"height": self._config.height, "width": self._config.width}
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        shown = dict(pictures)
+        shown = {name: pictures[name] for name in ("image", "mask") if name in pictures}
         if set(wanted) <= set(self._takes):
             self._fixed |= wanted
         elif "image" not in shown:

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.models import CONFIG, ModelFolder, from_pretrained
+from ppap_host.pipelines.networks import read_network
 
-_WHOLE, _HALF = (f"diffusion_pytorch_model{part}.safetensors" for part in ("", ".fp16"))
 _REMEDY = (
     "Give the hub name or the folder of a KL autoencoder in diffusers' format with safetensors "
     "weights, such as stabilityai/sd-vae-ft-ema; a hub name is downloaded the first time."
@@ -71,7 +70,9 @@ class Autoencoder:
         if self._network is None:
             network: Any = self._given
             if self._source is not None:
-                network, self._files = _read(self._source)
+                network, self._files = read_network(
+                    self._source, "autoencoder", _REMEDY, lambda _: AutoencoderKL, torch.float32
+                )
             network.requires_grad_(False).eval()
             if self.checkpointing:
                 network.enable_gradient_checkpointing()
@@ -149,12 +150,21 @@ class LentAutoencoder:
         return self._whole
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; its weights may wait elsewhere until it does (offloading)."""
+        for module in self.network.modules():
+            place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+        return torch.device(self.network.device)
+
+    @property
     def video(self) -> bool:
         """Whether it decodes [b, c, f, h, w]; found out with a few cells of latents."""
         if self._video is None:
             network = self.network
             size = (1, self.channels, 1, 8, 8)
-            z = torch.zeros(size, device=network.device, dtype=network.dtype)
+            z = torch.zeros(size, device=self.device, dtype=network.dtype)
             try:
                 with torch.no_grad():
                     self._video = self._decoded(z).ndim == 5
@@ -275,22 +285,3 @@ def _unnormalised(network: Any, z: Tensor) -> Tensor:
         )
     rows = rows * std.to(z).view(1, -1, 1, 1) + norm.running_mean.to(z).view(1, -1, 1, 1)
     return nn.functional.pixel_shuffle(rows, side)
-
-
-def _read(source: str) -> tuple[nn.Module, tuple[Path, ...]]:
-    """The network, and the files it was read from."""
-    folder = ModelFolder(source, "autoencoder", _REMEDY)
-    folder.need(CONFIG)
-    half = folder.find(_WHOLE) is None and folder.find(_HALF) is not None
-    try:
-        network: nn.Module = from_pretrained(
-            AutoencoderKL, folder.files[0].parent, use_safetensors=True,
-            torch_dtype=torch.float32, low_cpu_mem_usage=False, variant="fp16" if half else None,
-        )  # fmt: skip
-    # diffusers and safetensors each have exceptions of their own; whichever it was, this name does
-    # not give an autoencoder.
-    except Exception as error:
-        raise CheckpointError(
-            f"{source!r} gives no autoencoder ({type(error).__name__}).", remedy=_REMEDY
-        ) from error
-    return network, folder.files

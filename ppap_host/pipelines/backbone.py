@@ -89,7 +89,7 @@ class PipelineBackbone(Backbone):
                 f"{supported()}.",
                 remedy="Leave out --sampler: the pipeline takes its own steps.",
             )
-        for module in _networks(self.pipe):
+        for module in networks_of(self.pipe):
             module.requires_grad_(False).eval()
         return made(self.pipe)
 
@@ -100,10 +100,10 @@ class PipelineBackbone(Backbone):
             PpapError: it cannot be called or guided so.
         """
         if isinstance(config.backbone, str):  # ours, and read for this run
-            for module in _networks(self.pipe):
+            for module in networks_of(self.pipe):
                 if self._asks_for_float32(module):
                     nn.Module.to(module, dtype=self.dtype)
-        return PipelineSteps(self.pipe, config, pictures, self._names)
+        return PipelineSteps(self.pipe, config, pictures, self._names, self._files, self._remarks)
 
     @cached_property
     def state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -178,7 +178,7 @@ class PipelineBackbone(Backbone):
         Raises:
             DeviceError: there is nothing to offload from.
         """
-        for module in _networks(self.pipe):
+        for module in networks_of(self.pipe):
             # nn.Module's own `to`: diffusers' override warns about changes of precision.
             if not (dtype == torch.float16 and self._asks_for_float32(module)):
                 nn.Module.to(module, dtype=dtype)
@@ -207,7 +207,8 @@ class PipelineBackbone(Backbone):
         return self._remarks
 
 
-def _networks(pipe: Any) -> list[nn.Module]:
+def networks_of(pipe: Any) -> list[nn.Module]:
+    """All networks of a pipeline."""
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 

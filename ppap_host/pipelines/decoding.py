@@ -219,7 +219,7 @@ class Decoder:
         assert self.autoencoder is not None
         network = self.autoencoder.network
         size = (1, self.autoencoder.channels, latent_frames, _PROBE, _PROBE)
-        own = torch.zeros(size, device=network.device, dtype=network.dtype)
+        own = torch.zeros(size, device=self.autoencoder.device, dtype=network.dtype)
         video = self.autoencoder.decode(own if self.autoencoder.video else own[:, :, 0])
         return (video.shape[2] if video.ndim == 5 else latent_frames), video.shape[-2]
 

@@ -15,8 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Condition
+from ppap_host.files.errors import OptionError
 from ppap_host.pipelines.autoencoder import Autoencoder
 from ppap_host.pipelines.schedules import schedule_of
+
+_SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "time_cond_proj_dim": ("the scale of guidance", ()),
+    "guidance_embeds": ("the scale of guidance", ()),
+    "class_embed_type": ("a class", ()),
+    "num_class_embeds": ("a class", ()),
+    "encoder_hid_dim_type": ("the picture of an IP-Adapter", ("text_proj",)),
+    "addition_embed_type": ("sizes or pictures", ("text",)),
+}
+"""Settings of networks by which they are shown more than state, time and text: what, and the values
+that ask for nothing more."""
 
 
 class Family(ABC):
@@ -31,6 +43,7 @@ class Family(ABC):
         latent: whether states are latents of the pipeline's autoencoder, not pixels.
         reads_text: whether it is conditioned on prompts.
         left_out: components that have no part in making an image and are not loaded.
+        shown: values of :data:`_SHOWN` that it serves.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -38,10 +51,12 @@ class Family(ABC):
     latent: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
     left_out: ClassVar[tuple[str, ...]] = ()
+    shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.net: Any = getattr(pipe, self.network_name)
+        self._check()
         self.autoencoder = Autoencoder(pipe.vae) if self.latent else None
         self.schedule = schedule_of(pipe.scheduler, self.shift())
 
@@ -57,10 +72,39 @@ class Family(ABC):
         """mu of a scheduler whose levels depend on the size of the image, None for others."""
         return None
 
+    def _check(self) -> None:
+        """Whether the network is shown nothing but what it is given here.
+
+        Raises:
+            OptionError: its configuration says otherwise; a pipeline of the same class may know.
+        """
+        config, channels = self.net.config, self.state_shape[0]
+        shown = [
+            what
+            for key, (what, without) in _SHOWN.items()
+            if config.get(key) not in (None, False, *without, *self.shown)
+        ]
+        processors = getattr(self.net, "attn_processors", {}).values()
+        if any("IPAdapter" in type(processor).__name__ for processor in processors):
+            shown.append("the picture of an IP-Adapter")
+        if self.latent and channels != self.pipe.vae.config.latent_channels:
+            shown.append(f"{channels} channels instead of latents alone")
+        if shown:
+            raise OptionError(
+                f"The network of this {type(self.pipe).__name__} is also shown "
+                f"{' and '.join(dict.fromkeys(shown))}, and the host's own samplers do not.",
+                remedy="Leave out --sampler: the pipeline takes its own steps.",
+            )
+
     @property
     def state_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a state at the size the network was trained for."""
         size = self.net.config.sample_size
+        if size is None:
+            raise OptionError(
+                f"The network of this {type(self.pipe).__name__} does not say for what size it is.",
+                remedy="Leave out --sampler, and give --height and --width.",
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return int(self.net.config.in_channels), int(height), int(width)
 
@@ -74,8 +118,17 @@ class Family(ABC):
     @property
     def default_cfg(self) -> float:
         """The pipeline's own default of ``guidance_scale``; 1 where it has none."""
-        scale = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
-        return 1.0 if scale is None else float(scale.default)
+        return float(self._default("guidance_scale", 1.0))
+
+    @property
+    def _cleans(self) -> bool:
+        """Whether the pipeline's call cleans its prompts before they are encoded."""
+        return bool(self._default("clean_caption", False))
+
+    def _default(self, name: str, without: Any) -> Any:
+        """Of an argument of the pipeline's call; ``without`` where it has no such argument."""
+        found = inspect.signature(type(self.pipe).__call__).parameters.get(name)
+        return without if found is None else found.default
 
 
 class PixelDDPM(Family):
@@ -119,6 +172,7 @@ class StableDiffusionXL(Family):
     """
 
     pipelines = ("StableDiffusionXLPipeline",)
+    shown = ("text_time",)
     left_out = ("feature_extractor", "image_encoder")
 
     def encode(self, prompts: Sequence[str]) -> Condition:
@@ -154,7 +208,10 @@ class DeepFloydIF(Family):
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Token states of T5."""
         text, _ = self.pipe.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, device=self.net.device
+            list(prompts),
+            do_classifier_free_guidance=False,
+            device=self.net.device,
+            clean_caption=self._cleans,
         )
         return {"text": text}
 
@@ -173,7 +230,10 @@ class PixArt(Family):
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Token states of T5 and which of them count; sizes where the network is told them."""
         text, mask, _, _ = self.pipe.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, device=self.net.device
+            list(prompts),
+            do_classifier_free_guidance=False,
+            device=self.net.device,
+            clean_caption=self._cleans,
         )
         condition = {"text": text, "mask": mask}
         if self.net.use_additional_conditions:

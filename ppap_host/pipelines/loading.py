@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-from diffusers.utils import is_peft_available, is_transformers_available
-from safetensors import safe_open
+from diffusers.loaders import ip_adapter as adapters
+from diffusers.utils import MIN_PEFT_VERSION, USE_PEFT_BACKEND, is_transformers_available
 from torch import nn
 
 from ppap_host.files.checkpoints import read_state_dict
@@ -24,18 +26,17 @@ from ppap_host.files.models import (
     local_folder,
     no_larger_than,
     own_path,
+    quietly,
     read_json,
 )
-from ppap_host.pipelines.backbone import PipelineBackbone
+from ppap_host.pipelines.backbone import PipelineBackbone, networks_of
 from ppap_host.pipelines.families import family_named
+from ppap_host.pipelines.networks import DTYPE, formats, read_network
 
 _REMEDY = (
     "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "
     "stable-diffusion-v1-5/stable-diffusion-v1-5."
 )
-_LOADS: Any = DiffusionPipeline.from_pretrained
-# Newer ones call it dtype, and warn of the older name.
-_DTYPE = "dtype" if "dtype" in inspect.unwrap(_LOADS).__code__.co_consts else "torch_dtype"
 OFFLOADS = ("none", "model", "sequential")
 """What of a pipeline waits in memory while it does not compute."""
 
@@ -45,6 +46,7 @@ def load(
     lora: str = "",
     controlnet: str = "",
     ip_adapter: str = "",
+    image_encoder: str = "",
     offload: str = "none",
     tiling: str = "",
 ) -> PipelineBackbone:
@@ -60,7 +62,10 @@ def load(
             strength: ``style.safetensors:0.8``.
         controlnet: hub name or folder of a control network; it is shown ``--image``, or
             ``control_image`` where the pipeline also starts from a picture.
-        ip_adapter: safetensors file of an IP-Adapter; the call takes ``ip_adapter_image``.
+        ip_adapter: safetensors file of an IP-Adapter, perhaps with its strength; the call takes
+            ``ip_adapter_image``.
+        image_encoder: hub name or folder of what sees the pictures of an IP-Adapter, where the
+            pipeline has none and no folder of this name lies beside the file.
         offload: none, model or sequential.
         tiling: "yes" to decode large pictures in tiles and batches one by one.
 
@@ -102,7 +107,7 @@ def load(
         with no_larger_than(checkpoint, size // 2):
             pipe = from_pretrained(
                 kind, folder, use_safetensors=True, variant=variant,
-                **{_DTYPE: _formats(read)}, **left_out,
+                **{DTYPE: {"default": torch.float32} | formats(read)}, **left_out,
             )  # fmt: skip
     except CheckpointError:
         raise
@@ -117,14 +122,18 @@ def load(
     files = [folder / "model_index.json", *read]
     if controlnet:
         pipe = _with_control(pipe, controlnet, files)
-    _add_patches(pipe, lora, files)
+    _add_patches(pipe, lora, files, remarks)
     if ip_adapter:
-        _add_adapter(pipe, ip_adapter, files)
+        remarks += _add_adapter(pipe, ip_adapter, image_encoder, files)
+    elif image_encoder:
+        raise OptionError(
+            "image_encoder is what sees the pictures of an IP-Adapter, and there is none.",
+            remedy="Give its file with ip_adapter, or leave out image_encoder.",
+        )
     if tiling:
         _tile(pipe)
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
+    for part in networks_of(pipe):
+        part.requires_grad_(False).eval()
     return PipelineBackbone(pipe, files, remarks, names=[checkpoint, lora], offload=offload)
 
 
@@ -244,50 +253,26 @@ def _need_transformers(
             )
 
 
-def _formats(files: Sequence[Path]) -> dict[str, torch.dtype]:
-    """The number format of each part's weights, as its file has it."""
-    kinds = {"F16": torch.float16, "BF16": torch.bfloat16}
-    found: dict[str, torch.dtype] = {"default": torch.float32}
-    for path in files:
-        if path.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                stored = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-        # What is damaged is told by who reads it.
-        except Exception:
-            continue
-        formats = {kinds.get(kind, torch.float32) for kind in stored if kind.startswith(("F", "B"))}
-        formats.add(found.get(path.parent.name, next(iter(formats), torch.float32)))
-        one = formats.pop()
-        found[path.parent.name] = torch.float32 if formats else one
-    return found
-
-
 def _with_control(pipe: Any, source: str, files: list[Path]) -> Any:
     """The relative of a pipeline that has a control network."""
-    folder = local_folder(source, "Give the folder of a ControlNet in diffusers' format.")
-    if folder is None:
-        folder = Path(DiffusionPipeline.download(source, use_safetensors=True))
-    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    name = described.get("_class_name") if isinstance(described, dict) else None
-    kind = getattr(diffusers, str(name), None)
-    if not inspect.isclass(kind) or "ControlNet" not in kind.__name__:
-        raise CheckpointError(
-            f"{source!r} gives no control network.",
-            remedy="Give the folder of a ControlNet in diffusers' format.",
-        )
+
+    def kind_of(described: Mapping[str, Any]) -> Any:
+        name = str(described.get("_class_name"))
+        return getattr(diffusers, name, None) if "ControlNet" in name else None
+
+    network, read = read_network(
+        source, "control network", "Give a ControlNet in diffusers' format.", kind_of
+    )
     try:
-        network = from_pretrained(kind, folder, use_safetensors=True)
         made = AutoPipelineForText2Image.from_pipe(pipe, controlnet=network)
-    # diffusers raises anything for files that do not fit, or a kind that it has no pipeline for.
+    # diffusers raises anything for a kind that it has no pipeline for.
     except Exception as error:
         raise CheckpointError(
             f"The control network {source!r} does not go with {type(pipe).__name__} "
             f"({' '.join(str(error).split())[:200]}).",
             remedy="Give one that was trained for this kind of model.",
         ) from error
-    files += [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    files += read
     return made
 
 
@@ -301,7 +286,7 @@ def _safetensors(text: str, what: str) -> Path:
     return path
 
 
-def _add_patches(pipe: Any, lora: str, files: list[Path]) -> None:
+def _add_patches(pipe: Any, lora: str, files: list[Path], remarks: list[str]) -> None:
     """Low-rank patches, each with its strength."""
     names, strengths = [], []
     for number, text in enumerate(filter(None, lora.split(","))):
@@ -311,53 +296,119 @@ def _add_patches(pipe: Any, lora: str, files: list[Path]) -> None:
             raise OptionError(
                 f"{type(pipe).__name__} takes no low-rank patches.", remedy="Leave out --lora."
             )
-        if not is_peft_available():
+        if not USE_PEFT_BACKEND:
             raise OptionError(
-                "diffusers reads low-rank patches with peft, which is not installed.",
-                remedy="Install it with `pip install peft`.",
+                f"diffusers reads low-rank patches with peft {MIN_PEFT_VERSION} or newer, which is "
+                "not installed.",
+                remedy="Install it with `pip install 'ppap-host[pipelines]'`.",
             )
-        names.append(f"ppap-{number}")
-        strengths.append(strength)
+        name, state = f"ppap-{number}", dict(read_state_dict(path))
+        there = len({found[0] for key in state if (found := _PATCH.match(key))})
         try:
-            pipe.load_lora_weights(dict(read_state_dict(path)), adapter_name=names[-1])
+            with quietly(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the one before
+                pipe.load_lora_weights(state, adapter_name=name)
         except Exception as error:
-            raise CheckpointError(
-                f"The low-rank patches {text!r} do not fit {type(pipe).__name__} "
-                f"({' '.join(str(error).split())[:200]}).",
-                remedy="Give patches that were trained for this model.",
-            ) from error
+            raise _does_not_fit(pipe, f"low-rank patches {text!r}", error) from error
+        loaded = sum(
+            _is_patched(module, name) for part in networks_of(pipe) for module in part.modules()
+        )
+        if not loaded:
+            raise _does_not_fit(pipe, f"low-rank patches {text!r}", f"none of {there} has a layer")
+        if loaded < there:
+            remarks.append(
+                f"Of the {there} low-rank patches in {text!r} only {loaded} have a layer in this "
+                f"{type(pipe).__name__}; the others were left out."
+            )
+        names.append(name)
+        strengths.append(strength)
         files.append(path)
     if names:
         pipe.set_adapters(names, strengths)
+
+
+_PATCH = re.compile(r".*(?=lora[._](down|A)\.)|.*(?=(lokr_w1|hada_w1_a))")
+"""The beginning of a key of each low-rank patch, however it is published."""
+
+
+def _is_patched(module: nn.Module, name: str) -> bool:
+    """Whether peft has put a patch of this name around a layer."""
+    kinds = getattr(module, "adapter_layer_names", ())
+    return any(name in getattr(module, kind, ()) for kind in kinds)
+
+
+def _does_not_fit(pipe: Any, what: str, why: BaseException | str) -> CheckpointError:
+    return CheckpointError(
+        f"The {what} do not fit {type(pipe).__name__} ({' '.join(str(why).split())[:200]}).",
+        remedy="Give what was trained for this model.",
+    )
 
 
 def _with_strength(text: str) -> tuple[str, float]:
     """A file, and the number behind its last colon; 1 where there is none."""
     path, colon, number = text.rpartition(":")
     try:
-        return (path, float(number)) if colon and path else (text, 1.0)
+        found = (path, float(number)) if colon and path else (text, 1.0)
     except ValueError:
         return text, 1.0
+    if not math.isfinite(found[1]):
+        raise OptionError(
+            f"{number!r} is no strength of {path!r}.", remedy="Give a number, such as 0.8."
+        )
+    return found
 
 
-def _add_adapter(pipe: Any, source: str, files: list[Path]) -> None:
+def _add_adapter(pipe: Any, source: str, encoder: str, files: list[Path]) -> list[str]:
+    """An IP-Adapter with its strength and what sees its pictures; what there is to say of it."""
+    source, strength = _with_strength(source)
     path = _safetensors(source, "an IP-Adapter")
     if not hasattr(pipe, "load_ip_adapter"):
         raise OptionError(
             f"{type(pipe).__name__} takes no IP-Adapter.", remedy="Leave out ip_adapter."
         )
+    takes = inspect.signature(pipe.load_ip_adapter).parameters
+    # What sees its pictures is read here, by the rules for all models.
+    fetched = [name for name in takes if re.fullmatch("image_encoder_(folder|pretrained.*)", name)]
+    beside = path.parent / "image_encoder"
+    if encoder or (getattr(pipe, "image_encoder", None) is None and beside.is_dir()):
+        _add_eye(pipe, encoder or str(beside), files)
     try:
-        pipe.load_ip_adapter(
-            str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None,
-            local_files_only=True,
-        )  # fmt: skip
+        with quietly():
+            pipe.load_ip_adapter(
+                str(path.parent), subfolder="", weight_name=path.name, local_files_only=True,
+                **dict.fromkeys(fetched),
+            )  # fmt: skip
+        pipe.set_ip_adapter_scale(strength)
     except Exception as error:
-        raise CheckpointError(
-            f"The IP-Adapter {source!r} does not fit {type(pipe).__name__} "
-            f"({' '.join(str(error).split())[:200]}).",
-            remedy="Give one that was trained for this model.",
-        ) from error
+        raise _does_not_fit(pipe, f"layers of the IP-Adapter {source!r}", error) from error
     files.append(path)
+    if getattr(pipe, "image_encoder", None) is None:
+        return [
+            f"Nothing that sees pictures came with the IP-Adapter {source!r}: the call takes "
+            "ip_adapter_image_embeds; for ip_adapter_image give image_encoder=FOLDER."
+        ]
+    return []
+
+
+def _add_eye(pipe: Any, source: str, files: list[Path]) -> None:
+    """What sees the pictures of an IP-Adapter."""
+
+    def kind_of(described: Mapping[str, Any]) -> Any:
+        name = (described.get("architectures") or [""])[0]
+        return getattr(adapters, name, None) if name in _EYES else None
+
+    network, read = read_network(
+        source, "image encoder", f"Give the folder of a {' or a '.join(_EYES)}.", kind_of
+    )
+    pipe.register_modules(image_encoder=network)
+    if type(network).__name__ == _EYES[1] and getattr(pipe, "feature_extractor", None) is None:
+        size = network.config.image_size
+        processor = adapters.SiglipImageProcessor(size={"height": size, "width": size})
+        pipe.register_modules(feature_extractor=processor)
+    files += read
+
+
+_EYES = ("CLIPVisionModelWithProjection", "SiglipVisionModel")
 
 
 def _tile(pipe: Any) -> None:

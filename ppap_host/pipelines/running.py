@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
@@ -59,6 +60,8 @@ class PipelineSteps(OwnSteps):
         config: the run's.
         pictures: ``image`` and ``mask`` where they are given.
         names: of the checkpoint.
+        files: that the pipeline was read from.
+        remarks: what had to be chosen among them.
 
     Raises:
         PpapError: the pipeline cannot be called or guided so; says why.
@@ -73,8 +76,10 @@ class PipelineSteps(OwnSteps):
         config: RunConfig,
         pictures: Mapping[str, Image.Image],
         names: Sequence[str] = (),
+        files: Sequence[Path] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
-        self._config = config
+        self._config, self._files, self._remarks = config, files, remarks
         self.pipe = quiet(for_pictures(own_copy(pipe), config, pictures))
         self._arguments = Arguments(self.pipe, config, pictures, names)
         self.cfg = self._arguments.cfg
@@ -230,7 +235,11 @@ class PipelineSteps(OwnSteps):
 
     def remarks(self) -> Sequence[str]:
         """What had to be chosen."""
-        return tuple(self._arguments.notes)
+        return (*self._remarks, *self._arguments.notes)
+
+    def files(self) -> Sequence[Path]:
+        """That the pipeline was read from."""
+        return self._files
 
 
 class _Opened(BaseException):

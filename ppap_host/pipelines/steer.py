@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
+from accelerate.hooks import CpuOffload
 from torch import Tensor, nn
 
-from ppap_host.files.errors import GuidanceWarning
+from ppap_host.files.errors import GuidanceWarning, OptionError
 from ppap_host.pipelines.asking import asked
 from ppap_host.pipelines.graphs import recorded
 from ppap_host.pipelines.hooks import hooked
@@ -92,6 +94,8 @@ class steer:
     def _called(self, pipe: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call, its scheduler's steps guided."""
         through, self._failed = self._steering.through, True
+        if through:
+            _check_stays(pipe)
         with ExitStack() as stack:
             record = stack.enter_context(recorded(_networks(pipe)) if through else nullcontext())
             if record is not None:
@@ -154,6 +158,22 @@ class _Call:
 
 def _networks(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def _check_stays(pipe: Any) -> None:
+    """Whether the networks are still where they computed when a gradient comes back through them.
+
+    Raises:
+        OptionError: whole networks make room for each other.
+    """
+    for module in _networks(pipe):
+        hook = getattr(module, "_hf_hook", None)
+        if isinstance(hook, CpuOffload) and torch.device(hook.execution_device).type != "cpu":
+            raise OptionError(
+                "The recipe's gradient goes back through networks that leave the device as soon as "
+                "another one computes (--offload model).",
+                remedy="Use the recipe x0, or --offload sequential.",
+            )
 
 
 def _begun(value: Any) -> Any:

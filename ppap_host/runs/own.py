@@ -80,7 +80,8 @@ class TakesOwnSteps(Protocol):
 
         Args:
             config: the run's; ``cfg``, ``steps``, ``prompt`` and so on.
-            pictures: ``image`` and ``mask`` where they are given, as PIL pictures.
+            pictures: ``image`` and ``mask`` where they are given, and ``pipeline.NAME`` for each
+                argument of the call that names one, as PIL pictures.
 
         Raises:
             PpapError: the model cannot be called so; names what it does not take.
@@ -120,6 +121,10 @@ def itself(
             holes = 255 * (1 - known_by(mask)[0, 0])
             inputs["mask"] = mask
             pictures["mask"] = Image.fromarray(holes.to(torch.uint8).numpy())
+    for name, value in config.pipeline.items():
+        if "image" in name and isinstance(value, str):
+            photo = Given.of(value, ("photo",), moved).photo()
+            inputs[name], pictures[f"pipeline.{name}"] = photo, photo.image
     return backbone.own_steps(config, pictures)
 
 

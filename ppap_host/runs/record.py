@@ -54,7 +54,7 @@ class TargetEntry(_Part):
     """
 
     guide: NonNegativeInt | None = None
-    input: Literal["image", "mask"] | None = None
+    input: str | None = None
     row: NonNegativeInt | None = None
     given: str
     understood: str = ""

@@ -60,4 +60,4 @@ class ClipEyes(Guide):
         photo = given.photo(size)
         parameter = next(self._network.parameters())
         with torch.no_grad():
-            return photo, self.see(photo.pixels.to(parameter.device, parameter.dtype))
+            return photo, self.see(photo.pixels.to(parameter.device))

@@ -95,7 +95,7 @@ class DepthGuide(Guide):
 
     def _placed(self, value: Tensor) -> Tensor:
         parameter = next(self._network.parameters())
-        return value.to(parameter.device, parameter.dtype)
+        return value.to(parameter.device)
 
     def loss(
         self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]
