@@ -796,6 +796,35 @@ FAULTS: tuple[Fault, ...] = (
         _choice("dsg_turns_the_noise_of_a_step_and_keeps_its_length[ddim]"),
     ),
     Fault(
+        "at relative strength DSG turns as far at every level",
+        "ppap_host/recipes/places.py",
+        "self.share * then.alpha * then.sigma / then.scale",
+        "self.share * then.alpha",
+        _choice(
+            "dsg_at_relative_strength_turns_as_far_as_its_share_of_what_is_open[ddim]",
+        ),
+    ),
+    Fault(
+        "classifier-free guidance holds at every level",
+        "ppap_host/backbones/backbone.py",
+        "if level.log_snr not in self.interval and self.scale != 1:",
+        "if False:",
+        (
+            "tests/test_cfg_interval.py::"
+            "test_the_scale_holds_within_the_interval_and_is_one_without",
+        ),
+    ),
+    Fault(
+        "a quality wins over the strength that was given",
+        "ppap_host/runs/quality.py",
+        "scale=point.scale if given.scale is None else given.scale,",
+        "scale=point.scale,",
+        (
+            "tests/test_quality.py::"
+            "test_what_is_given_wins_and_the_rest_comes_from_the_frontier[guide4-run4-expected4]",
+        ),
+    ),
+    Fault(
         "DAPS renoises to the level that it came from",
         f"{_RECIPES}/places.py",
         "then.alpha * estimate.x0 + then.sigma * estimate.asking()",
