@@ -19,9 +19,9 @@ from ppap_host.runs.setup import Setup, set_up
 from ppap_host.shapes.backbone import ShapesBackbone
 
 POINTS: Mapping[str, Mapping[str, Any]] = {
-    "draft": {"scale": 2.5, "steps": 6, "every": 2},
+    "draft": {"scale": 2.5, "steps": 6, "every": 2, "solver": "dpm++"},
     "normal": {"scale": 5.0, "steps": 12, "every": 1, "interval": "-6:2"},
-    "best": {"scale": 7.0, "steps": 40, "interval": ""},
+    "best": {"scale": 7.0, "steps": 40, "interval": "", "solver": "ddim:0.5"},
 }
 
 
@@ -70,7 +70,7 @@ def test_what_is_given_wins_and_the_rest_comes_from_the_frontier(
     assert (decided.steps, g.recipe, g.scale, g.interval) == expected
     assert len(setup.stages[0].walk) == expected[0]
     assert setup.doubts == []
-    assert f"{expected[0]} steps, classifier {expected[1]} at scale" in (setup.quality or "")
+    assert f"classifier {expected[1]} at scale" in (setup.quality or "")
     # A record holds the values, and asks no frontier again.
     assert decided.quality == "off"
     assert set_up(decided).decided() == decided
@@ -107,9 +107,26 @@ def test_where_none_was_measured_the_backbone_decides_and_it_is_said(
         assert said in doubt
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"quality": "draft"}, ("dpm++", None)),
+        ({"quality": "normal"}, ("ddim", 1.0)),
+        ({"quality": "best"}, ("ddim", 0.5)),
+        ({"quality": "best", "eta": 0.2}, ("ddim", 0.2)),
+        ({"quality": "draft", "sampler": "euler"}, ("euler", None)),
+    ],
+)
+def test_the_sampler_is_the_points_where_none_is_given(
+    model: Path, run: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    decided = made(model, **run).decided()
+    assert (decided.sampler, decided.eta) == expected
+
+
 def test_a_quality_with_nothing_left_to_decide_is_said(model: Path) -> None:
     given = {"scale": 2.0, "interval": ":", "recipe": "x0:every=1"}
-    (doubt,) = made(model, given, quality="draft", steps=5).doubts
+    (doubt,) = made(model, given, quality="draft", steps=5, sampler="ddim").doubts
     assert "everything it decides was given" in doubt
 
 
@@ -130,7 +147,12 @@ def test_several_guides_get_their_own_points_and_the_most_steps(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"format": 2}, {"qualities": {"draft": {"scale": "x", "steps": 3}}}, {"recipe": 5}],
+    [
+        {"format": 2},
+        {"qualities": {"draft": {"scale": 1, "steps": 3, "solver": "ddim:x"}}},
+        {"qualities": {"draft": {"scale": "x", "steps": 3}}},
+        {"recipe": 5},
+    ],
 )
 def test_a_file_that_is_no_frontier_is_an_error(
     model: Path, tmp_path: Path, wrong: dict[str, Any]

@@ -408,12 +408,12 @@ def test_a_search_leaves_a_record_a_table_a_plot_and_a_command(tmp_path: Path) -
 
 
 def test_what_guidance_costs_is_varied_and_counted(tmp_path: Path) -> None:
-    names = ("scale", "steps", "every", "interval")
+    names = ("scale", "steps", "every", "interval", "solver")
     outcome = search(asked(only=names, budget=8), tmp_path, found=world())
     costs = {}
     for trial in outcome.trials:
         assert trial.judged is not None
-        costs[tuple(trial.values[n] for n in names[1:])] = trial.judged.measured.cost
+        costs[tuple(trial.values[n] for n in names[1:4])] = trial.judged.measured.cost
     start = costs[4, 1, ""]
     assert outcome.unguided.measured.cost < start
     assert len(set(costs.values())) > 1
@@ -424,6 +424,8 @@ def test_what_guidance_costs_is_varied_and_counted(tmp_path: Path) -> None:
     best = outcome.trials[0].values
     assert words[words.index("--steps") + 1] == str(best["steps"])
     assert ("--interval" in words) == bool(best["interval"])
+    assert words[words.index("--sampler") + 1] == str(best["solver"]).partition(":")[0]
+    assert len({trial.values["solver"] for trial in outcome.trials}) > 1
     with pytest.raises(OptionError, match="spacing"):
         dimensions(X0, 1.0, ("steps",), steps="ddim25")
 

@@ -36,6 +36,7 @@ class Point(BaseModel):
     scale: float | int
     steps: int | str
     interval: str = ""
+    solver: str = Field("", pattern=r"^(|[a-z0-9+_-]+(:[01]?\.?\d*)?)$")
 
 
 class Frontier(BaseModel):
@@ -61,6 +62,17 @@ class Frontier(BaseModel):
         """Whether it was measured with what was asked for, as far as that was said."""
         named = None if recipe is None else split_recipe(recipe)[0]
         return named in (None, self.recipe) and config.experts in (None, self.experts or "none")
+
+
+def written(sampler: str, eta: float | None) -> str:
+    """A sampler with its eta, "ddim:0.5", as a point has it."""
+    return sampler if eta is None else f"{sampler}:{eta:g}"
+
+
+def read_solver(text: str) -> tuple[str, float | None]:
+    """Sampler and eta of what :func:`written` gives; None where it has none."""
+    name, _, eta = text.partition(":")
+    return name, float(eta) if eta else None
 
 
 def frontiers(guide: Guide, backbone: Backbone) -> list[Frontier]:
@@ -98,7 +110,7 @@ def with_quality(
     if config.quality == "off":
         return config, None, []
     wanted = config.quality or "normal"
-    told, doubts, steps = list(config.guides), [], []
+    told, doubts, taken = list(config.guides), [], list[Point]()
     for i, (given, guide) in enumerate(zip(config.guides, guides, strict=True)):
         recipe = given.recipe or config.recipe
         fitting = [] if given.absolute else [
@@ -112,7 +124,7 @@ def with_quality(
             )
             continue
         point = fitting[0].qualities[wanted]
-        steps.append(point.steps)
+        taken.append(point)
         told[i] = replace(
             given,
             scale=point.scale if given.scale is None else given.scale,
@@ -121,20 +133,27 @@ def with_quality(
         )
     if not config.guides:
         doubts.append(f"Quality {wanted!r} decides nothing: there is no guide.")
-    decided = replace(
-        config, guides=tuple(told),
-        steps=config.steps if config.steps is not None or not steps else max(steps, key=_count),
-    )  # fmt: skip
+    decided = replace(config, guides=tuple(told))
+    if taken:
+        # Of several guides, the steps and the sampler of the one that needs most.
+        most = max(taken, key=lambda point: _count(point.steps))
+        if config.steps is None:
+            decided = replace(decided, steps=most.steps)
+        if config.sampler is None and config.eta is None and most.solver:
+            sampler, eta = read_solver(most.solver)
+            decided = replace(decided, sampler=sampler, eta=eta)
     said = None
     if decided != config:
         settings = [f"{decided.steps} steps"]
+        if decided.sampler != config.sampler and decided.sampler is not None:
+            settings[0] += f" of {written(decided.sampler, decided.eta)}"
         settings += [
             f"{g.name} {g.recipe} at scale {g.scale:g}" + f" in {g.interval}" * bool(g.interval)
             for g, before in zip(told, config.guides, strict=True)
             if g != before
         ]
         said = f"Quality {wanted}, as measured: {', '.join(settings)}"
-    elif steps:
+    elif taken:
         doubts.append(f"Quality {wanted!r} decides nothing: everything it decides was given.")
     return decided, said, doubts if config.quality else []
 

@@ -26,7 +26,7 @@ from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.files.reading import Document
 from ppap_host.files.writing import write_file, write_json
 from ppap_host.guides.targets import Target
-from ppap_host.plugins.loading import load_guide
+from ppap_host.plugins.loading import load_guide, load_sampler
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
@@ -35,6 +35,7 @@ from ppap_host.runs.batches import generate
 from ppap_host.runs.choice import choose, read_interval
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
+from ppap_host.runs.quality import read_solver, written
 from ppap_host.runs.setup import ActiveGuide, Setup, set_up
 from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event
@@ -46,6 +47,7 @@ from ppap_plugin_bench.search.score import USUAL, Measured, Weights, chosen, fro
 from ppap_plugin_bench.search.space import (
     INTERVAL,
     SCALE,
+    SOLVER,
     STEPS,
     Dimension,
     Value,
@@ -231,9 +233,10 @@ class Trials:
         self.recipe: Recipe = choice.recipe
         self.scale = guide.usual_scale(self.recipe.name) if asked.scale is None else asked.scale
         self.steps = stage.steps
+        self.solver, self.found = written(stage.sampler, stage.eta), found
         self.space = dimensions(
             self.recipe, self.scale, config.only, config.scale_range, self.steps,
-            asked.interval or "",
+            asked.interval or "", written(stage.sampler, stage.eta),
         )  # fmt: skip
         guide.to(self.setup.device, pick_dtype(run.dtype, self.setup.device))
         size = self.setup.stages[-1].backbone.image_size
@@ -257,10 +260,10 @@ class Trials:
             asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
             choice.recipe_text, self.scale, choice.experts, choice.files,
         )  # fmt: skip
-        if stage.solver is None and any(d.name == STEPS for d in self.space):
+        if stage.solver is None and any(d.name in (STEPS, SOLVER) for d in self.space):
             raise OptionError(
                 f"{stage.backbone.name!r} takes its own steps, which a search cannot vary.",
-                remedy="Give --sampler, such as ddim, or leave out steps.",
+                remedy="Give --sampler, such as ddim, or leave out steps and solver.",
             )
         self._unguided: Judged | None = None
         self.model_files = {
@@ -282,7 +285,8 @@ class Trials:
         unguided = self.unguided().measured
         scale = float(values.get(SCALE, self.scale))
         steps = int(values[STEPS]) if STEPS in values else self.steps
-        measured, error, details = self._images_judged(recipe, scale, steps)
+        solver = str(values.get(SOLVER, self.solver))
+        measured, error, details = self._images_judged(recipe, scale, steps, solver)
         checked = self.validation
         score = measured.score(
             unguided, checked.objective, checked.higher_is_better, self.config.weights
@@ -292,7 +296,9 @@ class Trials:
     def unguided(self) -> Judged:
         """The same images without the guide, at the steps that the search starts from."""
         if self._unguided is None:
-            measured, error, details = self._images_judged(self.recipe, 0.0, self.steps)
+            measured, error, details = self._images_judged(
+                self.recipe, 0.0, self.steps, self.solver
+            )
             self._unguided = Judged(0.0, measured, error, details)
         return self._unguided
 
@@ -301,11 +307,11 @@ class Trials:
         self._unguided = unguided
 
     def _images_judged(
-        self, recipe: Recipe, scale: float, steps: int | str
+        self, recipe: Recipe, scale: float, steps: int | str, solver: str
     ) -> tuple[Measured, float | None, dict[str, float]]:
         health = Health()
         try:
-            x, cost = self._images(recipe, scale, steps, health)
+            x, cost = self._images(recipe, scale, steps, solver, health)
         except SamplingError as error:
             raise ValueError(error.message) from error
         x = to_unit(to_pixels(x).cpu())
@@ -319,12 +325,16 @@ class Trials:
         return Measured(found.value, distance, cost), found.error, details
 
     def _images(
-        self, recipe: Recipe, scale: float, steps: int | str, health: Health
+        self, recipe: Recipe, scale: float, steps: int | str, solver: str, health: Health
     ) -> tuple[Tensor, float]:
         """The images, RGB in about [-1, 1], float32 [n, 3, h, w], and what one costs."""
         stage, run = self.setup.stages[0], self.config.run
         stage.steps = steps
         if stage.solver is not None:
+            sampler, eta = read_solver(solver)
+            stage.solver = load_sampler(self.found, sampler, stage.backbone, eta)
+            if recipe.needs and scale and stage.solver.noise not in (recipe.needs, "gaussian"):
+                raise ValueError(f"{solver} draws no noise that {recipe.name} could work on")
             stage.walk = stage.solver.walk(stage.backbone, steps)
         made: list[Tensor] = []
         cost = 0.0
@@ -396,7 +406,10 @@ class Trials:
 
     def _settings(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """What a trial has tried, with what was not varied."""
-        given = {SCALE: self.scale, STEPS: self.steps, INTERVAL: self.config.guide.interval or ""}
+        given = {
+            SCALE: self.scale, STEPS: self.steps, SOLVER: self.solver,
+            INTERVAL: self.config.guide.interval or "",
+        }  # fmt: skip
         return {name: plain(value) for name, value in (given | dict(values)).items()}
 
     def command(self, values: Mapping[str, Value]) -> str:
@@ -421,6 +434,9 @@ class Trials:
         for key in ("backbone", "checkpoint", "prompt", "cfg", "sampler", "eta", "dtype"):
             value = getattr(run, key)
             options[key] = None if value == getattr(usual, key) else str(value)
+        if SOLVER in values:
+            sampler, eta = read_solver(str(values[SOLVER]))
+            options |= {"sampler": sampler, "eta": None if eta is None else f"{eta:g}"}
         if run.class_index is not None:
             options["class"] = str(run.class_index)
         for key, text in options.items():

@@ -18,14 +18,21 @@ Value = float | int | bool | str
 SCALE = "scale"
 """Name of the guidance strength among the dimensions."""
 
-STEPS, INTERVAL = "steps", "interval"
-"""Names of what a search can vary beside the recipe: steps, and where a guide is asked."""
+STEPS, INTERVAL, SOLVER = "steps", "interval", "solver"
+"""Names of what a search can vary beside the recipe: steps, where a guide is asked, and by which
+sampler the steps are taken, "NAME" or, of DDIM, "ddim:ETA"."""
 
-FRONTIER = (SCALE, STEPS, "every", INTERVAL)
+OUTSIDE = (SCALE, STEPS, INTERVAL, SOLVER)
+"""Dimensions that are no parameters of a recipe."""
+
+FRONTIER = (SCALE, STEPS, "every", INTERVAL, SOLVER)
 """What decides what guidance costs, and the strength that goes with it."""
 
 INTERVALS = ("", ":-2", ":0", ":2", ":4")
 """Log-SNRs in which a guide may be asked: everywhere, or in noise alone."""
+
+SOLVERS = ("ddim:0", "ddim:0.5", "ddim:1", "dpm++")
+"""Samplers that are tried."""
 
 REACH = 30.0
 """The strengths that are tried go from the usual one over this to the usual one times this."""
@@ -151,15 +158,16 @@ def dimensions(
     scale_range: tuple[float, float] | None = None,
     steps: int | str = 50,
     interval: str = "",
+    solver: str = "",
 ) -> tuple[Dimension, ...]:
     """What is varied of a recipe.
 
     Args:
         scale: the strength of the first trial, > 0.
-        only: ``scale``, ``steps``, ``interval`` and names of :meth:`Recipe.tunable`; empty takes
-            ``scale`` and all of the recipe's own parameters.
+        only: names of :data:`OUTSIDE` and of :meth:`Recipe.tunable`; empty takes ``scale`` and all
+            of the recipe's own parameters.
         scale_range: bounds of the strength; None takes :data:`REACH` times more and less.
-        steps, interval: of the first trial.
+        steps, interval, solver: of the first trial.
 
     Raises:
         UnknownNameError: the recipe has no such parameter.
@@ -168,8 +176,8 @@ def dimensions(
     known = recipe.tunable()
     own = [p.name for p in recipe.parameters if p.name in known]
     for name in only:
-        if name not in (SCALE, STEPS, INTERVAL, *known):
-            others = (SCALE, STEPS, INTERVAL, *known)
+        if name not in (*OUTSIDE, *known):
+            others = (*OUTSIDE, *known)
             raise unknown_name(f"parameter of the recipe {recipe.name!r}", name, others)
     wanted = list(dict.fromkeys(only)) or [SCALE, *own]
     if scale_range is not None and SCALE not in wanted:
@@ -188,6 +196,7 @@ def dimensions(
         INTERVAL: lambda: Dimension(
             INTERVAL, interval, choices=tuple(dict.fromkeys((interval, *INTERVALS)))
         ),
+        SOLVER: lambda: Dimension(SOLVER, solver, choices=tuple(dict.fromkeys((solver, *SOLVERS)))),
     }
     return tuple(
         made[name]() if name in made else _of_parameter(known[name], recipe.value(name))
@@ -232,4 +241,4 @@ def _of_parameter(parameter: Parameter, start: Any) -> Dimension:
 
 def parameters(values: Mapping[str, Value]) -> dict[str, Value]:
     """Those of the values that are the recipe's."""
-    return {k: value for k, value in values.items() if k not in (SCALE, STEPS, INTERVAL)}
+    return {k: value for k, value in values.items() if k not in OUTSIDE}
