@@ -437,10 +437,11 @@ class Evaluator:
             self._asked[i] = sum(
                 level.log_snr in recipe.interval for level in levels[:: recipe.every]
             )
-        times = move.ascent.steps * (1 if step is None else self.recurrence(step))
+        # A repeat takes back a part of what the one before it has moved.
+        times = move.ascent.steps * (1 if step is None else math.sqrt(self.recurrence(step)))
         weight /= sum(each.weight for each in recipe.moves)
-        # Where every state is drawn anew, moves do not add up over the steps.
-        asked = 1 if move.place.replaces else self._asked[i]
+        # Where every state is drawn anew, the next one keeps a part of a move.
+        asked = math.sqrt(self._asked[i]) if move.place.replaces else self._asked[i]
         return of_step(self.guidance[i].scale, asked) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
