@@ -316,9 +316,9 @@ def test_steps_are_those_in_which_the_guide_is_asked(recipe: Recipe, count: int 
 def test_iterations_moves_and_repeats_share_one_steps_portion(recipe: Recipe) -> None:
     """Each repeat moves x_0 by its part."""
     for row in moves(told(recipe, lambda k, n: 1.0)):
-        assert row[0] <= SHARE / 8 / recipe.recurrence * 1.001
+        assert row[0] <= SHARE / 8 / math.sqrt(recipe.recurrence) * 1.001
     first = moves(told(recipe, lambda k, n: 1.0))[0][0]
-    assert first == pytest.approx(SHARE / 8 / recipe.recurrence, rel=1e-3)
+    assert first == pytest.approx(SHARE / 8 / math.sqrt(recipe.recurrence), rel=1e-3)
 
 
 def test_the_factors_of_its_moves_divide_a_step() -> None:

@@ -25,7 +25,7 @@ SHARE = 1.0
 """What all steps of a guide at scale 1 may move together, of how far an image is open."""
 
 
-def of_step(scale: float, asked: float) -> float:
+def of_step(scale: float, asked: int | float) -> float:
     """The share of one step of so many in which a guide is asked; no step moves more than all."""
     share = SHARE * scale / max(asked, 1)
     return min(max(share, -1.0), 1.0)
