@@ -144,6 +144,11 @@ class Decoded:
         """The picture, None of an array."""
         return self.pixels if isinstance(self.pixels, Image.Image) else None
 
+    @property
+    def loss(self) -> int:
+        """By how much compression may have changed numbers of 8 bits."""
+        return 0 if self.exact else LOSS
+
     def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None] | None:
         """The stored numbers [h, w], one a pixel, and where they are transparent (None: nowhere).
 
@@ -166,7 +171,7 @@ class Decoded:
         if image.mode == "LA":
             return np.asarray(image.getchannel("L")), clear
         if image.mode in ("RGB", "RGBA", "RGBX", "P", "PA"):
-            one = one_channel(np.asarray(image.convert("RGB")), 0 if self.exact else LOSS)
+            one = one_channel(np.asarray(image.convert("RGB")), self.loss)
             return None if one is None else (one, clear)
         return None
 
