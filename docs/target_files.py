@@ -235,8 +235,8 @@ SRGB = np.array([
 ])  # fmt: skip
 
 
-def icc(primaries: Array, gamma: float, name: str) -> bytes:
-    """A small ICC profile: three primaries and one gamma."""
+def icc(primaries: Array | None, gamma: float, name: str) -> bytes:
+    """A small ICC profile: three primaries and one gamma; of None, for greys."""
 
     def fixed(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -249,9 +249,12 @@ def icc(primaries: Array, gamma: float, name: str) -> bytes:
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
     tags = {
         b"desc": said, b"cprt": b"text\0\0\0\0none\0", b"wtpt": xyz(np.array([0.9642, 1, 0.8249])),
-        b"rXYZ": xyz(primaries[:, 0]), b"gXYZ": xyz(primaries[:, 1]),
-        b"bXYZ": xyz(primaries[:, 2]), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
     }  # fmt: skip
+    if primaries is None:
+        tags[b"kTRC"] = curve
+    else:
+        for k, channel in enumerate((b"r", b"g", b"b")):
+            tags |= {channel + b"XYZ": xyz(primaries[:, k]), channel + b"TRC": curve}
     table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
     for tag, data in tags.items():
         data += bytes(-len(data) % 4)
@@ -260,8 +263,40 @@ def icc(primaries: Array, gamma: float, name: str) -> bytes:
     head = bytearray(128)
     head[0:4] = struct.pack(">I", at + len(body))
     head[8:12], head[12:24], head[36:40] = b"\x02\x40\0\0", b"mntrRGB XYZ ", b"acsp"
+    if primaries is None:
+        head[16:20] = b"GRAY"
     head[68:80] = fixed(0.9642) + fixed(1) + fixed(0.8249)
     return bytes(head) + struct.pack(">I", len(tags)) + table + body
+
+
+def grey_icc(gamma: float) -> bytes:
+    """A small ICC profile of greys."""
+    return icc(None, gamma, f"Grey at {gamma}")
+
+
+def with_chunk(values: Array, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk, which Pillow does not write."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    data, check = buffer.getvalue(), struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + struct.pack(">I", len(body)) + kind + body + check + data[33:]
+
+
+def tiff(values: Array, photometric: int, reduced: int = 0) -> bytes:
+    """A TIFF of one strip, also in ways that Pillow does not write."""
+    height, width = values.shape
+    tags = [(254, reduced), (256, width), (257, height), (258, 8 * values.itemsize), (259, 1),
+            (262, photometric), (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height),
+            (279, values.nbytes)]  # fmt: skip
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + values.tobytes()
+
+
+def hdr(path: Path) -> None:
+    """An AVIF that names BT.2020 and PQ where Pillow writes those of sRGB."""
+    Image.fromarray(photograph()).save(path, quality=100, subsampling="4:4:4")
+    before, named, after = path.read_bytes().partition(b"colrnclx")
+    path.write_bytes(before + named + struct.pack(">HH", 9, 16) + after[4:])
 
 
 def in_srgb(values: Array, primaries: Array, gamma: float) -> Array:
@@ -376,6 +411,10 @@ def _labels() -> list[Case]:
         Image.fromarray(painted).save(path)
 
     noisy = np.random.default_rng(1).permutation(np.arange(256)).astype(np.uint8)
+    pieces, full = regions(24, 9).astype(int), many.astype(int) * 9
+    things = np.isin(ids[city], [24, 25, 26, 27, 28, 31, 32, 33])
+    instances = np.where(things, ids[city] * 1000 + 3, ids[city]).astype(np.uint16)
+    scores = (np.arange(6)[:, None, None] == seg).astype(np.float32)
     return [
         Case("grey.png", "8-bit grey, 255 is open", "shapes", "{}", image(with_255), opened),
         Case("labels.tif", "8-bit TIFF", "shapes", "{}", image(seg), seg),
@@ -437,6 +476,26 @@ def _labels() -> list[Case]:
         Case("shuffle.png", "noise with numbers of classes", "ade20k", "labels:{}",
              image((noisy.repeat(16).reshape(SIZE) % 150).astype(np.uint8)),
              (noisy.repeat(16).reshape(SIZE) % 150)),
+        Case("panoptic.png", "COCO's panoptic ids in the bytes of colours", "coco", "{}",
+             image(np.dstack([pieces + 1, 0 * pieces, 0 * pieces]).astype(np.uint8)),
+             "label map or a photograph"),
+        Case("ADE_seg.png", "ADE20K's full set: class in red and green, instance in blue",
+             "ade20k", "{}",
+             image(np.dstack([full // 256 * 10, full % 256, pieces]).astype(np.uint8)),
+             "label map or a photograph"),
+        Case("aachen_instanceIds.png", "Cityscapes' instance ids", "cityscapes", "{}",
+             image(instances), city),
+        Case("opencv.png", "colours that OpenCV wrote as blue, green, red", "voc", "{}",
+             image(coloured(voc, "voc")[..., ::-1].copy()), "red and blue exchanged"),
+        Case("smooth.png", "colours resized with smoothing", "voc", "{}",
+             lambda path: Image.fromarray(coloured(voc, "voc")).resize((48, 48), 2).save(path),
+             "smoothed or resized"),
+        Case("scores.npy", "a score for each class", "shapes", "{}", array(scores),
+             "one number a pixel"),
+        Case("masks.npy", "masks as SAM gives them, [3, h, w]", "shapes", "{}",
+             array(np.stack([disc()] * 3)), "one number a pixel"),
+        Case("rle.json", "run lengths in JSON", "shapes", "labels:{}",
+             content(b'{"size": [64, 64], "counts": "ab"}'), "it is JSON"),
     ]  # fmt: skip
 
 
@@ -482,6 +541,13 @@ def _masks() -> list[Case]:
              np.where(disc()[..., None], 127.5, photograph())),
         Case("inverse-edit.png", "all but a disc is transparent", "hole", "photo:{}",
              image(opaque), np.where(disc()[..., None], photograph(), 127.5)),
+        Case("border.png", "a label map in place of a mask, 255 is open", "shapes", "cone={}",
+             image(np.where(disc(), 255, segments()).astype(np.uint8)), "as label maps do"),
+        Case("layers.npy", "masks of several things", "shapes", "cone={}",
+             array(np.dstack([inside] * 4)), "one number a pixel"),
+        Case("faint.png", "white on black, the same alpha everywhere", "shapes", "cone={}",
+             lambda path: Image.merge("LA", [Image.fromarray(white), Image.new("L", SIZE, 254)])
+             .save(path), inside),
     ]  # fmt: skip
 
 
@@ -496,6 +562,22 @@ def _depths() -> list[Case]:
     turned = Image.Exif()
     turned[0x0112] = 6
     sideways = np.rot90(depth).astype(np.float32)
+    slope = np.repeat(np.linspace(2, 4, 64)[:, None], 64, 1)
+    laser = np.zeros((256, 256), np.uint16)
+    laser[2::4, 2::4] = (slope * 256).astype(np.uint16)
+    average = (1 - unit) * 0.9977 + 0.0003
+    ramp = unit[..., None] * [255, 200, 40] + (1 - unit[..., None]) * [10, 0, 120]
+    packed = (np.kron(slope, np.ones((8, 8))) / 1000 * (2**24 - 1)).astype(int)
+    packed += np.arange(512) * 300
+    bytes_ = np.dstack([packed % 256, packed // 256 % 256, packed // 65536]).astype(np.uint8)
+
+    def parts(path: Path) -> None:
+        import OpenEXR
+
+        colour = OpenEXR.Part({"name": "view"}, {"RGB": np.zeros((*SIZE, 3), np.float32)})
+        z = OpenEXR.Part({"name": "depth"}, {"Z": depth.astype(np.float32)})
+        OpenEXR.File([colour, z]).write(str(path))
+
     return [
         Case("room.png", "a photograph", "depth", "{}", image(photograph()), "photograph"),
         Case("room.npy", "metres", "depth", "{}", array(depth), near, doubted=True),
@@ -554,6 +636,35 @@ def _depths() -> list[Case]:
         Case("pixels-only.npy", "disparity without its camera", "metres", "disparity:{}",
              array(100 / depth), "compares metres"),
         Case("one-over.npy", "1 / metres", "metres", "inverse,unit=m:{}", array(near), depth),
+        Case("laser.png", "KITTI's laser: one pixel of sixteen is known", "depth", "depth:{}",
+             image(laser), 1 / slope, doubted=True),
+        Case("average.npy", "Marigold: the mean of estimates in [0, 1]", "depth", "{}",
+             array(average), "depth as often as its inverse"),
+        Case("average-said.npy", "the same, said to be depth", "depth", "depth:{}",
+             array(average), -average),
+        Case("average-metres.npy", "the same, for metres", "metres", "depth:{}", array(average),
+             "does not say its unit"),
+        Case("cm.png", "centimetres, 65535 for the sky, 0 unknown", "metres", "depth,unit=cm:{}",
+             image(np.where(disc(), 65535, np.nan_to_num(100 * known)).astype(np.uint16)),
+             np.where(disc(), np.nan, np.floor(100 * known) / 100)),
+        Case("camera.npy", "a baseline in millimetres", "metres",
+             "disparity,focal=500,baseline=200:{}", array(100 / depth), "away with this camera"),
+        Case("marker.npy", "99999 where nothing is known", "metres", "depth:{}",
+             array(np.where(holes(), 99999, depth)), "depth in metres", doubted=True),
+        Case("painted.png", "a colour map, for people", "depth", "{}",
+             image(ramp.round().astype(np.uint8)), "photograph", doubted=True),
+        Case("packed.png", "24 bits in three channels, as CARLA saves depth", "depth", "{}",
+             image(bytes_), "numbers in several bytes"),
+        Case("control.webp", "ControlNet's map with loss", "depth", "disparity:{}",
+             image(stretched(near, 255), "RGB", quality=90), near),
+        Case("control-guess.webp", "the same, of no kind", "depth", "{}",
+             image(stretched(near, 255), "RGB", quality=90), "photograph", doubted=True),
+        Case("parts.exr", "OpenEXR of several parts", "depth", "depth,key=depth.Z:{}", parts, near,
+             needs="OpenEXR"),
+        Case("alley.dpt", "Sintel's own format", "depth", "{}", content(b"PIEH" + bytes(64)),
+             "it is optical flow or depth"),
+        Case("depth.pt", "torch.save of a tensor", "depth", "{}",
+             lambda path: torch.save(torch.from_numpy(depth), path), "what torch.save writes"),
     ]  # fmt: skip
 
 
@@ -584,7 +695,7 @@ def _photographs() -> list[Case]:
              image(photo, icc_profile=ImageCms.ImageCmsProfile(
                  ImageCms.createProfile("sRGB")).tobytes()), photo),
         Case("bad-icc.png", "an ICC profile that is none", "photo", "{}",
-             image(photo, icc_profile=b"nothing"), photo),
+             image(photo, icc_profile=b"nothing"), photo, doubted=True),
         Case("deep.png", "16-bit grey", "photo", "{}", image(grey.astype(np.uint16) * 257),
              np.repeat(grey[..., None], 3, 2)),
         Case("turned.jpg", "EXIF: turned by a quarter", "photo", "{}", turned, photo),
@@ -599,6 +710,24 @@ def _photographs() -> list[Case]:
         Case("light.exr", "OpenEXR in linear light", "photo", "photo:{}",
              exr({"RGB": linear}), curve * 255, needs="OpenEXR"),
         Case("photo.npy", "uint8 [h, w, 3]", "photo", "{}", array(photo), photo),
+        Case("grey-gamma.png", "16-bit grey, its profile has a gamma of 1.8", "photo", "{}",
+             image(grey.astype(np.uint16) * 257, icc_profile=grey_icc(1.8)),
+             np.repeat(in_srgb(np.repeat(grey[..., None], 3, 2), SRGB, 1.8)[..., :1], 3, 2)),
+        Case("hdr.avif", "BT.2020 and PQ, by numbers alone", "photo", "{}", hdr,
+             "photograph from 'hdr.avif' (AVIF), RGB, taken for sRGB", doubted=True),
+        Case("linear.png", "PNG that names a gamma of 1", "photo", "{}",
+             content(with_chunk(photo, b"gAMA", struct.pack(">I", 100000))),
+             "photograph from 'linear.png' (PNG), RGB, taken for sRGB", doubted=True),
+        Case("white-is-zero.tif", "16-bit TIFF in which white is 0", "photo", "{}",
+             content(tiff(65535 - grey.astype("<u2") * 257, 0)), np.repeat(grey[..., None], 3, 2)),
+        Case("raw.nef", "a camera's raw file: a TIFF that begins with a preview", "photo", "{}",
+             content(tiff(grey, 1, 1)), "begins with a preview"),
+        Case("dark.png", "12 bits in 16", "photo", "{}", image(grey.astype(np.uint16) * 16),
+             "photograph", doubted=True),
+        Case("gone.png", "transparent everywhere", "photo", "{}",
+             image(np.dstack([photo, 0 * grey])), np.full((*SIZE, 3), 255), doubted=True),
+        Case("below-zero.tif", "floats from -1 to 1", "photo", "{}",
+             image((grey / 127.5 - 1).astype(np.float32)), "numbers below zero"),
     ]  # fmt: skip
 
 

@@ -238,8 +238,9 @@ def test_all_numbers_are_read_as_torch_reads_them(tmp_path: Path, dtype: torch.d
         ({"a": torch.eye(3).to_sparse()}, "'a' is no plain tensor"),
         ({"optimizer": ASIDE["optimizer"]}, "'optimizer' is no plain tensor"),
         (Settings(), "a whole object .*Settings"),
+        ({"0.weight": torch.ones(2, 2, dtype=torch.int8)}, "whole numbers .*quantised"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_is_no_state_dict_is_named(tmp_path: Path, content: Any, words: str) -> None:
     for save in (_torch, _old):

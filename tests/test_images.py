@@ -260,6 +260,12 @@ def test_text_that_can_be_no_file(name: str, read: Callable[..., object]) -> Non
         read(name)
 
 
+@pytest.mark.parametrize("written", ["'rôom.png'", "ro\u0302om.png", "rôom.PNG", "rôom.png "])
+def test_a_name_that_is_nearly_a_files_is_told(tmp_path: Path, written: str) -> None:
+    (tmp_path / "rôom.png").touch()
+    assert "rôom.png" in refused(tmp_path / written).remedy
+
+
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     assert "is a folder" in refused(tmp_path / "folder.png").message
@@ -267,6 +273,7 @@ def test_a_folder(tmp_path: Path) -> None:
 
 def test_an_address() -> None:
     assert "Download" in refused("https://example.com/room.png").remedy
+    assert "Decode" in refused("data:image/png;base64,iVBORw0KGgo=").remedy
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

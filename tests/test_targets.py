@@ -16,6 +16,7 @@ from PIL import Image
 
 from ppap_host.files.errors import TargetError
 from ppap_host.files.images import from_tensor, read_rgb, to_tensor
+from ppap_host.files.models import own_path
 from ppap_host.guides.functions import FunctionGuide
 from ppap_host.guides.targets import KINDS, Given, how_fitted, read_known, target
 
@@ -129,6 +130,15 @@ def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Given.of("~/room.png", TAKEN).photo().files == (tmp_path / "room.png",)
     assert Given.of("photo:~/room.png", TAKEN).means_file
     assert read_rgb("~/room.png").size == (64, 48)
+
+
+def test_an_address_of_a_file_is_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "räum, 1=a.png"
+    Image.fromarray(rgb()).save(path)
+    for given in (path.as_uri(), f"photo:{path.as_uri()}", {"path": path.as_uri()}):
+        assert Given.of(given, TAKEN).photo().files == (path,)
+    assert read_rgb(path.as_uri()).size == (64, 48)
+    assert own_path(path.as_uri()) == path
 
 
 def test_files_that_have_moved_are_read_where_they_are(tmp_path: Path) -> None:

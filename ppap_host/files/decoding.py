@@ -12,11 +12,13 @@ import math
 import os
 import re
 import stat
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from ppap_host.files.errors import TargetError
+from ppap_host.files.errors import TargetError, nearest
 from ppap_host.files.reading import require_regular
 
 PICTURES = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
@@ -142,6 +144,11 @@ class Decoded:
         """The picture, None of an array."""
         return self.pixels if isinstance(self.pixels, Image.Image) else None
 
+    @property
+    def loss(self) -> int:
+        """By how much compression may have changed numbers of 8 bits."""
+        return 0 if self.exact else LOSS
+
     def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None] | None:
         """The stored numbers [h, w], one a pixel, and where they are transparent (None: nowhere).
 
@@ -164,7 +171,7 @@ class Decoded:
         if image.mode == "LA":
             return np.asarray(image.getchannel("L")), clear
         if image.mode in ("RGB", "RGBA", "RGBX", "P", "PA"):
-            one = one_channel(np.asarray(image.convert("RGB")), 0 if self.exact else LOSS)
+            one = one_channel(np.asarray(image.convert("RGB")), self.loss)
             return None if one is None else (one, clear)
         return None
 
@@ -202,6 +209,11 @@ def check_regular(path: Path) -> None:
         TargetError: it is an address, missing, a folder, a device, a pipe, empty or too large.
     """
     text = str(path)
+    if text.startswith("data:"):
+        raise TargetError(
+            f"The target {text[:40]!r}... is a picture written as text.",
+            remedy="Decode it, save it as a file, and give its path.",
+        )
     if "://" in text or text.startswith(("http:", "https:")):
         raise TargetError(
             f"The target {text!r} is an address.",
@@ -210,7 +222,9 @@ def check_regular(path: Path) -> None:
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # names that are too long, or hold a zero byte
-        raise TargetError(f"There is no file {text!r}.", remedy="Check the path.") from None
+        close = _like_it(path)
+        hint = f"Did you mean {close!r}?" if close else "Check the path."
+        raise TargetError(f"There is no file {text!r}.", remedy=hint) from None
     if stat.S_ISDIR(found.st_mode):
         raise TargetError(f"The target {text!r} is a folder.", remedy="Name one file in it.")
     require_regular(path, TargetError, "Save what comes out of it as a file first.")
@@ -221,6 +235,19 @@ def check_regular(path: Path) -> None:
             f"The file {text!r} has {found.st_size / 1e9:.1f} GB.",
             remedy=f"At most {MAX_BYTES / 1e9:.1f} GB are read; make it smaller first.",
         )
+
+
+def _like_it(path: Path) -> str:
+    """The file in the same folder whose name is nearly this one; "" for none."""
+    try:
+        there = sorted(entry.name for entry in islice(os.scandir(path.parent), 10_000))
+    except (OSError, ValueError):
+        return ""
+    # An accent may be one character or two, and looks the same.
+    plain = {unicodedata.normalize("NFC", name): name for name in there}
+    wanted = unicodedata.normalize("NFC", path.name).strip(" '\"")
+    found = [wanted] if wanted in plain else nearest(wanted, plain, 1, 0.8)
+    return str(path.parent / plain[found[0]]) if found else ""
 
 
 @contextmanager

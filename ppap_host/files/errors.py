@@ -82,10 +82,10 @@ class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+def nearest(name: str, known: Iterable[str], count: int = 3, alike: float = 0.5) -> list[str]:
     """The known names most like ``name``, best first (empty when nothing comes close)."""
     lowered = {k.lower(): k for k in known}
-    hits = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    hits = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=alike)
     return [lowered[h] for h in hits]
 
 

@@ -388,7 +388,9 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str)
         try:
             with no_larger_than(name, held(state), len(state)), torch.device("meta"):
                 make()
-        except NotImplementedError:
+        except (NotImplementedError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "meta" not in str(error):
+                raise
             # It looks at numbers while it is made, which the meta device has not got.
             with no_larger_than(name, held(state), len(state)):
                 return make()

@@ -355,11 +355,11 @@ def _by_number(folder: ModelFolder, table: Any) -> dict[int, str]:
     if table is None:
         return {}
     try:
-        named = {key: name for key, name in table.items() if name is not None}
-        if not all(isinstance(name, str | int | float) for name in named.values()):
+        if not all(isinstance(name, str | int | float | None) for name in table.values()):
             raise ValueError("the names are no texts")
-        found = {int(key): str(name) for key, name in named.items()}
-        table = named
+        found = {
+            int(key): f"class {key}" if name is None else str(name) for key, name in table.items()
+        }
         if not found or len(found) < len(table) or min(found) < 0 or max(found) > 10**6:
             raise ValueError("the keys are not the numbers of classes")
     except (ValueError, AttributeError, TypeError) as error:

@@ -49,7 +49,7 @@ _SHOWN: Final = 60
 
 def local_path(text: str) -> str:
     """The path that a text means: ``~`` is the user's folder, ``file://`` comes from a browser."""
-    if text.startswith("file://"):
+    if text.startswith("file:/"):  # a Path keeps one slash of them
         address = urlsplit(text)
         if address.netloc in ("", "localhost"):
             return url2pathname(address.path)

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ppap_host.files.decoding import Decoded, decode, from_memory, has_alpha, to_srgb
+from ppap_host.files.decoding import (
+    LOSS,
+    Decoded,
+    decode,
+    from_memory,
+    has_alpha,
+    one_channel,
+    to_srgb,
+)
 from ppap_host.files.errors import TargetError, nearest
 from ppap_host.files.images import fitted, from_tensor, means_file, to_tensor
 from ppap_host.files.reading import local_path
@@ -682,9 +690,8 @@ def _lower(name: str) -> str:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether all channels of an RGB picture are equal."""
-    pixels = np.asarray(image)
-    return bool((pixels == pixels[..., :1]).all())
+    """Whether all channels of an RGB picture are equal, but for what compression makes of them."""
+    return one_channel(np.asarray(image), LOSS) is not None
 
 
 def origin(given: Given, decoded: Decoded) -> str:

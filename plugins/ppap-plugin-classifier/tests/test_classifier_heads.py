@@ -113,6 +113,8 @@ def test_one_logit_may_have_both_names_or_none(tmp_path: Path) -> None:
     assert ClassifierGuide(str(tmp_path / "both")).labels.find("dog") == 1
     resnet(tmp_path / "none", 1)
     assert ClassifierGuide(str(tmp_path / "none")).labels.find("positive") == 1
+    vit(tmp_path / "two", 1, {"id2label": {"0": "cat", "1": "dog"}})
+    assert ClassifierGuide(str(tmp_path / "two")).labels.find("dog") == 1
     vit(tmp_path / "placeholder", 1)
     assert ClassifierGuide(str(tmp_path / "placeholder")).labels.find("negative") == 0
 
@@ -219,10 +221,16 @@ def test_timms_heads_are_multi_label_where_they_say_so(tmp_path: Path) -> None:
         ({"id2label": {"0": "a", "2": "c"}}, ["a", "class 1", "c"], "1 classes .* no name: 1"),
         ({"id2label": {"1": "b", "2": "c"}}, ["class 0", "b", "c"], "no name: 0"),
         ({"id2label": {"1": "a", "3": "c"}}, ["a", "class 1", "c"], "numbered from 1"),
+        ({"id2label": {"0": "a", "1": "b", "2": None}}, ["a", "b", "class 2"], ""),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 2, "b": 1, "c": 0}},
+            ["a", "b", "c"],
+            "contradict each other",
+        ),
         ({"label2id": {"b": 1, "a": 0, "c": 2}}, ["a", "b", "c"], ""),
         ({}, ["class 0", "class 1", "class 2"], ""),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_tables_with_gaps_or_from_one_name_the_right_outputs(
     tmp_path: Path, table: dict[str, Any], names: list[str], said: str
@@ -250,12 +258,13 @@ def test_tables_with_gaps_or_from_one_name_the_right_outputs(
         ({"id2label": {str(k): f"n{k}" for k in range(5)}}, "of another shape"),
         ({"id2label": {"4": "a", "5": "b", "6": "c"}}, "from 4 to 6, and the network has 3"),
         ({"id2label": {"a": "0", "b": "1", "c": "2"}}, "does not number its classes"),
+        ({"id2label": {str(k): {"name": "a"} for k in range(3)}}, "names are no texts"),
         ({"id2label": {"-1": "a", "0": "b", "1": "c"}}, "does not number its classes"),
         ({"id2label": {"0": "a", "00": "b", "1": "c"}}, "does not number its classes"),
         ({"id2label": {"0": "a", "1": "b", "1000000000": "c"}}, "cannot be|not number"),
         ({"id2label": ["a", "b", "c"]}, "does not number its classes"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_tables_for_another_number_of_classes_are_refused(
     tmp_path: Path, table: dict[str, Any], words: str
@@ -264,6 +273,15 @@ def test_tables_for_another_number_of_classes_are_refused(
     with pytest.raises(CheckpointError, match=words) as caught:
         ClassifierGuide(str(tmp_path))
     assert caught.value.remedy
+
+
+def test_timms_tables_may_count_from_one_and_its_means_are_from_0_to_1(tmp_path: Path) -> None:
+    resnet(tmp_path, 2, label_names={"1": "a", "2": "b"})
+    assert list(ClassifierGuide(str(tmp_path)).labels.names) == ["a", "b"]
+    cfg = {"input_size": [3, 32, 32], "mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}
+    resnet(tmp_path, 2, pretrained_cfg=cfg)
+    with pytest.raises(CheckpointError, match="0 to 255"):
+        ClassifierGuide(str(tmp_path))
 
 
 def test_namesakes_are_refused_with_their_numbers(tmp_path: Path) -> None:

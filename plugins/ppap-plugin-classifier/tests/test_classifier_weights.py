@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from ppap_plugin_classifier.guide import ClassifierGuide
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -190,6 +190,29 @@ def test_half_precision_alone_is_taken_and_said(tmp_path: Path) -> None:
     model.float().save_pretrained(tmp_path)
     guide = ClassifierGuide(str(tmp_path))
     assert guide.remarks() == () and "model.fp16.safetensors" not in {f.name for f in guide.files()}
+
+
+def test_parts_of_half_precision_are_taken_and_those_of_pickles_are_not(tmp_path: Path) -> None:
+    model = vit_folder(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for name in ("pytorch_model-00001-of-00002.bin", "optimizer.pt", "training_args.bin"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match="only pickles in parts") as caught:
+        ClassifierGuide(str(tmp_path))
+    assert "save_pretrained" in caught.value.remedy
+    parts = {name: f"model.fp16-0000{1 + k % 2}-of-00002.safetensors" for k, name in
+             enumerate(state)}  # fmt: skip
+    for part in set(parts.values()):
+        save_file({k: v.half() for k, v in state.items() if parts[k] == part}, tmp_path / part)
+    index = tmp_path / "model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    guide = ClassifierGuide(str(tmp_path))
+    assert "half-precision" in " ".join(guide.remarks())
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.half().float()(pixel_values=guide.prepare(x)).logits
+        torch.testing.assert_close(guide.see(x), expected)
 
 
 def test_weights_that_a_network_does_not_use_are_said(tmp_path: Path) -> None:

@@ -216,6 +216,11 @@ def test_a_target_with_holes_is_resized_without_them() -> None:
     assert (small[..., :2] == 2).all()
     assert small[..., 2:].isnan().all()
     assert resized(maps, (16, 16)) is maps
+    # A laser knows one pixel of sixteen, everywhere.
+    sparse = torch.full((1, 64, 64), torch.nan)
+    sparse[:, 2::4, 2::4] = torch.linspace(2, 4, 16)[:, None]
+    found = resized(sparse, (16, 16))
+    torch.testing.assert_close(found[0, :, 5], torch.linspace(2, 4, 16), atol=0.05, rtol=0)
 
 
 def test_the_guide_steers_by_what_is_known() -> None:

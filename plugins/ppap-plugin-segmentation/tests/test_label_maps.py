@@ -164,6 +164,40 @@ def test_the_guide_knows_what_its_processor_does(tmp_path: Path) -> None:
     assert "do_reduce_labels" in target.understood
     plain = guide.read_target(f"labels,reduce=no,ignore=6:{tmp_path / 'map.npy'}", SIZE)
     assert plain.value[0, :, 4:].argmax(dim=0).max() < 6
+    # As it was called when most of the published models were saved.
+    older = {"feature_extractor_type": "SegformerFeatureExtractor", "reduce_labels": True}
+    described = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    described.pop("do_reduce_labels"), described.pop("image_processor_type")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described | older))
+    again = SegmentationGuide(str(tmp_path)).read_target(tmp_path / "map.npy", SIZE)
+    assert torch.equal(again.value, target.value)
+
+
+def test_what_a_processor_ignores_is_open_whatever_its_number() -> None:
+    found = indices(regions(5), Conventions(FIVE, ignored=(0,)))
+    np.testing.assert_array_equal(found, np.where(regions(5) == 0, OPEN, regions(5).astype(int)))
+
+
+@pytest.mark.parametrize("names", [{0: "LABEL_0"}, {0: "crack"}, {0: "sound", 1: "crack"}])
+def test_one_output_is_a_class_against_its_background(
+    tmp_path: Path, names: dict[int, str]
+) -> None:
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8, num_labels=1,
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    SegformerImageProcessor().save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"id2label": names}))
+    guide = SegmentationGuide(str(tmp_path))
+    assert len(guide.labels) == 2 and guide.labels[1] in ("foreground", "crack")
+    mask = np.zeros(SIZE, bool)
+    mask[:9] = True
+    np.save(tmp_path / "mask.npy", mask)
+    target = guide.read_target(f"{guide.labels[1]}={tmp_path / 'mask.npy'}", SIZE)
+    np.testing.assert_array_equal(target.value[0, 1].numpy(), mask)
+    assert guide.loss(guide.see(torch.zeros(1, 3, *SIZE)), target.value).isfinite().all()
 
 
 # Photographs and maps

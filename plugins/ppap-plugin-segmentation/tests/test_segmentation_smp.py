@@ -240,6 +240,17 @@ def test_prefixes_are_taken_off(tmp_path: Path, prefix: str) -> None:
     assert prefix in " ".join(guide.remarks())
 
 
+def test_networks_that_look_at_numbers_while_they_are_made_are_loaded(tmp_path: Path) -> None:
+    """As smp's mix transformers do, which the meta device has not got."""
+    guide = SegmentationGuide(
+        str(saved(tmp_path, lambda: smp.Segformer("mit_b0", encoder_weights=None, classes=4)))
+    )
+    again = smp.from_pretrained(str(tmp_path)).eval()
+    x = guide.prepare(torch.rand(1, 3, 64, 64) * 2 - 1)
+    with torch.no_grad():
+        torch.testing.assert_close(guide.network()(x), again(x))
+
+
 def test_names_of_another_library_are_said(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

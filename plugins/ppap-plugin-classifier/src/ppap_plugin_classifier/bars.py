@@ -40,7 +40,7 @@ def chart(rows: Sequence[tuple[str, float]]) -> Image.Image:
         left, right = margin, SIDE - margin - numbers
         bar = (left, top + 30, right, top + 46)
         draw.rectangle(bar, fill=_GROOVE)
-        filled = left + round((right - left) * min(max(probability, 0.0), 1.0))
+        filled = left + round((right - left) * min(max(0.0, probability), 1.0))
         if filled > left:
             draw.rectangle((left, bar[1], filled, bar[3]), fill=_FIRST if k == 0 else _OTHER)
         end = (SIDE - margin, top + 38)

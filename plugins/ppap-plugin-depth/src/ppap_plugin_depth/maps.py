@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from ppap_host.files.decoding import LOSS, Decoded, one_channel
+from ppap_host.files.decoding import Decoded
 from ppap_host.files.errors import TargetError
-from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
+from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, is_grey, origin
 from ppap_plugin_depth.losses import least_known
 
 KINDS = ("depth", "disparity", "inverse")
@@ -168,8 +168,7 @@ def _is_stretched(decoded: Decoded, stored: NDArray[np.float64], full: float | N
     low, high = float(stored.min()), float(stored.max())
     if full == 1:  # the mean of several estimates, as of Marigold, ends a little before
         return 0 <= low <= 0.02 and 0.98 <= high <= 1
-    loss = 0 if decoded.exact else LOSS
-    return low <= loss and high >= full - loss
+    return low <= decoded.loss and high >= full - decoded.loss
 
 
 def _check_guess(given: Given, decoded: Decoded, stretched: bool) -> list[str]:
@@ -388,8 +387,9 @@ def picture_doubt(given: Given, decoded: Decoded) -> str:
     part = image.crop(
         (left, top, left + min(image.width, _SAMPLE), top + min(image.height, _SAMPLE))
     )
-    rgb = np.asarray(part.convert("RGBA").convert("RGB"))
-    if one_channel(rgb, LOSS) is not None:
+    plain = part.convert("RGBA").convert("RGB")
+    rgb = np.asarray(plain)
+    if is_grey(plain):
         return (
             f"{given.source} is grey and was taken for a photograph, whose depth the network "
             f"estimates. {said}"
