@@ -74,6 +74,16 @@ def test_image_k_of_a_preset_does_not_depend_on_the_batch_it_is_in(recipe: Recip
         torch.testing.assert_close(alone[0], together[k], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("recipe", FOR_ANY_GUIDE, **BY_NAME)
+def test_a_guide_that_says_what_is_not_finite_is_told_of_and_spoils_no_image(
+    recipe: Recipe,
+) -> None:
+    health = Health()
+    x = run(recipe, guide=QuadraticGuide(noise=1.0, broken=(0,)), health=health)
+    assert x.isfinite().all()
+    assert 0 < health.skipped["quadratic"] < health.asked["quadratic"] and health.warnings()
+
+
 @pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
 @pytest.mark.parametrize("recipe", FOR_ANY_GUIDE, **BY_NAME)
 @pytest.mark.parametrize("scale", [1e2, 1e6, 1e30])

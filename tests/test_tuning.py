@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.experts.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
-from ppap_host.files.errors import CheckpointError, OptionError, OutputError
+from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError, OutputError
 from ppap_host.files.images import to_unit
 from ppap_host.runs.harvesting import harvest
 from ppap_host.sampling.evaluator import Evaluator, Health
@@ -180,6 +181,38 @@ def test_two_processes_tune_as_one_does(made: Harvest, tmp_path: Path) -> None:
     together = ExpertSet.load(tmp_path / "two" / "experts.safetensors")
     for a, b in zip(tensors(alone), tensors(together), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+class Unsound(ColourGuide):
+    """Says what is not finite: of some images as a teacher, or of how far a student is."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says = says
+
+    def through(self, network: Any, x: Tensor) -> Tensor:
+        output = super().through(network, x)
+        return output / 0 if self.says == "outputs" else output
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        distance = super().distance(student, teacher)
+        lost = self.says == "distances" or (self.says == "gradients" and student.requires_grad)
+        return distance * math.nan if lost else distance
+
+
+def test_what_is_not_finite_teaches_nothing_and_is_told_of(
+    made: Harvest, lesson: Lesson, tmp_path: Path
+) -> None:
+    shutil.copytree(made.folder, tmp_path / "h")
+    for folder in (tmp_path / "h").glob("teacher-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="image 0 of the harvest is not finite"):
+        Harvest.open(tmp_path / "h").lesson(Unsound("outputs"))
+    with pytest.raises(CheckpointError, match=r"at log-SNR .* is not finite"):
+        tune(Unsound("distances"), lesson, LEVELS, CONFIG)
+    with pytest.warns(GuidanceWarning, match="30 of 30 steps") as told:
+        tune(Unsound("gradients"), lesson, LEVELS, CONFIG)
+    assert len(told) == 2
 
 
 def test_another_tuning_is_not_gone_on_with(lesson: Lesson, tmp_path: Path) -> None:

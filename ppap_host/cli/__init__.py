@@ -28,6 +28,7 @@ from ppap_host.cli.surroundings import (
 from ppap_host.files.errors import (
     CheckpointWarning,
     DamageWarning,
+    GuidanceWarning,
     OutputError,
     PluginError,
     PluginWarning,
@@ -251,6 +252,9 @@ def _misunderstood(error: Any) -> NoReturn:
     fail(told)
 
 
+_OURS = (PluginWarning, DamageWarning, CheckpointWarning, GuidanceWarning)
+
+
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Shows warnings in a line each."""
@@ -264,7 +268,7 @@ def _plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        ours = issubclass(category, PluginWarning | DamageWarning | CheckpointWarning)
+        ours = issubclass(category, _OURS)
         where = "" if ours else f" ({filename}, line {lineno})"
         if file is not None:
             shown(message, category, filename, lineno, file, line)

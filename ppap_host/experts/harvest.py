@@ -310,6 +310,7 @@ class Harvest:
         asks for its own shards, then ``wait`` lets them meet.
 
         Raises:
+            CheckpointError: an output is not finite.
             OutputError: the outputs cannot be written to the harvest's folder.
         """
         known_as = f"teacher-{guide.name}-{network_hash(guide.network())[:12]}"
@@ -328,6 +329,13 @@ class Harvest:
                 for part in pixels.split(20):
                     outputs.append(guide.see(images.to_unit(part.to(device))).cpu())
             output = torch.cat(outputs)
+            lost = torch.nonzero(~output.isfinite().flatten(1).all(dim=1)).flatten().tolist()
+            if lost:
+                raise CheckpointError(
+                    f"What the guide {guide.name!r} says of image {self.rows(i)[lost[0]]} of the "
+                    "harvest is not finite.",
+                    remedy="Use --dtype float32, or name another network with --model.",
+                )
             small = output.half()
             fits = bool(small.isfinite().all()) and output.dtype == torch.float32
             kept = (small if fits else output).contiguous()
@@ -348,9 +356,10 @@ def write_tensor(path: Path, key: str, tensor: Tensor) -> None:
 
 
 def _holds(path: Path, key: str, rows: int) -> bool:
-    """Whether a file holds this tensor, whole; says so if it does not."""
+    """Whether a file holds this tensor, whole and finite; says so if it does not."""
     try:
-        whole = len(_read(path, key)) == rows
+        found = _read(path, key)
+        whole = len(found) == rows and bool(found.isfinite().all())
     except CheckpointError:
         whole = False
     if not whole:

@@ -23,6 +23,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from ppap_host.backbones.noise import NoiseLevel, NoiseRange, uniform_ranges
 from ppap_host.experts.harvest import Harvest, Lesson, conditions
 from ppap_host.experts.patches import Patch, estimate_statistics, network_hash
 from ppap_host.experts.sets import MOST, ExpertSet, digest_of
-from ppap_host.files.errors import CheckpointError, OptionError, RecordError
+from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError, RecordError
 from ppap_host.files.folders import Job
 from ppap_host.files.reading import Document, require_regular
 from ppap_host.files.settings import Batch, NotNegative, Positive, Seed, settings
@@ -451,6 +452,7 @@ class Tuning:
         n = config.experts
         self.step = 0
         self.losses = [math.nan] * n
+        self.left_out = [0] * n  # steps of this process that were not finite
         self.finished, self.waited = [False] * n, [0] * n
         self.best: list[float] = [math.inf] * n
         self.best_values: list[list[Tensor]] = [[] for _ in range(n)]
@@ -529,6 +531,7 @@ class Tuning:
                 before = self.losses[i]
                 self.losses[i] = value if math.isnan(before) else before + 0.05 * (value - before)
             else:
+                self.left_out[i] += 1
                 for parameter in group["params"]:
                     parameter.grad = None
         self.optimiser.step()
@@ -574,10 +577,21 @@ class Tuning:
         return {name: float(np.nanmean(values)) for name, values in columns.items()}
 
     def check(self) -> None:
-        """Measures every expert on the held-out part and keeps its best state."""
+        """Measures every expert on the held-out part and keeps its best state.
+
+        Raises:
+            CheckpointError: what the network itself says there is not finite.
+        """
         n = self.config.experts
         if not self.off_the_shelf:
             self.off_the_shelf = [float(np.mean(self.distances(i, None))) for i in range(n)]
+            for part, distance in zip(self.ranges, self.off_the_shelf, strict=True):
+                if not math.isfinite(distance):
+                    raise CheckpointError(
+                        f"How far the guide {self.guide.name!r} is from its teacher at log-SNR "
+                        f"{part.low:.2f} to {part.high:.2f} is not finite.",
+                        remedy="Use --dtype float32, or name another network with --model.",
+                    )
         found = []
         for i, patch in enumerate(self.patches):
             if self.finished[i]:
@@ -840,6 +854,15 @@ def _tuned(
         raise
     if state is not None and main:
         tuning.save(state)
+    for part, count in zip(tuning.ranges, tuning.left_out, strict=True):
+        if count and main:
+            warnings.warn(
+                f"{count} of {tuning.steps} steps of the expert for log-SNR {part.low:.2f} to "
+                f"{part.high:.2f} taught it nothing, because they were not finite: --dtype float32 "
+                "or a smaller --lr may help.",
+                GuidanceWarning,
+                stacklevel=3,
+            )
     return tuning.result()
 
 

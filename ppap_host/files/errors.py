@@ -75,7 +75,7 @@ class DamageWarning(UserWarning):
 
 
 class GuidanceWarning(UserWarning):
-    """Guidance was asked for, and something of it did not take place."""
+    """Guidance or teaching was asked for, and something of it did not take place."""
 
 
 class PluginWarning(UserWarning):

@@ -119,7 +119,7 @@ def contact_sheet(
             x = margin + column * (cell + margin)
             fitted = _enlarge(picture.convert("RGB"), cell)
             sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
-            shown = _shortened(label, cell, font)
+            shown = shortened(label, cell, font)
             draw.text((x, y + cell + 4), shown, fill=(90, 86, 82), font=font)
         y += cell + caption + margin
     if left:
@@ -128,13 +128,14 @@ def contact_sheet(
     return sheet
 
 
-def _shortened(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The label, cut and marked with dots where it is wider than ``width`` pixels."""
-    if font.getlength(label) <= width:
+def shortened(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """A text in a line, cut and marked with dots where it is wider than ``width`` pixels."""
+    shown = label[: max(width, 0)]  # no character is narrower than a pixel; there may be millions
+    if shown == label and font.getlength(label) <= width:
         return label
-    while label and font.getlength(label + "...") > width:
-        label = label[:-1]
-    return label.rstrip() + "..."
+    while shown and font.getlength(shown + "...") > width:
+        shown = shown[:-1]
+    return shown.rstrip() + "..."
 
 
 def _enlarge(image: Image.Image, cell: int) -> Image.Image:

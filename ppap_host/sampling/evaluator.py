@@ -95,10 +95,10 @@ class Health:
 
     Attributes:
         skipped: guide name -> how many image-steps went on without its guidance because its
-            gradient was not finite.
+            gradient was not finite, or its loss where a recipe selects by that.
         limited: guide name -> how often a gradient was cut (:attr:`Said.cut`).
         limitable: guide name -> how many gradients could be.
-        asked: guide name -> how many gradients there were.
+        asked: guide name -> how many gradients and losses there were.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
@@ -107,10 +107,10 @@ class Health:
     asked: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str, finite: Tensor, cut: Tensor, has_limit: bool) -> None:
-        """Notes what became of the gradients of one guide for a batch.
+        """Notes what became of what one guide said of a batch.
 
         Args:
-            finite, cut: whether the gradient of each image was, [b].
+            finite, cut: whether it was, image by image, [b].
             has_limit: whether it could be cut.
         """
         asked, skipped = len(finite), int((~finite).sum())
@@ -125,7 +125,7 @@ class Health:
     def warnings(self) -> list[str]:
         """What the user should know of, one sentence each."""
         return [
-            f"The gradient of the guide {name!r} was not finite in {skipped} of "
+            f"What the guide {name!r} said was not finite in {skipped} of "
             f"{self.asked[name]} image-steps, which went on without it: a smaller --scale or "
             "--dtype float32 may help."
             for name, skipped in self.skipped.items()
@@ -295,7 +295,9 @@ class Evaluator:
                     clean = made(x)
                     known = Estimate(CLEAN, clean, clean, clean)
                     loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
-                    return torch.autograd.grad(-loss.sum(), x)[0]
+                    gradient = torch.autograd.grad(-loss.sum(), x)[0]
+                self._count(g.name, gradient)
+                return gradient
 
             x = g.recipe.start(x, g.scale, pull)
         return x
@@ -309,7 +311,13 @@ class Evaluator:
             loss = g.recipe.energy(self._question(g, view, estimate, draws), shown).detach()
         nothing = torch.zeros_like(loss)
         self._note(g.name, Said(loss, nothing, nothing.bool(), ~loss.isfinite()))
+        self._count(g.name, loss)
         return loss
+
+    def _count(self, name: str, said: Tensor) -> None:
+        """Notes where what a guide said of a batch, which nothing cuts, is not finite."""
+        finite = said.isfinite().flatten(1).all(dim=1) if said.ndim > 1 else said.isfinite()
+        self.health.count(name, finite, torch.zeros_like(finite), False)
 
     def follow(self, index: Tensor) -> None:
         """What was kept of each row goes with it, where rows were selected."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import random
@@ -70,7 +69,7 @@ def main() -> int:
         for name, command in {"material": MATERIAL, **JOBS}.items():
             began = time.monotonic()
             code = os.waitpid(_begin(command, whole), 0)[1]
-            assert code == 0, (name, (whole / "log").read_text()[-2000:])
+            assert code == 0, (name, _log_of(whole).read_text()[-2000:])
             usual[name] = time.monotonic() - began
         print(", ".join(f"{n} {s:.0f} s" for n, s in usual.items()), "undisturbed", flush=True)
         going: list[Iterator[None]] = []
@@ -104,6 +103,8 @@ def _disk() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="soak-"))
     mount = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place)]
     mounted = not subprocess.run(mount, capture_output=True).returncode
+    logs = _log_of(place / "job").parent
+    logs.mkdir()
     if not mounted:
         print("No disk can be mounted here, so none is filled.")
     try:
@@ -111,7 +112,13 @@ def _disk() -> Iterator[Path]:
     finally:
         if mounted:
             subprocess.run(["umount", str(place)], check=False)
-        shutil.rmtree(place, ignore_errors=True)
+        for folder in (place, logs):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _log_of(folder: Path) -> Path:
+    """Where a job's words go: not on the disk that is filled, where they would be lost."""
+    return folder.parent.with_name(f"{folder.parent.name}-logs") / folder.name
 
 
 def _begin(command: tuple[str, ...], folder: Path) -> int:
@@ -126,7 +133,7 @@ def _begin(command: tuple[str, ...], folder: Path) -> int:
 
         os.setsid()
         os.chdir(folder)
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(_log_of(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
         sys.argv = ["ppap", *command]
@@ -189,7 +196,7 @@ def _life(
                     pids.remove(pid)
                     codes.append(os.waitstatus_to_exitcode(status))
         filler.unlink(missing_ok=True)
-        said = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
+        said = _log_of(folder).read_text(errors="replace")
         if "Traceback (most recent call last)" in said or 70 in codes:
             wrong.append(f"{folder.name}, attempt {attempt}: {said[-1500:]}")
             return
@@ -202,7 +209,7 @@ def _life(
             # It is not gone on with; what it has finished is kept, and is what it would be.
             wrong += _differences(folder / "run", whole / "run", part=True)
             (folder / "run").rename(folder / f"run-{attempt}")
-        (folder / "log").unlink(missing_ok=True)
+        _log_of(folder).unlink()
     found = _differences(folder / name, whole / name)
     wrong += [f"{folder.name}: {line}" for line in found]
     done[name] += not found
@@ -227,10 +234,25 @@ def _differences(found: Path, wanted: Path, part: bool = False) -> list[str]:
         mine = {k: v for k, v in mine.items() if re.fullmatch(r"\d{5}\.png", k)}
         theirs = {k: v for k, v in theirs.items() if k in mine}
     names = sorted(mine.keys() | theirs.keys())
-    return [f"{name} is another" for name in names if mine.get(name) != theirs.get(name)]
+    return [
+        f"{name} is another{_where(mine.get(name, b''), theirs.get(name, b''))}"
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    ]
 
 
-def _contents(folder: Path) -> dict[str, str]:
+def _where(mine: bytes, theirs: bytes) -> str:
+    """What stands where two texts begin to differ; nothing of what is no text."""
+    with suppress(UnicodeDecodeError):
+        texts = mine.decode(), theirs.decode()
+        pairs = enumerate(zip(*texts, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(map(len, texts)))
+        found, wanted = (text[max(0, at - 60) : at + 120] for text in texts)
+        return f": {found!r}, not {wanted!r}"
+    return ""
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -240,7 +262,7 @@ def _contents(folder: Path) -> dict[str, str]:
             elif path.suffix == ".csv":
                 rows = csv.DictReader(data.decode().splitlines())
                 data = json.dumps([_untimed(row) for row in rows]).encode()
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
+            found[path.relative_to(folder).as_posix()] = data
     return found
 
 

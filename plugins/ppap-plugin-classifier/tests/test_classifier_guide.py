@@ -12,7 +12,6 @@ import numpy as np
 import ppap_plugin_classifier
 import pytest
 import torch
-from PIL import Image
 from ppap_plugin_classifier import ppap_guides, ppap_interface, shipped
 from ppap_plugin_classifier.bars import chart, percent
 from ppap_plugin_classifier.guide import BUNDLED, ClassifierGuide
@@ -277,10 +276,15 @@ def test_bars_are_as_long_as_the_probability() -> None:
 
 
 def test_a_long_label_stays_in_its_picture() -> None:
-    picture = chart([("Chesapeake Bay retriever of the old school", 0.5), ("", 0.3)])
-    edge = np.asarray(picture)[:, -8:]
-    assert (edge == edge[0, 0]).all()
-    assert isinstance(picture, Image.Image)
+    for label in ("Chesapeake Bay retriever of the old school", "x" * 10**6):
+        edge = np.asarray(chart([(label, 0.5), ("", 0.3)]))[:, -8:]
+        assert (edge == edge[0, 0]).all()
+
+
+def test_a_probability_that_is_none_has_no_bar_and_is_called_so() -> None:
+    none, zero = (np.asarray(chart([("x", p)])) for p in (float("nan"), 0.0))
+    assert np.array_equal(none[:, :130], zero[:, :130])
+    assert percent(float("nan")) == "nan%"
 
 
 def test_percentages_never_round_to_certainty() -> None:

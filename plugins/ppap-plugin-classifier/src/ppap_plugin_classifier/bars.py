@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ppap_host.files.images import shortened
+
 SIDE = 192
 """Of a chart, in pixels; it is still legible at two thirds of that."""
 
@@ -36,21 +38,14 @@ def chart(rows: Sequence[tuple[str, float]]) -> Image.Image:
     margin, height, numbers = 10, (SIDE - 8) // 3, 50
     for k, (label, probability) in enumerate(rows):
         top = 8 + k * height
-        draw.text((margin, top), _cut(label, SIDE - 2 * margin, font), fill=_INK, font=font)
+        draw.text((margin, top), shortened(label, SIDE - 2 * margin, font), fill=_INK, font=font)
         left, right = margin, SIDE - margin - numbers
         bar = (left, top + 30, right, top + 46)
         draw.rectangle(bar, fill=_GROOVE)
+        # In this order NaN, which is written beside it, has no bar.
         filled = left + round((right - left) * min(max(0.0, probability), 1.0))
         if filled > left:
             draw.rectangle((left, bar[1], filled, bar[3]), fill=_FIRST if k == 0 else _OTHER)
         end = (SIDE - margin, top + 38)
         draw.text(end, percent(probability), fill=_INK, font=small, anchor="rm")
     return picture
-
-
-def _cut(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(label + "...") > width:
-        label = label[:-1]
-    return label.rstrip() + "..."

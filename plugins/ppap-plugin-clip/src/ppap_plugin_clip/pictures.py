@@ -36,7 +36,8 @@ def card(label: str, similarity: float | None = None) -> Image.Image:
     left, right, top, bottom = _MARGIN, SIDE - _MARGIN, 154, 172
     middle = (left + right) // 2
     draw.rectangle((left, top, right, bottom), fill=_GROOVE)
-    end = middle + round((right - middle) * min(max(similarity, -1.0), 1.0))
+    # In this order NaN, which is written above it, has no bar.
+    end = middle + round((right - middle) * min(max(-1.0, similarity), 1.0))
     if end != middle:
         draw.rectangle((min(middle, end), top, max(middle, end), bottom), fill=_BAR)
     draw.line((middle, top - 4, middle, bottom + 4), fill=_INK)
@@ -48,7 +49,7 @@ def _wrapped(
 ) -> list[str]:
     """At most four lines of at most ``width`` pixels."""
     lines: list[str] = []
-    rest = " ".join(text.split())
+    rest = " ".join(text[: _LINES * width].split())  # no character is narrower than a pixel
     while rest and len(lines) < _LINES:
         line = rest
         while len(line) > 1 and font.getlength(line) > width:

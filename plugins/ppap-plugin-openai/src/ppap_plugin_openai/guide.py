@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
 from ppap_host.files.errors import CheckpointError, OptionError, TargetError
+from ppap_host.files.images import shortened
 from ppap_host.files.models import own_path
 from ppap_host.files.reading import read_text
 from ppap_host.guides.guide import Guide, PatchPlan
@@ -268,13 +269,11 @@ def _bars(rows: Sequence[tuple[str, float]]) -> Image.Image:
         top = 14 + 58 * k
         number = f"{probability:.0%}"
         room = _SIDE - 26 - draw.textlength(number, font=font)
-        shown = label
-        while shown and draw.textlength(shown, font=font) > room:
-            shown = shown[:-1]
+        shown = shortened(label, int(room), font)
         draw.text((10, top), shown, fill=_INK, font=font)
         draw.text((_SIDE - 10, top), number, fill=_INK, font=font, anchor="ra")
         draw.rectangle((10, top + 24, _SIDE - 10, top + 36), fill=_EMPTY)
-        length = round((_SIDE - 20) * min(max(probability, 0.0), 1.0))
+        length = round((_SIDE - 20) * min(max(0.0, probability), 1.0))
         if length:
             draw.rectangle((10, top + 24, 10 + length, top + 36), fill=_BAR)
     return picture
