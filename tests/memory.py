@@ -322,10 +322,10 @@ def counted(
         "weights": weights / GB,
         **{name: value / GB for name, value in work.items()},
         "all": (weights + size_of(*encoders) + max(work.values())) / GB,
-        "offloaded": (
-            max(size_of(net) + work["denoiser"], size_of(vae, eye) + work["gradient"],
-                *(size_of(one) for one in encoders)) / GB
-        ),
+        "offloaded": max(
+            weights + work["denoiser"], size_of(vae, eye) + work["gradient"],
+            size_of(eye) + max(size_of(one) for one in encoders),
+        ) / GB,
     }  # fmt: skip
 
 
@@ -403,12 +403,12 @@ def _taken(key: str) -> int:
 
 HEAD = """# What fits in memory
 
-Gigabytes (10⁹ bytes) for one guided step of one picture, in half precision, with the recipe `x0`. Nothing was measured on a graphics card: the networks were built on the meta device by their published configurations, and every tensor of a step was counted. What a card's driver and its kernels need for themselves comes on top, often half a gigabyte to one.
+Gigabytes (10⁹ bytes) for one guided step of one picture, with `--dtype bfloat16` and the recipe `x0`; in float32, the default, it is about twice as much. Nothing was measured on a graphics card: the networks were built on the meta device by their published configurations, and every tensor of a step was counted. What a card's driver and its kernels need for themselves comes on top, often half a gigabyte to one.
 
 - **denoiser**: what one evaluation makes besides the weights, with classifier-free guidance where the model has it.
 - **gradient**: what decoder and guide make, forwards and backwards; the decoder's blocks are computed again for the gradient.
 - **all**: all weights are there, and the larger of the two.
-- **offloaded**: with `--offload model`, where a network is there while it computes; the guide always is.
+- **offloaded**: with `--offload model`, where a network is there while it computes. The guide always is, and the decoder from the first guided step on.
 
 | model | picture | guide | text encoders | other weights | denoiser | gradient | all | offloaded |
 |---|---:|---|---:|---:|---:|---:|---:|---:|
@@ -431,6 +431,8 @@ Stable Diffusion 1.5 at 512 with Depth-Anything-small: what the gradient makes i
 
 What these views cost in quality was not measured here.
 
+In float16, an autoencoder whose configuration says `force_upcast` decodes in float32 for the guide, which doubles its gradient; in bfloat16 it does not.
+
 **What makes it less**: `--offload model`, then `--offload sequential`; `--dtype bfloat16`; a smaller `--height` and `--width`; `--tiling`, which decodes a large picture in tiles; a [small decoder or half the resolution](diffusers.md#make-a-step-cheaper) for the guide; a smaller guide. Images are made one at a time, so `--batch` only makes it more. Recipes that go back through the denoiser (`x0-through`, `dps` and their kin) need its activations as well, which are not counted here.
 
 This page is written by `nox -s memory`; the tests count one of its rows again.
@@ -441,7 +443,7 @@ def row(model: str, guide: str, size: int | None = None) -> str:
     """A row of the table."""
     one, (make, side) = MODELS[model], GUIDES[guide]
     size = size or one.size
-    found = counted(one, make, side, size, torch.float16)
+    found = counted(one, make, side, size, torch.bfloat16)
     keys = ("text encoders", "weights", "denoiser", "gradient", "all", "offloaded")
     cells = " | ".join(f"{found[key]:.1f}" for key in keys)
     return f"| {model} | {size} | {guide} | {cells} |"
