@@ -120,6 +120,17 @@ def support(session: nox.Session) -> None:
 
 
 @nox.session
+def memory(session: nox.Session) -> None:
+    """What a guided step needs, counted on the meta device; renews docs/backbones/memory.md.
+
+    Two cases are measured on the CPU with random weights: up to 4 GB, some minutes.
+    """
+    session.install(".[pipelines]")
+    session.run("python", "tests/memory.py", "docs/backbones/memory.md", *session.posargs,
+                env={"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Jobs that are killed, stopped, starved and doubled for an hour; ``-- --minutes 5`` for less.
 

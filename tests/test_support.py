@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from memory import row, views
 from support import OTHERS, class_row, made, modular_row
 from zoo import classes, modular_classes
 
@@ -47,3 +48,16 @@ def test_every_class_is_on_the_page_and_no_cell_is_empty() -> None:
     equal = [name for name, row in ROWS.items() if row[0].startswith("equal bytes")]
     assert len(equal) > 100
     assert not [name for name, row in ROWS.items() if "apart" in row[0]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory_is_counted_as_the_page_says() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "backbones" / "memory.md").read_text("utf-8")
+    for line in (row("Stable Diffusion 1.5", "Depth-Anything-small"), *views()):
+        words = [cell for cell in line.split("|") if re.search("[a-z]", cell)]
+        (expected,) = (known for known in page.splitlines() if set(words) <= set(known.split("|")))
+        numbers = [[float(n) for n in NUMBER.findall(text)] for text in (line, expected)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.11)  # other versions
+    told = re.findall(r"\| (\d+)% \|", page)
+    assert len(told) == 2
+    assert all(int(apart) <= 15 for apart in told)

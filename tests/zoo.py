@@ -673,6 +673,82 @@ def _hidream(name: str) -> Parts:
     return parts, call
 
 
+def _flux_3(name: str) -> Parts:
+    network = diffusers.Flux3Transformer2DModel(
+        in_channels=16, cond_in_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
+        timestep_channels=16, axes_dims_rope=(4, 4, 4, 4), flow_map="Distilled" in name,
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": _flux_2_autoencoder(), "scheduler": Flow(shift=3.0)
+    }  # fmt: skip
+    return parts, by_embeds(16)
+
+
+def _ernie(name: str) -> Parts:
+    network = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=32, num_attention_heads=2, num_layers=1, ffn_hidden_size=32, in_channels=16,
+        out_channels=16, text_in_dim=16, rope_axes_dim=(4, 6, 6),
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": _flux_2_autoencoder(), "scheduler": Flow(shift=3.0)
+    }  # fmt: skip
+    values = by_embeds(16)
+    return parts, {key: [value[0]] for key, value in values.items() if value is not None}
+
+
+def _anima(name: str) -> Parts:
+    network = diffusers.CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+        mlp_ratio=2.0, text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 16, 16),
+        patch_size=(1, 2, 2), extra_pos_embed_type=None, concat_padding_mask=True,
+    )  # fmt: skip
+    conditioner = diffusers.AnimaTextConditioner(
+        source_dim=16, target_dim=16, model_dim=16, num_layers=1, num_attention_heads=2,
+        target_vocab_size=10, min_sequence_length=8,
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": tiny("qwen").vae, "scheduler": Flow(shift=3.0),
+        "text_conditioner": filled(conditioner),
+    }  # fmt: skip
+    call: dict[str, Any] = {}
+    for seed, start in ((11, ""), (12, "negative_")):
+        call |= {
+            f"{start}qwen_prompt_embeds": embeds(16, seed=seed),
+            f"{start}qwen_attention_mask": torch.ones(1, 5, dtype=torch.long),
+            f"{start}t5_input_ids": torch.arange(1, 6)[None] % seed,
+            f"{start}t5_attention_mask": torch.ones(1, 5, dtype=torch.long),
+        }
+    return parts, call
+
+
+def _hunyuan_video(name: str) -> Parts:
+    network = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+        num_refiner_layers=1, mlp_ratio=2.0, text_embed_dim=16, text_embed_2_dim=8,
+        image_embed_dim=8, rope_axes_dim=(4, 6, 6), target_size=16, task_type="t2v",
+    )  # fmt: skip
+    decoder = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 16, 16), layers_per_block=1,
+        spatial_compression_ratio=4, temporal_compression_ratio=4,
+    )  # fmt: skip
+    parts = {"transformer": filled(network), "vae": filled(decoder), "scheduler": Flow(shift=3.0)}
+    call: dict[str, Any] = {"batch_size": 1, "num_frames": 5}
+    for seed, start in ((11, ""), (12, "negative_")):
+        call |= {
+            f"{start}prompt_embeds": embeds(16, seed=seed),
+            f"{start}prompt_embeds_2": embeds(8, seed=seed),
+            f"{start}prompt_embeds_mask": torch.ones(1, 5, dtype=torch.long),
+            f"{start}prompt_embeds_mask_2": torch.ones(1, 5, dtype=torch.long),
+        }
+    return parts, call
+
+
+def _music(name: str) -> Parts:
+    """What is refused before any network is asked."""
+    return {"scheduler": Flow(), "vocoder": nn.Identity()}, {}
+
+
 FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("StableDiffusion3", _stable_diffusion_3),
     ("StableDiffusionXL", _stable_diffusion_xl),
@@ -688,6 +764,11 @@ FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("Sana", _sana),
     ("AuraFlow", _auraflow),
     ("Flux2", _flux_2),
+    ("Flux3", _flux_3),
+    ("ErnieImage", _ernie),
+    ("Anima", _anima),
+    ("HunyuanVideo15", _hunyuan_video),
+    ("MiniMaxMusic3", _music),
     ("Flux", _flux),
     ("Chroma", _chroma),
     ("Ovis", _ovis),
@@ -805,6 +886,18 @@ MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
             "guidance_schedule": [3.0] * 4,
         },
     ),
+    "Flux3ModularPipeline": ("Flux3", ("prompt_upsampler", "text_encoder"), {}),
+    "Flux3DistilledModularPipeline": ("Flux3Distilled", ("prompt_upsampler", "text_encoder"), {}),
+    "ErnieImageModularPipeline": ("ErnieImage", ("prompt_enhancer", "text_encoder"), {}),
+    "AnimaModularPipeline": ("Anima", ("text_encoder",), {}),
+    "HunyuanVideo15ModularPipeline": ("HunyuanVideo15", ("text_encoder",), {}),
+    "MiniMaxMusic3ModularPipeline": ("MiniMaxMusic3", (), {}),
+    "WanImage2VideoModularPipeline": (
+        "WanImageToVideo",
+        ("text_encoder", "image_encoder"),
+        {"image": ROOM, "image_embeds": embeds(8, 4)},
+    ),
+    "Wan22VaceModularPipeline": ("Wan", ("text_encoder",), {}),
     "ZImageModularPipeline": ("ZImage", ("text_encoder",), {}),
     "LTXModularPipeline": ("LTX", ("text_encoder",), {}),
     "HeliosModularPipeline": ("Helios", ("text_encoder",), {}),
@@ -815,6 +908,11 @@ MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "Wan22Image2VideoModularPipeline": ("WanImageToVideo", ("text_encoder",), {"image": ROOM}),
 }
 """By name: what its parts are taken from, which blocks are left out, and more of its call."""
+
+
+def _told(network: Any) -> dict[str, Any]:
+    """What a network was made with; without the list of defaults, which would be taken again."""
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
 
 
 def modular_classes() -> list[str]:
@@ -830,9 +928,18 @@ def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
     parts, values = next(make(family) for start, make in FAMILIES if family.startswith(start))
     if "Wan22" in name:
         parts["transformer_2"] = tiny("wan").transformer
+    if "Vace" in name:
+        config = {
+            **_told(tiny("wan").transformer), "vace_layers": [0],
+            "vace_in_channels": 2 * 4 + 4 * 4,
+        }  # fmt: skip
+        for part in ("transformer", "transformer_2"):
+            parts[part] = filled(diffusers.WanVACETransformer3DModel.from_config(config))
     if "Image2Video" in name:  # latents, those of the picture, and which frames are it
         for part in ("transformer", "transformer_2"):
-            config = {**tiny("wan").transformer.config, "in_channels": 10}
+            config = {**_told(tiny("wan").transformer), "in_channels": 10}
+            if "Wan22" not in name:
+                config |= {"image_dim": 8, "added_kv_proj_dim": 32}
             parts[part] = filled(diffusers.WanTransformer3DModel.from_config(config))
     pipe = modular(name, parts, without)
     takes = {each.name for each in pipe.blocks.inputs}

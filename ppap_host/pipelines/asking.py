@@ -102,6 +102,8 @@ def written(guidance: Any, **options: Any) -> dict[str, Any]:
     Args:
         options: of the callback or the guider.
     """
+    if not isinstance(decoder := options.get("decoder"), str | None):
+        options["decoder"] = {"object": called(decoder)}
     rows = [
         g.to_dict() if isinstance(g, GuideConfig) else {"object": called(g)}
         for g in _each(guidance)
@@ -119,6 +121,11 @@ def save(values: Mapping[str, Any], folder: str | os.PathLike[str], file: str) -
         OptionError: something of it is in memory alone.
         OutputError: it cannot be written.
     """
+    if not isinstance(values.get("decoder"), str | None):
+        raise OptionError(
+            "The small decoder is an object in memory, which no file can hold.",
+            remedy="Give its hub name or folder.",
+        )
     for row in values["guidance"]:
         for key, value in {"": row, **row}.items():
             if isinstance(value, Mapping) and "object" in value:
@@ -139,6 +146,8 @@ class _Saved(BaseModel):
     seed: Any = 0
     balance: Any = "project"
     frames: Any = 3
+    decoder: str | None = None
+    shrink: Any = 1
     start: Any = None
     stop: Any = None
     around: dict[str, Any] | None = None

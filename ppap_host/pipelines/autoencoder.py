@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -119,14 +119,23 @@ class LentAutoencoder:
     Args:
         network: as the pipeline has it.
         scaling: of the latents, None for what the autoencoder's configuration says.
+        movable: whether nobody else uses it, so that it goes where the latents are.
         options: further arguments of its ``decode``.
 
     Attributes:
         channels: of its latents.
     """
 
-    def __init__(self, network: Any, *, scaling: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        network: Any,
+        *,
+        scaling: float | None = None,
+        movable: bool = False,
+        **options: Any,
+    ) -> None:
         self._network, self._scaling, self._options = network, scaling, options
+        self._movable = movable
         self._whole: Any = None
         self._video: bool | None = None
         config = network.config
@@ -183,6 +192,8 @@ class LentAutoencoder:
             [b, 3, H, W], or [b, 3, F, H, W] for frames.
         """
         frames = z.ndim == 5
+        if self._movable and self._network.device != z.device:
+            nn.Module.to(self._network, device=z.device)
         if self.video and not frames:
             return self.decode(z[:, :, None])[:, :, 0]
         if frames and not self.video:
@@ -231,6 +242,20 @@ class LentAutoencoder:
                     vars(module).pop("_gradient_checkpointing_func", None)
                 else:
                     module._gradient_checkpointing_func = function
+
+
+def small_decoder(source: str) -> tuple[Any, tuple[Path, ...]]:
+    """An ``AutoencoderTiny`` in diffusers' format, such as TAESD, and the files it was read from.
+
+    Raises:
+        CheckpointError: there is none of this name.
+    """
+
+    def kind_of(described: Mapping[str, Any]) -> Any:
+        return AutoencoderTiny if described.get("_class_name") == "AutoencoderTiny" else None
+
+    remedy = "Give the hub name or the folder of an AutoencoderTiny, such as madebyollin/taesd."
+    return read_network(source, "small decoder", remedy, kind_of)
 
 
 def own_latents(

@@ -42,6 +42,8 @@ class PipelineBackbone(Backbone):
         remarks: what had to be chosen among them, a sentence each.
         names: of the checkpoint, from which a distilled one may be known.
         offload: moves networks to the device while they compute, instead of :meth:`to`.
+        view: how guides see the pictures: ``decoder`` (a small autoencoder in memory) and
+            ``shrink``, as :class:`~ppap_host.pipelines.steer.steer` takes them.
 
     Raises:
         CheckpointError: its scheduler's levels cannot be known.
@@ -60,7 +62,9 @@ class PipelineBackbone(Backbone):
         *,
         names: Sequence[str] = (),
         offload: str = "none",
+        view: Mapping[str, Any] | None = None,
     ) -> None:
+        self._view = dict(view or {})
         if not is_pipeline(pipe):
             raise CheckpointError(
                 f"A {type(pipe).__name__} is no pipeline of diffusers.",
@@ -89,6 +93,11 @@ class PipelineBackbone(Backbone):
                 f"{supported()}.",
                 remedy="Leave out --sampler: the pipeline takes its own steps.",
             )
+        if self._view:
+            raise OptionError(
+                f"{' and '.join(self._view)} belong to pipelines that take their own steps.",
+                remedy="Leave out --sampler, or leave them out.",
+            )
         for module in networks_of(self.pipe):
             module.requires_grad_(False).eval()
         return made(self.pipe)
@@ -103,7 +112,9 @@ class PipelineBackbone(Backbone):
             for module in networks_of(self.pipe):
                 if self._asks_for_float32(module):
                     nn.Module.to(module, dtype=self.dtype)
-        return PipelineSteps(self.pipe, config, pictures, self._names, self._files, self._remarks)
+        return PipelineSteps(
+            self.pipe, config, pictures, self._names, self._files, self._remarks, self._view
+        )
 
     @cached_property
     def state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -184,6 +195,8 @@ class PipelineBackbone(Backbone):
                 nn.Module.to(module, dtype=dtype)
             if self._offload == "none":
                 nn.Module.to(module, device=device)
+        if "decoder" in self._view:
+            nn.Module.to(self._view["decoder"], device=device, dtype=dtype)
         if self._offload != "none":
             offloaded(self.pipe, self._offload, device)
         self.device, self.dtype = device, dtype

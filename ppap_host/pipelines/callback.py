@@ -174,18 +174,23 @@ def diffusers_callback(
     seed: int = 0,
     balance: str = "project",
     frames: int | Sequence[int] = 3,
+    decoder: Any = None,
+    shrink: int = 1,
 ) -> StepGuidance:
     """A ``callback_on_step_end`` that guides the calls it is passed to.
 
     Args:
         pipe: a pipeline of diffusers that knows callback objects.
-        guidance, seed, balance, frames: as for :class:`~ppap_host.pipelines.steer.steer`.
+        guidance, seed, balance, frames, decoder, shrink: as for
+            :class:`~ppap_host.pipelines.steer.steer`.
 
     Raises:
         PpapError: a name is unknown, a target cannot be read, or the pipeline cannot be guided by a
             callback, or not by this recipe; says why, and what can guide it.
     """
-    return StepGuidance(pipe, guidance, seed=seed, balance=balance, frames=frames)
+    return StepGuidance(
+        pipe, guidance, seed=seed, balance=balance, frames=frames, decoder=decoder, shrink=shrink
+    )
 
 
 def _check(pipe: Any) -> None:

@@ -17,9 +17,10 @@ import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch import Tensor
+from torch.nn import functional as F
 
 from ppap_host.files.errors import OptionError
-from ppap_host.pipelines.autoencoder import LentAutoencoder
+from ppap_host.pipelines.autoencoder import LentAutoencoder, small_decoder
 
 _DECODERS = ("vae", "movq", "vqgan", "vqvae")
 """What pipelines call their autoencoder."""
@@ -76,13 +77,19 @@ class Decoder:
     Args:
         pipe: a pipeline of diffusers, classic or modular.
         frames: which frames of a video are looked at: so many, evenly spread, or these.
+        small: a smaller autoencoder for the same latents, such as an ``AutoencoderTiny``, or its
+            hub name or folder, that decodes instead of the pipeline's own; None for that.
+        shrink: pictures are looked at in 1 / shrink of their height and width.
 
     Raises:
-        OptionError: the pipeline makes no pictures.
+        CheckpointError: there is no such autoencoder.
+        OptionError: the pipeline makes no pictures, or the autoencoder is for other latents.
     """
 
-    def __init__(self, pipe: Any, frames: int | Sequence[int] = 3) -> None:
-        self.pipe, self._wanted = pipe, frames
+    def __init__(
+        self, pipe: Any, frames: int | Sequence[int] = 3, small: Any = None, shrink: int = 1
+    ) -> None:
+        self.pipe, self._wanted, self._shrink = pipe, frames, shrink
         self._name = type(pipe).__name__
         name, network = _decoder_of(pipe)
         if getattr(pipe, "vocoder", None) is not None and getattr(pipe, "audio_vae", None) is None:
@@ -93,7 +100,23 @@ class Decoder:
         self.autoencoder: LentAutoencoder | None = None
         if network is not None:
             self.autoencoder = _lent(name, network, self._name.startswith(_UNSCALED))
+        self._shown = self.autoencoder if small is None else self._smaller(small)
         self._factor: int | None = None
+
+    def _smaller(self, small: Any) -> LentAutoencoder:
+        if isinstance(small, str):
+            network, _ = small_decoder(small)
+            found = LentAutoencoder(network.requires_grad_(False).eval(), movable=True)
+        else:
+            found = LentAutoencoder(small)
+        own = self.autoencoder
+        if own is None or own.video or found.channels != own.channels:
+            raise OptionError(
+                f"The small decoder is for pictures with latents of {found.channels} channels, "
+                f"and those of {self._name} are others.",
+                remedy="Give the one that was made for this kind of model, or leave it out.",
+            )
+        return found
 
     @staticmethod
     def network_of(pipe: Any) -> Any:
@@ -103,7 +126,7 @@ class Decoder:
     @contextmanager
     def lent(self) -> Iterator[None]:
         """The autoencoder made ready; afterwards it is as it was."""
-        with nullcontext() if self.autoencoder is None else self.autoencoder.lent():
+        with nullcontext() if self._shown is None else self._shown.lent():
             yield
 
     @property
@@ -132,6 +155,8 @@ class Decoder:
             return self._packed(places, frame)
         if state.ndim == 4:
             self._check(shape[0], state)
+            if self.autoencoder is not None and shape[0] == 4 * self.autoencoder.channels:
+                places = F.pixel_shuffle(places.double(), 2).long()  # patches of 2 x 2 as channels
             return Layout(places[:, None], shape)
         if state.ndim == 5:
             order = (0, 1, 2, 3)
@@ -145,8 +170,8 @@ class Decoder:
         raise self._no_picture(state)
 
     def image_size(self, layout: Layout) -> tuple[int, int]:
-        """(height, width) in pixels of the pictures."""
-        *_, height, width = layout.index.shape
+        """(height, width) in pixels of the pictures that are looked at."""
+        height, width = (max(side // self._shrink, 1) for side in layout.index.shape[2:])
         return height * self.factor, width * self.factor
 
     def decode(self, rows: Tensor, layout: Layout) -> Tensor:
@@ -159,15 +184,18 @@ class Decoder:
 
     def _decoded(self, rows: Tensor, layout: Layout) -> Tensor:
         z = layout.frames(rows)
+        if self._shrink > 1:
+            height, width = (max(side // self._shrink, 1) for side in z.shape[3:])
+            z = F.adaptive_avg_pool3d(z, (z.shape[2], height, width))
         if not layout.video:
             z = z[:, :, 0]
-            return z if self.autoencoder is None else self.autoencoder.decode(z)
-        if self.autoencoder is None:
+            return z if self._shown is None else self._shown.decode(z)
+        if self._shown is None:
             return self._chosen(z)
-        if not self.autoencoder.video:
-            return self._flat(self.autoencoder.decode(z[:, :, list(self.looked_at(layout))]))
+        if not self._shown.video:
+            return self._flat(self._shown.decode(z[:, :, list(self.looked_at(layout))]))
         wanted = self.looked_at(layout)
-        video = self.autoencoder.decode(z[:, :, : self._needed(max(wanted), layout)])
+        video = self._shown.decode(z[:, :, : self._needed(max(wanted), layout)])
         return self._flat(video[:, :, list(wanted)])
 
     def looked_at(self, layout: Layout) -> tuple[int, ...]:

@@ -216,12 +216,15 @@ def guider(
     seed: int = 0,
     balance: str = "project",
     frames: int | Sequence[int] = 3,
+    decoder: Any = None,
+    shrink: int = 1,
 ) -> Guider:
     """A guider for a modular pipeline, to be given to ``pipe.update_components(guider=...)``.
 
     Args:
         pipe: a modular pipeline that has a guider.
-        guidance, seed, balance, frames: as for :class:`~ppap_host.pipelines.steer.steer`.
+        guidance, seed, balance, frames, decoder, shrink: as for
+            :class:`~ppap_host.pipelines.steer.steer`.
         around: the guider that combines the predictions; None for the one that the pipeline has.
         start, stop: the part of the steps that is guided, in [0, 1].
 
@@ -247,7 +250,8 @@ def guider(
             remedy="Give around=ClassifierFreeGuidance(...), or another guider of diffusers.",
         )
     return Guider(
-        pipe, guidance, around, start, stop, seed=seed, balance=balance, frames=frames
+        pipe, guidance, around, start, stop, seed=seed, balance=balance, frames=frames,
+        decoder=decoder, shrink=shrink,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from ppap_host.files.models import (
     quietly,
     read_json,
 )
+from ppap_host.pipelines.autoencoder import small_decoder
 from ppap_host.pipelines.backbone import PipelineBackbone, networks_of
 from ppap_host.pipelines.families import family_named
 from ppap_host.pipelines.networks import DTYPE, formats, read_network
@@ -49,6 +50,8 @@ def load(
     image_encoder: str = "",
     offload: str = "none",
     tiling: str = "",
+    decoder: str = "",
+    shrink: str = "1",
 ) -> PipelineBackbone:
     """The backbone of a pipeline in memory, on the hub or in a folder.
 
@@ -68,6 +71,9 @@ def load(
             pipeline has none and no folder of this name lies beside the file.
         offload: none, model or sequential.
         tiling: "yes" to decode large pictures in tiles and batches one by one.
+        decoder: hub name or folder of an ``AutoencoderTiny`` for the same latents, such as TAESD,
+            by which guides see the pictures; what is made is decoded by the pipeline's own.
+        shrink: guides see pictures in 1 / shrink of their height and width.
 
     Raises:
         CheckpointError: it cannot be found or downloaded, is no pipeline of diffusers, or has no
@@ -134,7 +140,20 @@ def load(
         _tile(pipe)
     for part in networks_of(pipe):
         part.requires_grad_(False).eval()
-    return PipelineBackbone(pipe, files, remarks, names=[checkpoint, lora], offload=offload)
+    view: dict[str, Any] = {}
+    if decoder:
+        view["decoder"], read_too = small_decoder(decoder)
+        view["decoder"].requires_grad_(False).eval()
+        files += read_too
+    if shrink != "1":
+        if not shrink.isdecimal():
+            raise OptionError(
+                f"{shrink!r} is no whole number.", remedy="Give shrink=2 for half the resolution."
+            )
+        view["shrink"] = int(shrink)
+    return PipelineBackbone(
+        pipe, files, remarks, names=[checkpoint, lora], offload=offload, view=view
+    )
 
 
 def _downloaded(name: str) -> Path:

@@ -62,6 +62,8 @@ class PipelineSteps(OwnSteps):
         names: of the checkpoint.
         files: that the pipeline was read from.
         remarks: what had to be chosen among them.
+        view: how guides see the pictures, as :class:`~ppap_host.pipelines.steering.Steering` takes
+            it: ``decoder``, ``shrink``.
 
     Raises:
         PpapError: the pipeline cannot be called or guided so; says why.
@@ -78,7 +80,9 @@ class PipelineSteps(OwnSteps):
         names: Sequence[str] = (),
         files: Sequence[Path] = (),
         remarks: Sequence[str] = (),
+        view: Mapping[str, Any] | None = None,
     ) -> None:
+        self._view = view or {}
         self._config, self._files, self._remarks = config, files, remarks
         self.pipe = quiet(for_pictures(own_copy(pipe), config, pictures))
         self._arguments = Arguments(self.pipe, config, pictures, names)
@@ -93,7 +97,7 @@ class PipelineSteps(OwnSteps):
 
     def _probe(self) -> Opened:
         """What the call is about to make, from its beginning up to its first step."""
-        steering = Steering(self.pipe, [])
+        steering = Steering(self.pipe, [], **self._view)
         images = range(min(self._config.batch or 1, self._config.num))
 
         def step(scheduler: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -154,7 +158,7 @@ class PipelineSteps(OwnSteps):
         seeds = self._seeds(indices)
         steering = Steering(
             self.pipe, [Asked.of(g) for g in guidance], seed=seeds[0],
-            balance=self._config.balance,
+            balance=self._config.balance, **self._view,
         )  # fmt: skip
         steering.report = Report(health=health)
         steering.images = seeds, [0] * len(seeds)

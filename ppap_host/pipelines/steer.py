@@ -35,6 +35,9 @@ class steer:
         seed: of what recipes draw, >= 0.
         balance: how several guides make room for each other, "project" or "sum".
         frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        decoder: a smaller autoencoder by which guides see the pictures, or its hub name or folder;
+            None for the pipeline's own.
+        shrink: guides see pictures in 1 / shrink of their height and width, >= 1.
 
     Raises:
         PpapError: a name is unknown, a target cannot be read, or the pipeline cannot be guided, or
@@ -51,8 +54,15 @@ class steer:
         seed: int = 0,
         balance: str = "project",
         frames: int | Sequence[int] = 3,
+        decoder: Any = None,
+        shrink: int = 1,
     ) -> None:
-        self._begin(Steering(pipe, asked(guidance), seed=seed, balance=balance, frames=frames))
+        self._begin(
+            Steering(
+                pipe, asked(guidance), seed=seed, balance=balance, frames=frames, decoder=decoder,
+                shrink=shrink,
+            )
+        )  # fmt: skip
 
     @classmethod
     def by(cls, steering: Steering) -> steer:

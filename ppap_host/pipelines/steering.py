@@ -55,12 +55,17 @@ class SteeringOptions:
             touched.
         balance: how several guides make room for each other.
         frames: which frames of a video guides are shown: so many, evenly spread, or these.
+        decoder: a smaller autoencoder by which guides see the pictures, or its hub name or folder;
+            None for the pipeline's own.
+        shrink: guides see pictures in 1 / shrink of their height and width, >= 1.
         start, stop: the part of the steps that a guider guides, in [0, 1].
     """
 
     seed: Seed = 0
     balance: Literal["project", "sum"] = "project"
     frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
+    decoder: Any = None
+    shrink: Annotated[int, Field(ge=1, le=8)] = 1
     start: Fraction = 0.0
     stop: Fraction = 1.0
 
@@ -191,7 +196,7 @@ class Steering:
     Args:
         pipe: the pipeline.
         asked: the guides.
-        seed, balance, frames: as in :class:`SteeringOptions`.
+        seed, balance, frames, decoder, shrink: as in :class:`SteeringOptions`.
 
     Attributes:
         watch: told of every step that was taken, guided or not; None for nobody.
@@ -211,12 +216,14 @@ class Steering:
         seed: int = 0,
         balance: str = "project",
         frames: int | Sequence[int] = 3,
+        decoder: Any = None,
+        shrink: int = 1,
     ) -> None:
-        given = {"seed": seed, "balance": balance, "frames": frames}
+        given = {"seed": seed, "balance": balance, "frames": frames, "shrink": shrink}
         read(SteeringOptions, given, "the steering of a pipeline")
         self.pipe, self.asked, self.seed = pipe, list(asked), seed
         self.balance: Balance = BALANCES[balance]
-        self.decoder = Decoder(pipe, frames)
+        self.decoder = Decoder(pipe, frames, decoder, shrink)
         self.report = Report()
         self.watch: Callable[[Seen, Taken], None] | None = None
         self.images: tuple[int | Sequence[int], Sequence[int]] | None = None

@@ -343,6 +343,12 @@ def load_backbone(
     if isinstance(what, Backbone):
         return what
     if not isinstance(what, str):
+        if checkpoint is not None or options:
+            raise OptionError(
+                f"The backbone {called(what)!r} is in memory, and a checkpoint or options are "
+                "given.",
+                remedy="Leave them out, or name the backbone.",
+            )
         return as_backbone(what, registry())
     place = pick_device(str(device))
     made = load_backbone_named(registry(), what, checkpoint, options)
