@@ -448,8 +448,9 @@ class Evaluator:
         # A repeat takes back a part of what the one before it has moved.
         times = move.ascent.steps * (1 if step is None else math.sqrt(self.recurrence(step)))
         weight /= sum(each.weight for each in recipe.moves)
-        # Where every state is drawn anew, the next one keeps a part of a move.
-        asked = math.sqrt(self._asked[i]) if move.place.replaces else self._asked[i]
+        # Where every state is drawn anew, the next one keeps a part of a move: the power was found
+        # by trying (docs/strength.md).
+        asked = self._asked[i] ** (0.75 if move.place.replaces else 1.0)
         return of_step(self.guidance[i].scale, asked) * weight / times
 
     def _note(self, name: str, said: Said) -> None:
