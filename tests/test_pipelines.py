@@ -173,7 +173,6 @@ KNOWN_SCHEDULERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:__array")  # diffusers' own dealings between numpy and torch
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
@@ -198,6 +197,7 @@ def test_what_a_network_is_also_shown_is_left_to_its_pipeline(
         PipelineBackbone(pipe).encode_prompts(["a dog"])
 
 
+@pytest.mark.filterwarnings("ignore:__array")  # diffusers' own dealings between numpy and torch
 @pytest.mark.parametrize(
     ("name", "karras"),
     [(name, False) for name in KNOWN_SCHEDULERS]

@@ -120,12 +120,13 @@ class ClassifierGuide(Guide):
         parameter = next(self._network.parameters())
         row = torch.full((1, len(self.labels)), 0.0 if self.exclusive else OPEN)
         row[0, list(wanted)] = 1.0
-        return row.to(parameter.device)
+        return row.to(parameter)
 
     def _read_image(self, given: Given, size: tuple[int, int]) -> Target:
         photo = given.photo(size)
         parameter = next(self._network.parameters())
-        pixels = photo.pixels.to(parameter.device)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        pixels = photo.pixels.to(parameter.device, wide)
         photo = photo.doubting(*self.doubts(pixels, given.source))
         with torch.no_grad():
             logits = self.see(pixels)

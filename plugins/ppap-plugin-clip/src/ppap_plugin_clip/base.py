@@ -59,5 +59,6 @@ class ClipEyes(Guide):
         """
         photo = given.photo(size)
         parameter = next(self._network.parameters())
+        wide = torch.promote_types(parameter.dtype, torch.float32)
         with torch.no_grad():
-            return photo, self.see(photo.pixels.to(parameter.device))
+            return photo, self.see(photo.pixels.to(parameter.device, wide))

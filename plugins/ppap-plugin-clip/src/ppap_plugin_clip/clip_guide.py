@@ -70,7 +70,9 @@ class ClipGuide(ClipEyes):
         if self._asked is None or self._asked[0] != text:
             self._asked = (text, F.normalize(encode(self._checkpoint, text), dim=1))
         parameter = next(self._network.parameters())
-        value = self._asked[1].to(parameter.device)
+        value = self._asked[1].to(
+            parameter.device, torch.promote_types(parameter.dtype, torch.float32)
+        )
         return Target(text, value, {"target": card(text)}, understood=f"the text {text!r}")
 
     def loss(

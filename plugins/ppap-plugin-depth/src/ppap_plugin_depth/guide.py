@@ -95,7 +95,7 @@ class DepthGuide(Guide):
 
     def _placed(self, value: Tensor) -> Tensor:
         parameter = next(self._network.parameters())
-        return value.to(parameter.device)
+        return value.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
     def loss(
         self, output: Float[Tensor, "b h w"], target: Float[Tensor, "one h2 w2"]

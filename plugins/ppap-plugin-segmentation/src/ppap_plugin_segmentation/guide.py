@@ -118,7 +118,7 @@ class SegmentationGuide(Guide):
 
     def _placed(self, value: Tensor) -> Tensor:
         parameter = next(self._network.parameters())
-        return value.to(parameter.device)
+        return value.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
     def _wanted(self, value: Float[Tensor, "1 c h w"]) -> Image:
         """A target in colours; what is left open is white."""
