@@ -378,7 +378,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"The harvest's file {str(path)!r} cannot be read ({error}).", remedy=_AGAIN
         ) from None

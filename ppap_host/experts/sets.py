@@ -409,7 +409,7 @@ def _read(path: Path, tensors: dict[str, Tensor] | None = None) -> tuple[dict[st
         try:
             with safe_open(path, framework="pt") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise _FILE.fail(str(path), str(error)) from None
     header = _FILE.check(described, _Header, str(path))
     if tensors is not None and header.sha256 not in (None, digest_of(tensors)):

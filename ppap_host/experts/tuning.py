@@ -660,7 +660,7 @@ class Tuning:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise _STATE.fail(str(path), str(error)) from None
         told = _STATE.parse(header.get("tuning", ""), _Told, str(path))
         if told.fingerprint != self.fingerprint:

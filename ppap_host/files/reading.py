@@ -202,7 +202,7 @@ class Document:
         try:
             with safe_open(path, "np") as file:
                 text = (file.metadata() or {}).get(key, "")
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise self.fail(str(path), str(error)) from None
         return self.values(text, str(path))
 

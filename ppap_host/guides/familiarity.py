@@ -108,7 +108,7 @@ def load_familiarity(path: Path) -> Familiarity:
     try:
         with safe_open(path, "pt") as file:
             mean, whitening = (file.get_tensor(name).float() for name in ("mean", "whitening"))
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _FILE.fail(str(path), str(error)) from None
     if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)):
         raise _FILE.fail(str(path), "its shapes do not fit each other")

@@ -63,7 +63,7 @@ def cases() -> Iterator[Case]:
                 yield Case(f"{name}, {what}", 14, spoil, reader)
 
 
-_PARTS = ("index", "flags of ADM", "flags of DiT")
+_PARTS = ("index", "flags of ADM", "flags of DiT", "state")
 """Documents whose networks are not beside them."""
 _MODELS = ("model", "processor", *_PARTS)
 
@@ -75,7 +75,7 @@ _PALETTE: list[Any] = [{"name": "cube", "color": [255, 0, 0], "id": 1}, {"name":
                        "color": [0, 255, 0], "id": 2}]  # fmt: skip
 _TOML: dict[str, Any] = {
     "num": 2, "steps": 3, "seed": [1, 2], "prompt": ["a", "b"], "cfg": 2.0, "eta": 0.5,
-    "interval": "0:1", "churn": 0.0, "sampler": "ddim", "backbone_options": {"a": "b"},
+    "churn": 0.0, "sampler": "ddim", "backbone_options": {"a": "b"},
     "pipeline": {"a": [1, {"b": 2.0}]},
     "guide": [{"name": "classifier", "target": ["red cube", "cone"], "scale": 1.0}],
 }  # fmt: skip
