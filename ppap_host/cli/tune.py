@@ -258,6 +258,7 @@ def _made(
     watch: Display,
 ) -> dict[str, Any] | None:
     """The record of the tuning, made now or before; None in processes that are not the first."""
+    from ppap_host.experts.tuning import STATE
     from ppap_host.files.folders import Job
 
     target = out / "experts.safetensors"
@@ -274,6 +275,7 @@ def _made(
                 f"{str(out)!r} already holds an expert set, of another tuning.",
                 remedy="Give another folder with --out; nothing is overwritten.",
             )
+        (out / STATE).unlink(missing_ok=True)  # of a job that ended before it could
         return record
 
 

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from ppap_host.files.errors import OptionError, OutputError, PluginError, nearest
+from ppap_host.files.writing import flush_folder, write_file
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import KNOWN_PLUGINS, Registry
 
@@ -290,11 +291,13 @@ def write(scaffold: Scaffold, folder: Path) -> list[Path]:
     try:
         beside.mkdir()
         for path, text in files.items():
-            target = beside / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(text.encode("utf-8"))
+            write_file(beside / path, text.encode("utf-8"))
         require_new(folder)
         beside.rename(folder)
+        flush_folder(folder.parent)
+    except OutputError as error:
+        message = error.message.replace(beside.name, folder.name)
+        raise OutputError(message, remedy=error.remedy) from None
     except OSError as error:
         raise OutputError(
             f"Cannot write {str(folder)!r}: {error.strerror or error}.",
