@@ -217,7 +217,7 @@ def test_levels_are_where_the_scheduler_itself_puts_noise(name: str, karras: boo
     schedule = schedule_of(scheduler)
     walk = schedule.walk(8)
     assert all(a.log_snr < b.log_snr for a, b in pairwise(walk.levels))
-    x0, eps = torch.randn(2, 1, 3, 4, 4)
+    x0, eps = torch.eye(2).view(2, 1, 1, 1, 2)  # alpha and sigma by themselves
     add = getattr(scheduler, "add_noise", None) or scheduler.scale_noise
     visited = schedule.visited(scheduler)[:-1]
     for t, level in zip(scheduler.timesteps, visited, strict=True):

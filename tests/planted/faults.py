@@ -461,7 +461,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "every repeat moves as far as the step",
         f"{_SAMPLING}/evaluator.py",
-        "times = move.ascent.steps * (1 if step is None else self.recurrence(step))",
+        "times = move.ascent.steps * (1 if step is None else math.sqrt(self.recurrence(step)))",
         "times = move.ascent.steps",
         _share("iterations_moves_and_repeats_share_one_steps_portion"),
     ),
