@@ -319,7 +319,8 @@ def test_the_first_differences_are_named(tmp_path: Path) -> None:
 def test_whole_numbers_for_weights_are_refused(tmp_path: Path) -> None:
     state = random_state(SMALL)
     state["out.2.bias"] = torch.zeros(6, dtype=torch.int64)
-    assert "out.2.bias is torch.int64" in refusal(saved(tmp_path / "model.pt", state)).message
+    message = refusal(saved(tmp_path / "model.pt", state)).message
+    assert "'out.2.bias', are whole numbers (torch.int64)" in message
 
 
 @pytest.mark.parametrize("actual", [*PUBLISHED_ADM, *PUBLISHED_CLASSIFIERS])

@@ -362,8 +362,10 @@ def _fitted(
 ) -> NDArray[np.float32]:
     """Cropped and resized, NaN where a pixel is a hole: see :func:`least_known`."""
     filled = np.where(known, numbers, 0).astype(np.float32)
-    if known.all() or filled.shape == size:
-        return np.where(known, fit_numbers(filled, size, Resampling.BILINEAR), np.nan)
+    if known.all():
+        return fit_numbers(filled, size, Resampling.BILINEAR).copy()
+    if filled.shape == size:
+        return np.where(known, filled, np.float32(np.nan))
     weight = fit_numbers(known.astype(np.float32), size, Resampling.BILINEAR)
     amount = fit_numbers(filled, size, Resampling.BILINEAR)
     least = least_known(float(known.mean()))
