@@ -40,7 +40,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sampling.solvers": ("Evaluate", "Solver"),
     "sampling.streams": ("Draw",),
     "files.images": (
-        "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "to_tensor", "shortened",
+        "contact_sheet", "fitted", "from_tensor", "means_file", "read_rgb", "shortened",
+        "to_tensor",
     ),
     "files.decoding": ("Decoded", "has_alpha", "to_srgb"),
     "files.reading": ("Document", "read_bytes", "read_text"),
