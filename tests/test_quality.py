@@ -51,7 +51,6 @@ def made(model: Path, guide: Mapping[str, Any] | None = None, **run: Any) -> Set
 @pytest.mark.parametrize(
     ("guide", "run", "expected"),
     [
-        ({}, {}, (12, "x0", 5.0, "-6:2")),
         ({}, {"quality": "normal"}, (12, "x0", 5.0, "-6:2")),
         ({}, {"quality": "draft"}, (6, "x0:every=2", 2.5, None)),
         ({}, {"quality": "best"}, (40, "x0", 7.0, None)),
@@ -72,15 +71,14 @@ def test_what_is_given_wins_and_the_rest_comes_from_the_frontier(
     assert setup.doubts == []
     assert f"classifier {expected[1]} at scale" in (setup.quality or "")
     # A record holds the values, and asks no frontier again.
-    assert decided.quality == "off"
+    assert decided.quality is None
     assert set_up(decided).decided() == decided
 
 
 @pytest.mark.parametrize(
     ("guide", "run", "said"),
     [
-        ({}, {"quality": "off"}, None),
-        ({"recipe": "dps"}, {}, None),
+        ({}, {}, None),
         ({"recipe": "dps"}, {"quality": "draft"}, "No frontier was measured"),
         ({"absolute": True, "scale": 3.0}, {"quality": "draft"}, "No frontier was measured"),
         ({"model": None}, {"quality": "best", "checkpoint": "other"}, "No frontier was measured"),

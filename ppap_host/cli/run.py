@@ -109,10 +109,9 @@ def run(
     quality: Annotated[
         str | None,
         option(
-            "--quality", panel=COMMON, metavar="draft|normal|best|off",
-            help="Point of the guides' measured frontiers; the options given here win over it. "
-            "[default: normal, where one was measured]",
-            autocompletion=lambda: ["draft", "normal", "best", "off"],
+            "--quality", panel=COMMON, metavar="draft|normal|best",
+            help="Point of the guides' measured frontiers; the options given here win over it.",
+            autocompletion=lambda: ["draft", "normal", "best"],
         ),
     ] = None,
     seed: Annotated[

@@ -138,8 +138,8 @@ class RunConfig:
         dtype: number format of the networks: float32, bfloat16 or float16.
         unguided: whether the same images are also made without guides, to compare.
         quality: point of the guides' measured frontiers (:mod:`ppap_host.runs.quality`) that steps,
-            strengths, intervals and what their recipes leave open are taken from: draft, normal,
-            best, or off; None is normal where one was measured.
+            sampler, strengths, intervals and what their recipes leave open are taken from: draft,
+            normal or best; None takes the defaults.
     """
 
     guides: tuple[GuideConfig, ...] = ()
@@ -173,7 +173,7 @@ class RunConfig:
     device: str = "auto"
     dtype: str = "float32"
     unguided: bool = False
-    quality: Literal["draft", "normal", "best", "off"] | None = None
+    quality: Literal["draft", "normal", "best"] | None = None
 
     def __post_init__(self) -> None:
         if self.image is None and self.mask is not None:

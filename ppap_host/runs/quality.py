@@ -16,9 +16,6 @@ from ppap_host.guides.guide import Guide
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.config import GuideConfig, RunConfig
 
-Quality = Literal["draft", "normal", "best", "off"]
-"""Points of a frontier, from the cheapest; with "off" none is looked at."""
-
 FILES = "frontier*.json"
 """Frontiers lie beside a network's weights, one file for each backbone."""
 
@@ -94,22 +91,19 @@ def with_quality(
 ) -> tuple[RunConfig, str | None, list[str]]:
     """The configuration with what its quality decides, as values; what was given stays.
 
-    Without a quality it is ``normal`` where a frontier was measured.
-
     Args:
         guides: loaded, in the configuration's order.
 
     Returns:
         The configuration; what was decided, for people; and a sentence for each guide of which
-        nothing was measured, and for a quality that had nothing to decide, none of them where no
-        quality was asked for.
+        nothing was measured, and for a quality that had nothing to decide.
 
     Raises:
         CheckpointError: a file beside a guide's weights is no frontier.
     """
-    if config.quality == "off":
+    wanted = config.quality
+    if wanted is None:
         return config, None, []
-    wanted = config.quality or "normal"
     told, doubts, taken = list(config.guides), [], list[Point]()
     for i, (given, guide) in enumerate(zip(config.guides, guides, strict=True)):
         recipe = given.recipe or config.recipe
@@ -155,7 +149,7 @@ def with_quality(
         said = f"Quality {wanted}, as measured: {', '.join(settings)}"
     elif taken:
         doubts.append(f"Quality {wanted!r} decides nothing: everything it decides was given.")
-    return decided, said, doubts if config.quality else []
+    return decided, said, doubts
 
 
 def _count(steps: int | str) -> int:

@@ -164,7 +164,7 @@ class Setup:
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
-            quality="off", sampler=base.sampler, eta=base.eta,
+            quality=None, sampler=base.sampler, eta=base.eta,
             cfg=base.cfg if self.config.conditional else None,
             cfg_interval=base.cfg_interval.text if self._strengthens(base) else None,
             **(getattr(self.config.backbone, "origin", None) or {}),
