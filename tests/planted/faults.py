@@ -821,7 +821,7 @@ FAULTS: tuple[Fault, ...] = (
         "scale=point.scale,",
         (
             "tests/test_quality.py::"
-            "test_what_is_given_wins_and_the_rest_comes_from_the_frontier[guide4-run4-expected4]",
+            "test_what_is_given_wins_and_the_rest_comes_from_the_frontier[guide3-run3-expected3]",
         ),
     ),
     Fault(
