@@ -101,7 +101,7 @@ def docs(session: nox.Session) -> None:
 def robustness(session: nox.Session) -> None:
     """Hostile inputs and faults, one by one; renews the table of docs/robustness.md with --write.
 
-    Takes about ten minutes on two cores.
+    Takes about twenty minutes on two cores; kinds can be run by themselves (``-- --kind 7``).
     """
     session.install(".", *PLUGINS, *group("test"))
     session.run("python", "-m", "robustness", *session.posargs,
@@ -112,7 +112,7 @@ def robustness(session: nox.Session) -> None:
 def support(session: nox.Session) -> None:
     """Every pipeline class of diffusers run and guided; renews docs/backbones/support.md.
 
-    Takes about ten minutes on two cores; the tests make a sample of it again and compare.
+    Takes about twenty minutes on two cores; kinds can be run by themselves (``-- --kind 7``). the tests make a sample of it again and compare.
     """
     session.install(".", *PLUGINS, *group("test"))
     session.run("python", "tests/support.py", "docs/backbones/support.md", *session.posargs,

@@ -137,8 +137,13 @@ def test_a_signal_in_the_midst_of_a_step_waits_for_its_end(
         return real(*args, **options)
 
     monkeypatch.setattr(of, name, signalled)
-    with signals(), pytest.raises(KeyboardInterrupt):
-        tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+    # What the caller ignores stays ignored, and this process may have been begun so (``nohup``, &).
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with signals(), pytest.raises(KeyboardInterrupt):
+            tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
+    finally:
+        signal.signal(number, before)
     monkeypatch.undo()
     resumed = tune(ColourGuide(), lesson, LEVELS, CONFIG, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
