@@ -112,7 +112,7 @@ def robustness(session: nox.Session) -> None:
 def support(session: nox.Session) -> None:
     """Every pipeline class of diffusers run and guided; renews docs/backbones/support.md.
 
-    Takes about twenty minutes on two cores; kinds can be run by themselves (``-- --kind 7``). the tests make a sample of it again and compare.
+    Takes about ten minutes on two cores; the tests make a sample of it again and compare.
     """
     session.install(".", *PLUGINS, *group("test"))
     session.run("python", "tests/support.py", "docs/backbones/support.md", *session.posargs,
