@@ -108,6 +108,14 @@ def seed(help: str, panel: str = COMMON, **settings: Any) -> Any:
     return option("--seed", panel=panel, metavar="NUMBER", help=help, **settings)
 
 
+def cfg_interval() -> Any:
+    """--cfg-interval."""
+    return option(
+        "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
+        help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
+    )  # fmt: skip
+
+
 def steps(help: str, panel: str = COMMON) -> Any:
     """--steps."""
     return option("--steps", panel=panel, metavar="NUMBER|SPACING", help=help)

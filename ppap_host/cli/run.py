@@ -204,13 +204,7 @@ def run(
             help="Classifier-free guidance scale of prompt or class.",
         ),
     ] = None,
-    cfg_interval: Annotated[
-        str | None,
-        option(
-            "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
-            help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
-        ),
-    ] = None,
+    cfg_interval: Annotated[str | None, options.cfg_interval()] = None,
     guidance_scale: Annotated[
         float | None,
         option(

@@ -147,12 +147,10 @@ class Setup:
         """Of all stages."""
         return sum(len(stage.walk) for stage in self.stages)
 
-    def _strengthens(self, base: Stage) -> bool:
-        return base.solver is not None and base.cfg != 1
-
     def decided(self) -> RunConfig:
         """The configuration with everything that defaults have decided, as values."""
         base = self.stages[0]
+        strengthens = base.solver is not None and base.cfg != 1
         guides = []
         for given, last in zip(self.config.guides, self.guides, strict=True):
             steered = [g for stage in self.stages for g in stage.guides if g.config is last.config]
@@ -166,7 +164,7 @@ class Setup:
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
             quality=None, sampler=base.sampler, eta=base.eta,
             cfg=base.cfg if self.config.conditional else None,
-            cfg_interval=base.cfg_interval.text if self._strengthens(base) else None,
+            cfg_interval=base.cfg_interval.text if strengthens else None,
             **(getattr(self.config.backbone, "origin", None) or {}),
         )  # fmt: skip
 

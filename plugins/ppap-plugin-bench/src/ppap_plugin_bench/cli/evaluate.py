@@ -93,13 +93,7 @@ def evaluate(
             help="Of prompted images. [default: the backbone's]",
         ),
     ] = None,
-    cfg_interval: Annotated[
-        str | None,
-        option(
-            "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
-            help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
-        ),
-    ] = None,
+    cfg_interval: Annotated[str | None, options.cfg_interval()] = None,
     sampler: Annotated[
         str | None,
         option(

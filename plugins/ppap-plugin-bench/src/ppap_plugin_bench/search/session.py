@@ -236,7 +236,7 @@ class Trials:
         self.solver, self.found = written(stage.sampler, stage.eta), found
         self.space = dimensions(
             self.recipe, self.scale, config.only, config.scale_range, self.steps,
-            asked.interval or "", written(stage.sampler, stage.eta),
+            asked.interval or "", self.solver,
         )  # fmt: skip
         guide.to(self.setup.device, pick_dtype(run.dtype, self.setup.device))
         size = self.setup.stages[-1].backbone.image_size
