@@ -430,6 +430,30 @@ def test_what_guidance_costs_is_varied_and_counted(tmp_path: Path) -> None:
         dimensions(X0, 1.0, ("steps",), steps="ddim25")
 
 
+def test_what_a_quality_may_become_is_measured_again_on_other_images(tmp_path: Path) -> None:
+    names = ("scale", "steps")
+    first = search(asked(only=names, budget=8), tmp_path, found=world())
+    before = json.loads((tmp_path / "frontier.json").read_text())
+    again = search(asked(only=names, budget=8, confirm=7), tmp_path, found=world())
+    assert values_of(again) == values_of(first)
+    after = json.loads((tmp_path / "frontier.json").read_text())
+    assert (before["images"], after["images"]) == (4, 7)
+    confirmed = again.record["confirmed"]
+    assert after["unguided"] == confirmed["unguided"]["measured"] != before["unguided"]
+    of_them = {trial: found["measured"] for trial, found in confirmed["trials"].items()}
+    assert "0" in of_them  # what the search started from
+    for point in after["points"]:
+        assert {key: point[key] for key in ("measure", "distance", "cost")} in of_them.values()
+    # Nothing that was measured is measured again.
+    path = tmp_path / "search.json"
+    record = json.loads(path.read_text())
+    record["confirmed"]["trials"]["0"]["measured"]["measure"] = 0.0
+    path.write_text(json.dumps(record))
+    search(asked(only=names, budget=8, confirm=7), tmp_path, found=world())
+    best = json.loads((tmp_path / "frontier.json").read_text())["qualities"]["best"]
+    assert best["scale"] == record["trials"][0]["values"]["scale"]
+
+
 def test_budgets_count_what_is_there(tmp_path: Path) -> None:
     first = search(asked(budget=2), tmp_path, found=world())
     assert len(first.trials) == 2

@@ -89,6 +89,14 @@ def search(
             help="Vary scale, steps, every and interval: what the results cost.",
         ),
     ] = False,
+    confirm: Annotated[
+        int,
+        option(
+            "--confirm", panel=_SEARCH, metavar="NUMBER", min=0,
+            help="Other images to measure the frontier's best trials again on. [default: none]",
+            show_default=False,
+        ),
+    ] = 0,
     only: Annotated[
         list[str] | None,
         option(
@@ -200,6 +208,9 @@ def search(
     has gone, less a weight times the growth of the Fréchet distance to clean images, less a weight
     for each doubling of the cost.
 
+    The best of many trials owes something to luck. --confirm measures those that a quality may
+    become again, on other images, and frontier.json then holds these figures alone.
+
     Writes trials.csv, search.png, best.txt with the command of the best trial, frontier.json with
     the trials that no other one beats in measure, distance and cost, and search.json. Every trial
     is kept: the same command goes on where it was stopped, or with a larger --budget.
@@ -238,7 +249,7 @@ def search(
 
             config = SearchConfig(
                 run, tuple(target or ()), judge, measure, higher_is_better, names, bounds,
-                Weights.read(score), budget,
+                Weights.read(score), budget, confirm,
             )  # fmt: skip
             outcome = search_in(config, work, watch, tell=warn)
         except KeyboardInterrupt:

@@ -40,7 +40,7 @@ from ppap_host.runs.setup import ActiveGuide, Setup, set_up
 from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event
 from ppap_plugin_bench.benchmarks.arms import tensor_hash
-from ppap_plugin_bench.benchmarks.ppap import VALIDATION_NOISE
+from ppap_plugin_bench.benchmarks.ppap import CONFIRMING_NOISE, VALIDATION_NOISE
 from ppap_plugin_bench.evaluation import Operations
 from ppap_plugin_bench.search import validation
 from ppap_plugin_bench.search.score import USUAL, Measured, Weights, chosen, frontier
@@ -64,6 +64,9 @@ Watch = Callable[[str, int, int], None]
 FORMAT = 1
 RECORD, TABLE, BEST, PLOT = "search.json", "trials.csv", "best.txt", "search.png"
 FRONTIER_FILE = "frontier.json"
+
+CANDIDATES = 3
+"""Trials for each quality that are measured again on other images."""
 
 
 class _Measured(BaseModel):
@@ -93,6 +96,14 @@ class _Trial(BaseModel):
     seconds: FiniteFloat
 
 
+class _Confirmed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    num: Annotated[int, Field(ge=1)]
+    unguided: _Judged
+    trials: dict[Annotated[str, Field(pattern=r"^\d+$")], _Judged]
+
+
 class SearchRecord(BaseModel):
     """What ``search.json`` holds; other keys are kept."""
 
@@ -102,6 +113,7 @@ class SearchRecord(BaseModel):
     settings: dict[str, Any]
     unguided: _Judged | None
     trials: Annotated[list[_Trial], Field(max_length=1_000_000)]
+    confirmed: _Confirmed | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -132,6 +144,8 @@ class SearchConfig:
         scale_range: bounds of the strength; None takes some around the usual one.
         weights: of distance and cost in the score.
         budget: trials in all, >= 1.
+        confirm: other images of which the trials that a quality may become are measured again, so
+            that none is chosen for its luck; 0 for none.
     """
 
     run: RunConfig
@@ -143,6 +157,7 @@ class SearchConfig:
     scale_range: tuple[float, float] | None = None
     weights: Weights = USUAL
     budget: int = 50
+    confirm: int = 0
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -379,6 +394,21 @@ class Trials:
             "model_files": self.model_files,
         }
 
+    def candidates(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that may become a quality, and the start, by number."""
+        checked, unguided = self.validation, self.unguided().measured
+        points = frontier(trials, higher_is_better=checked.higher_is_better)
+        kept = {trial.number: trial for trial in trials[:1] if trial.judged is not None}
+        for _ in range(CANDIDATES):
+            best = chosen(
+                points, unguided, checked.objective, checked.higher_is_better, self.config.weights
+            )
+            kept |= {trial.number: trial for trial in best.values()}
+            points = [trial for trial in points if trial not in best.values()]
+            if not points:
+                break
+        return [kept[number] for number in sorted(kept)]
+
     def frontier(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """The points that no trial beats, and which of them each quality is; JSON values."""
         checked, unguided = self.validation, self.unguided().measured
@@ -396,6 +426,7 @@ class Trials:
             "measure": checked.objective,
             "judged_by": checked.by,
             "unguided": asdict(unguided),
+            "images": self.config.run.num,
             "points": [
                 {"values": self._settings(trial.values), **asdict(trial.judged.measured)}
                 for trial in points
@@ -567,7 +598,8 @@ def _search(
         write_file(folder / TABLE, table(trials, space, checked).encode())
         if best is not None:
             write_file(folder / BEST, f"{record['command']}\n".encode())
-            write_json(folder / FRONTIER_FILE, attempt.frontier(trials), indent=1)
+            if not config.confirm:
+                write_json(folder / FRONTIER_FILE, attempt.frontier(trials), indent=1)
 
     def tried(values: Mapping[str, Value]) -> Judged:
         words = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
@@ -592,7 +624,44 @@ def _search(
             f"All {len(order)} trials failed, the first with: {trials[0].problem}.",
             remedy=f"They are in {str(folder / TABLE)!r}. Start from another --scale or recipe.",
         )
+    if config.confirm:
+        again = _confirmed(config, folder, watch, found, record, attempt.candidates(trials))
+        write_json(folder / RECORD, record, indent=1)
+        write_json(folder / FRONTIER_FILE, again, indent=1)
     return Outcome(record, order, space, checked)
+
+
+def _confirmed(
+    config: SearchConfig,
+    folder: Path,
+    watch: Watch,
+    found: Registry,
+    record: dict[str, Any],
+    candidates: Sequence[Trial],
+) -> dict[str, Any]:
+    """The frontier of what ``candidates`` are worth on other images, which ``record`` keeps."""
+    state = [0, ""]
+
+    def within(done: int, total: int) -> None:
+        watch(str(state[1]), int(state[0]) * total + done, (1 + len(candidates)) * total)
+
+    run = replace(config.run, num=config.confirm, seed=config.seed + CONFIRMING_NOISE)
+    attempt = Trials(replace(config, run=run), folder / "confirmed", found, within)
+    kept = record.get("confirmed") or {}
+    if kept.get("num") != config.confirm:
+        state[1] = f"without guidance, {config.confirm} other images"
+        kept = {"num": config.confirm, "unguided": asdict(attempt.unguided()), "trials": {}}
+    attempt.known(Judged.from_dict(kept["unguided"]))
+    again: list[Trial] = []
+    for place, trial in enumerate(candidates, 1):
+        state[:] = place, f"trial {trial.number} on {config.confirm} other images"
+        if str(trial.number) not in kept["trials"]:
+            kept["trials"][str(trial.number)] = asdict(attempt(trial.values))
+        record["confirmed"] = kept
+        write_json(folder / RECORD, record, indent=1)
+        judged = Judged.from_dict(kept["trials"][str(trial.number)])
+        again.append(replace(trial, judged=judged))
+    return attempt.frontier(again)
 
 
 def _stored(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
