@@ -34,6 +34,7 @@ from ppap_host.files.images import from_tensor, to_pixels, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
+from ppap_host.shapes.scenes import CLASS_NAMES, COLORS, sample_scenes
 
 TINY = Settings(
     sampling=Sampling(steps=3, batch=5),
@@ -126,6 +127,9 @@ class ColourWorld:
             return {"closeness": mean_measure(1 - error)}
 
         return Assignment(targets, seed, judge, {"validation": validation})
+
+    def agreeing(self, guide: Guide, count: int, seed: int) -> Assignment:
+        return self.assignment(guide, count, seed, Path(), validation=False)
 
     def quality(self, images: Tensor) -> dict[str, Measure]:
         return {"brightness": Measure(float(images.mean()))}
@@ -549,6 +553,23 @@ def test_a_class_is_judged_by_the_class_asked_for(shapes: ShapesWorld, tmp_path:
     assert asked.judge(shown_images)["accuracy"].value > 0.9
     assert asked.judge(shown_images.roll(1, dims=0))["accuracy"].value < 0.1
     assert sum(word.startswith("not ") for word in asked.captions(shown_images)) <= 2
+
+
+def test_a_class_agrees_with_the_depth_of_the_same_solid_in_another_colour(
+    shapes: ShapesWorld,
+) -> None:
+    asked = shapes.agreeing(Unread("classifier"), 48, 0)
+    scenes = sample_scenes(FRESH_SEED, 0, 48)
+    wanted = torch.tensor([CLASS_NAMES.index(word) for word in asked_for(asked, 48)])
+    assert torch.equal(wanted // len(COLORS), scenes.labels // len(COLORS))
+    assert not (wanted == scenes.labels).any()
+    assert len(set((wanted % len(COLORS)).tolist())) == len(COLORS)
+
+
+def asked_for(asked: Assignment, count: int) -> list[str]:
+    """The classes by the judge's words on flat grey pictures."""
+    words = asked.captions(torch.zeros(count, 3, 64, 64))
+    return [word.removeprefix("not ") for word in words]
 
 
 def test_the_first_of_many_renders_are_those_of_few(shapes: ShapesWorld) -> None:

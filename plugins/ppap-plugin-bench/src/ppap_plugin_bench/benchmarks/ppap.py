@@ -536,7 +536,7 @@ def _pair(
     depths: TaskResult,
     out: Path,
 ) -> PairResult:
-    """The class of one scene and the depth of another, asked for at once."""
+    """A class and a depth that do not contradict each other, asked for at once."""
     results = (classes, depths)
     count = min(len(result.task.test) for result in results)
     arms = [next(arm for arm in r.arms if arm.name == "ppap-5") for r in results]
@@ -545,7 +545,11 @@ def _pair(
     guided: list[tuple[Guidance, Mapping[str, Any]]] = []
     for result, arm in zip(results, arms, strict=True):
         guide, task = result.task.guide, result.task
-        part = world.assignment(guide, count, task.test.seed, out / "targets", validation=False)
+        seed = task.test.seed
+        if task is classes.task:
+            part = world.agreeing(guide, count, seed)
+        else:
+            part = world.assignment(guide, count, seed, out / "targets", validation=False)
         asked.append(part)
         make = next(a for a in school.arms(guide) if a.name == "ppap-5").experts
         assert make is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from ppap_host.plugins.loading import load_backbone, load_guide
 from ppap_host.plugins.registry import registry
 from ppap_host.shapes.judges import Judges, aligned
 from ppap_host.shapes.renderer import Render, render
-from ppap_host.shapes.scenes import CLASS_NAMES, SEGMENTS, sample_scenes
+from ppap_host.shapes.scenes import CLASS_NAMES, COLORS, SEGMENTS, sample_scenes
 from ppap_plugin_bench import geometry
 from ppap_plugin_bench.benchmarks.arms import Assignment
 from ppap_plugin_bench.benchmarks.tasks import REWARDS
@@ -57,6 +57,12 @@ def symmetry(x: Tensor) -> Tensor:
 def class_targets(count: int) -> Tensor:
     """Class indices [count]: colours and shapes alternate, and every 24 images have all classes."""
     return (7 * torch.arange(count)) % len(CLASS_NAMES)
+
+
+def recoloured(labels: Tensor) -> Tensor:
+    """The same solids [count] in other colours: each shape comes in all colours but its own."""
+    colour, count = labels % len(COLORS), torch.arange(len(labels))
+    return labels - colour + (colour + 1 + count % (len(COLORS) - 1)) % len(COLORS)
 
 
 class World(Protocol):
@@ -99,6 +105,13 @@ class World(Protocol):
             seed: of the images' noise.
             folder: where target pictures are written.
             validation: targets to choose strengths on, not to measure on.
+        """
+
+    def agreeing(self, guide: Guide, count: int, seed: int) -> Assignment:
+        """Classes that the depth targets do not contradict.
+
+        Args:
+            seed: of the images' noise.
         """
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
@@ -170,12 +183,11 @@ class ShapesWorld:
         """As :meth:`World.assignment`."""
         scenes = VALIDATION_SEED if validation else FRESH_SEED
         size = self.backbone.image_size
+        identity: dict[str, Any]
         if guide.name == "classifier":
-            rows = [guide.read_target(name, size).value for name in CLASS_NAMES]
             labels = class_targets(count)
-            targets = torch.cat([rows[k] for k in labels.tolist()])
-            identity: dict[str, Any] = {"classes": len(CLASS_NAMES)}
-        elif guide.name in REWARDS:
+            return self._classes(guide, labels, seed, {"classes": len(CLASS_NAMES)})
+        if guide.name in REWARDS:
             targets, identity = torch.zeros(count, 0), {}
         else:
             pictures = images.from_tensor(to_unit(self.real(scenes, count)))
@@ -185,6 +197,19 @@ class ShapesWorld:
             targets = torch.cat([guide.read_target(str(f), size).value for f in files])
             identity = {"renders": scenes}
         judge, captions = self._judge(guide.name, scenes, count)
+        return Assignment(targets, seed, judge, identity, captions)
+
+    def agreeing(self, guide: Guide, count: int, seed: int) -> Assignment:
+        """The main solid of each test scene, in another colour."""
+        labels = recoloured(sample_scenes(FRESH_SEED, 0, count).labels)
+        return self._classes(guide, labels, seed, {"recoloured": FRESH_SEED})
+
+    def _classes(
+        self, guide: Guide, labels: Tensor, seed: int, identity: Mapping[str, Any]
+    ) -> Assignment:
+        rows = [guide.read_target(name, self.backbone.image_size).value for name in CLASS_NAMES]
+        judge, captions = self._class_judge(labels)
+        targets = torch.cat([rows[k] for k in labels.tolist()])
         return Assignment(targets, seed, judge, identity, captions)
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
@@ -216,7 +241,7 @@ class ShapesWorld:
     def _judge(self, guide: str, scenes: int, count: int) -> Judge:
         """The judge of a kind of guide, and its word on each image."""
         if guide == "classifier":
-            return self._class_judge(count)
+            return self._class_judge(class_targets(count))
         if guide in REWARDS:
             return (
                 lambda x: {"reward": mean_measure(symmetry(x))},
@@ -226,9 +251,7 @@ class ShapesWorld:
             return self._depth_judge(scenes, count)
         return self._segment_judge(scenes, count)
 
-    def _class_judge(self, count: int) -> Judge:
-        labels = class_targets(count)
-
+    def _class_judge(self, labels: Tensor) -> Judge:
         def seen(x: Tensor) -> Tensor:
             return self.judges.classify(x).argmax(dim=1).cpu()
 
