@@ -19,17 +19,21 @@ from ppap_plugin_bench.benchmarks.ppap import Outcome, Settings, run
 from ppap_plugin_bench.benchmarks.report import shown, write_report
 from ppap_plugin_bench.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
 from ppap_plugin_bench.cli.bench import app
+from ppap_plugin_bench.cli.evaluate import app as evaluate_app
 from ppap_plugin_bench.evaluation import Measure, Search, mean_measure
 from ppap_plugin_bench.shapes import FRESH_SEED
+from ppap_plugin_bench.steered import steered
 from torch import Tensor, nn
+from typer.testing import CliRunner
 from worlds import GaussianBackbone
 
+import ppap_host as ppap
 from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
 from ppap_host.experts.harvest import Lesson
 from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
-from ppap_host.files.errors import UnknownNameError
+from ppap_host.files.errors import OptionError, UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.targets import Given, Target
@@ -570,6 +574,44 @@ def asked_for(asked: Assignment, count: int) -> list[str]:
     """The classes by the judge's words on flat grey pictures."""
     words = asked.captions(torch.zeros(count, 3, 64, 64))
     return [word.removeprefix("not ") for word in words]
+
+
+def test_guides_are_measured_as_a_user_runs_them(shapes: ShapesWorld) -> None:
+    outcome = steered("together", None, 2, {}, {"steps": 2, "seed": 3}, lambda *_: None)
+    measures = outcome["measures"]
+    ways = ["unguided", "classifier alone", "depth alone", "guided", "the targets themselves"]
+    assert list(measures) == ways
+    assert len({json.dumps(found) for found in measures.values()}) == 5
+    renders = shapes.real(FRESH_SEED, 2)
+    of_targets = shapes.floors(Unread("depth"), 2)["depth_error"]
+    assert measures["the targets themselves"]["depth_error"]["mean"] == of_targets.value
+    assert measures["depth alone"]["depth_error"]["mean"] > of_targets.value
+    assert torch.equal(outcome["targets"], to_unit(renders))
+    by_hand = ppap.sample(
+        "shapes",
+        ppap.guidance("depth", target=from_tensor(outcome["targets"])),
+        steps=2, seed=3, unguided=False,
+    )  # fmt: skip
+    (asked,) = by_hand.record["config"]["guides"]
+    told = outcome["guides"][1]
+    assert {key: asked[key] for key in told} == told
+    judge, _ = shapes.judge("depth", FRESH_SEED, 2)
+    assert by_hand.tensor is not None
+    found = judge(by_hand.tensor)["depth_error"].value
+    assert measures["depth alone"]["depth_error"]["mean"] == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (["prompts", "--scale", "2", "--quality", "draft"], "--scale, --quality"),
+        (["classes", "--cfg", "3"], "--cfg"),
+    ],
+)
+def test_options_that_a_measure_does_not_look_at_are_refused(words: list[str], idle: str) -> None:
+    result = CliRunner().invoke(evaluate_app, words)
+    assert isinstance(result.exception, OptionError)
+    assert result.exception.message == f"{idle} would do nothing for {words[0]}."
 
 
 def test_the_first_of_many_renders_are_those_of_few(shapes: ShapesWorld) -> None:

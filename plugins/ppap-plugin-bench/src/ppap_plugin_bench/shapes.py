@@ -18,14 +18,12 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import EVERYWHERE, NoiseLevel, NoiseRange
 from ppap_host.files import images
-from ppap_host.guides.guide import Guide
-from ppap_host.recipes.recipe import Recipe
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.reading import Denoiser
 from ppap_host.sampling.solvers import Solver
 from ppap_host.sampling.streams import ImageNoise
-from ppap_host.shapes.judges import Judges, aligned
+from ppap_host.shapes.judges import Judges
 from ppap_host.shapes.renderer import render
 from ppap_host.shapes.scenes import CLASS_NAMES, Scenes, sample_scenes
 from ppap_plugin_bench import geometry
@@ -346,103 +344,3 @@ def everything(
         found[name] = judge()
         seconds[name] = round(time.perf_counter() - began, 1)
     return {**found, "seconds": seconds}
-
-
-def class_accuracy(
-    backbone: Backbone,
-    solver: Solver,
-    settings: Settings,
-    guide: Guide,
-    recipe: Recipe,
-    scale: float,
-    per_class: int,
-    watch: Watch,
-) -> dict[str, Any]:
-    """Share of images guided to the classes, without any prompt, that the judge puts in them.
-
-    Args:
-        guide: a classifier, for the recipe (with experts if it needs them).
-    """
-    labels = torch.arange(len(CLASS_NAMES)).repeat(per_class)
-    rows = [guide.read_target(name, backbone.image_size).value for name in CLASS_NAMES]
-    targets = torch.cat(rows).repeat(per_class, 1)
-    judges = Judges.load()
-
-    def share(made: Tensor) -> float:
-        return float((judges.classify(made).argmax(dim=1) == labels).float().mean())
-
-    made = _generate(
-        backbone,
-        solver,
-        settings,
-        len(labels),
-        watch,
-        guidance=lambda part: [Guidance(guide, targets[part], recipe, scale)],
-        what=f"images guided by {recipe.name}",
-    )
-    unguided = _generate(backbone, solver, settings, len(labels), watch, what="unguided images")
-    return {
-        "recipe": recipe.name,
-        "scale": scale,
-        "guided": share(made),
-        "unguided": share(unguided),
-        "images": len(labels),
-        "made": made,
-    }
-
-
-def depth_error(
-    backbone: Backbone,
-    solver: Solver,
-    settings: Settings,
-    guide: Guide,
-    recipe: Recipe,
-    scale: float,
-    count: int,
-    watch: Watch,
-) -> dict[str, Any]:
-    """Judged depth error of guided and of unguided images, against the targets' true depth.
-
-    Mean absolute relative error, |judged - true| / true over all pixels, after the judged depth is
-    aligned to the truth in scale and shift (Eigen et al., 2014; Ranftl et al., 2020, section 5):
-    how large a room is cannot be told from its picture, by nobody. ``metric`` is the same without
-    alignment. ``judge_on_targets`` is the error of the judge on the targets themselves, the floor.
-    """
-    view = render(sample_scenes(FRESH_SEED, 0, count))
-    shown = torch.cat([images.to_tensor(p) for p in images.from_tensor(view.rgb)])
-    with torch.no_grad():
-        targets = guide.see(shown)
-    judges = Judges.load()
-
-    def errors(made: Tensor) -> dict[str, float]:
-        with torch.no_grad():
-            judged = judges.depth(made)
-        return {
-            "aligned": float(
-                ((aligned(judged, view.depth) - view.depth).abs() / view.depth).mean()
-            ),
-            "metric": float(((judged - view.depth).abs() / view.depth).mean()),
-        }
-
-    unguided = errors(_generate(backbone, solver, settings, count, watch, what="unguided images"))
-    made = _generate(
-        backbone,
-        solver,
-        settings,
-        count,
-        watch,
-        guidance=lambda rows: [Guidance(guide, targets[rows], recipe, scale)],
-        what=f"images guided by {recipe.name}",
-    )
-    guided = errors(made)
-    return {
-        "recipe": recipe.name,
-        "scale": scale,
-        "guided": guided,
-        "unguided": unguided,
-        "ratio": {name: guided[name] / unguided[name] for name in guided},
-        "judge_on_targets": errors(shown),
-        "images": count,
-        "made": made,
-        "targets": shown,
-    }

@@ -97,7 +97,7 @@ class RestoringWorld(ShapesWorld):
         """The measures of the targets' own pictures, or of the measurements' pseudo-inverses."""
         if guide.name not in MODELS:
             return super().floors(guide, count)
-        judge, _ = self._judge(guide.name, FRESH_SEED, count)
+        judge, _ = self.judge(guide.name, FRESH_SEED, count)
         with torch.no_grad():
             y = guide.see(to_unit(self.real(FRESH_SEED, count)))
             operator = guide.operator(y)
@@ -109,9 +109,9 @@ class RestoringWorld(ShapesWorld):
             return [""] * count
         return [CLASS_NAMES[k] for k in class_targets(count).tolist()]
 
-    def _judge(self, guide: str, scenes: int, count: int) -> Judge:
+    def judge(self, guide: str, scenes: int, count: int) -> Judge:
         if guide not in MODELS:
-            return super()._judge(guide, scenes, count)
+            return super().judge(guide, scenes, count)
         clean, reader = to_unit(self.real(scenes, count)), self.guide(guide)
         with torch.no_grad():
             measured = reader.see(clean)

@@ -196,7 +196,7 @@ class ShapesWorld:
                 writing.write_png(file, picture)
             targets = torch.cat([guide.read_target(str(f), size).value for f in files])
             identity = {"renders": scenes}
-        judge, captions = self._judge(guide.name, scenes, count)
+        judge, captions = self.judge(guide.name, scenes, count)
         return Assignment(targets, seed, judge, identity, captions)
 
     def agreeing(self, guide: Guide, count: int, seed: int) -> Assignment:
@@ -208,7 +208,7 @@ class ShapesWorld:
         self, guide: Guide, labels: Tensor, seed: int, identity: Mapping[str, Any]
     ) -> Assignment:
         rows = [guide.read_target(name, self.backbone.image_size).value for name in CLASS_NAMES]
-        judge, captions = self._class_judge(labels)
+        judge, captions = self.class_judge(labels)
         targets = torch.cat([rows[k] for k in labels.tolist()])
         return Assignment(targets, seed, judge, identity, captions)
 
@@ -216,7 +216,7 @@ class ShapesWorld:
         """As :meth:`World.floors`; none for classes, whose targets have no picture."""
         if guide.name == "classifier":
             return {}
-        judge, _ = self._judge(guide.name, FRESH_SEED, count)
+        judge, _ = self.judge(guide.name, FRESH_SEED, count)
         return judge(to_unit(self.real(FRESH_SEED, count)))
 
     def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
@@ -238,10 +238,10 @@ class ShapesWorld:
         self._renders[seed, count] = view
         return view
 
-    def _judge(self, guide: str, scenes: int, count: int) -> Judge:
+    def judge(self, guide: str, scenes: int, count: int) -> Judge:
         """The judge of a kind of guide, and its word on each image."""
         if guide == "classifier":
-            return self._class_judge(class_targets(count))
+            return self.class_judge(class_targets(count))
         if guide in REWARDS:
             return (
                 lambda x: {"reward": mean_measure(symmetry(x))},
@@ -251,7 +251,9 @@ class ShapesWorld:
             return self._depth_judge(scenes, count)
         return self._segment_judge(scenes, count)
 
-    def _class_judge(self, labels: Tensor) -> Judge:
+    def class_judge(self, labels: Tensor) -> Judge:
+        """Whether images show these classes, [n]."""
+
         def seen(x: Tensor) -> Tensor:
             return self.judges.classify(x).argmax(dim=1).cpu()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from ppap_host.cli import complete, options
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
+    COMMON,
     GUIDES,
     MACHINE,
     MODEL,
@@ -29,7 +30,8 @@ from ppap_host.files.errors import OptionError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KNOWN = ("prompts", "pairs", "unguided", "all", "frechet", "classes", "depth", "spoiled")
+_STEERED = ("classes", "depth", "segments", "together")
+_KNOWN = ("prompts", "pairs", "unguided", "all", "frechet", *_STEERED, "spoiled")
 
 
 def evaluate(
@@ -37,7 +39,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MEASURE", autocompletion=complete.among(_KNOWN),
-            help="prompts, pairs, unguided, all, frechet, classes, depth or spoiled.",
+            help="prompts, pairs, unguided, all, frechet, classes, depth, segments, together or "
+            "spoiled.",
         ),
     ],
     num: Annotated[
@@ -61,22 +64,37 @@ def evaluate(
         float | None,
         option(
             "--scale", "-s", panel=GUIDES, metavar="NUMBER",
-            help="For classes and depth; default: the guide's own.",
+            help="Of each guide; default: its own.",
         ),
     ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         option(
             "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
-            autocompletion=complete.of("recipe"), help="For classes and depth.",
+            autocompletion=complete.of("recipe"), help="Of each guide; default: its own.",
         ),
-    ] = "x0",
+    ] = None,
     experts: Annotated[
         str | None,
         option(
             "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
             autocompletion=complete.of("expert set"),
-            help="Of the guide; default: one that fits.",
+            help="Of each guide; default: one that fits.",
+        ),
+    ] = None,
+    interval: Annotated[
+        str | None,
+        option(
+            "--interval", panel=GUIDES, metavar="LOW:HIGH",
+            help="log-SNR at which each guide works.",
+        ),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        option(
+            "--quality", panel=COMMON, metavar="draft|normal|best",
+            autocompletion=complete.among(("draft", "normal", "best")),
+            help="Of guided images: a measured point for what is not given.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -125,72 +143,50 @@ def evaluate(
 
     prompts is the accuracy of "a <colour> <shape>", pairs prompts of two objects, unguided geometry
     and distance to renders without a prompt, all these three. frechet is the distance of images of
-    whole captions. classes and depth are guidance by the classifier and by depth. spoiled makes no
-    images: it says what the measures make of renders that were spoiled in known ways.
+    whole captions. classes, depth and segments are runs of the guides classifier, depth and
+    segmentation, together those of the first two with the same solids. spoiled makes no images: it
+    says what the measures make of renders that were spoiled in known ways.
     """
     if what not in _KNOWN:
         raise unknown_name("measure", what, _KNOWN)
     if open_it and out is None:
         raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
+    of_guides = {
+        "--scale": scale, "--recipe": recipe, "--experts": experts, "--interval": interval,
+        "--quality": quality,
+    }  # fmt: skip
+    of_prompts = {"--cfg": cfg, "--cfg-interval": cfg_interval}
+    idle = of_prompts if what in _STEERED else of_guides
+    given = [name for name, value in idle.items() if value is not None]
+    if given:
+        raise OptionError(
+            f"{', '.join(given)} would do nothing for {what}.", remedy="Leave it out."
+        )
     sheets: dict[str, list[_Row]] = {}
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.files.writing import write_json
-        from ppap_host.plugins.loading import load_sampler
-        from ppap_host.plugins.registry import registry
-        from ppap_host.runs.choice import choose, read_interval
-        from ppap_host.runs.config import GuideConfig
-        from ppap_host.shapes.backbone import ShapesBackbone
-        from ppap_plugin_bench import shapes as measures
 
-        backbone = ShapesBackbone(checkpoint)
-        spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
-        solver = load_sampler(registry(), sampler, backbone, eta)
-        settings = measures.Settings(
-            steps=spaced,
-            cfg=backbone.default_cfg if cfg is None else cfg,
-            cfg_interval=backbone.default_cfg_interval
-            if cfg_interval is None
-            else read_interval(cfg_interval),
-            seed=seed,
-            batch=batch,
-            bfloat16=bfloat16,
-        )
-        asked = (backbone, solver, settings)
-        if what == "spoiled":
-            outcome = measures.spoiled(num, watch)
-        elif what == "all":
-            outcome = measures.everything(*asked, num, watch)
-            sheets = {"unguided": [_row(outcome["unguided"])], "pairs": [_row(outcome["pairs"])]}
-        elif what in ("classes", "depth"):
-            found = registry()
-            name = "depth" if what == "depth" else "classifier"
-            guide = found.load("guide", name)()
-            wanted = GuideConfig(name, "", experts=experts)
-            chosen = choose(
-                wanted, recipe, guide, backbone, solver.walk(backbone, settings.steps), found
-            )  # fmt: skip
-            strength = guide.usual_scale(chosen.recipe.name) if scale is None else scale
-            measure = measures.depth_error if what == "depth" else measures.class_accuracy
-            outcome = measure(*asked, chosen.guide, chosen.recipe, strength, num, watch)
-            outcome["experts"] = chosen.experts
-            sheets["sheet"] = [("guided", outcome.pop("made"), [])]
-            if what == "depth":
-                sheets["sheet"].insert(0, ("targets", outcome.pop("targets"), []))
+        if what in _STEERED:
+            from ppap_plugin_bench.steered import steered
+
+            guiding = {
+                "scale": scale, "recipe": recipe, "experts": experts, "interval": interval,
+            }  # fmt: skip
+            sampling = {
+                "steps": steps and spacing(steps), "sampler": sampler, "eta": eta, "seed": seed,
+                "batch": batch, "quality": quality, "dtype": "bfloat16" if bfloat16 else "float32",
+            }  # fmt: skip
+            outcome = steered(what, checkpoint, num, guiding, sampling, watch)
+            rows: list[_Row] = [("guided", outcome.pop("made"), [])]
+            if "targets" in outcome:
+                rows.insert(0, ("targets", outcome.pop("targets"), []))
+            sheets["sheet"] = rows
         else:
-            measure_of = {
-                "prompts": measures.prompt_accuracy, "pairs": measures.two_objects,
-                "unguided": measures.unguided, "frechet": measures.frechet,
-            }  # fmt: skip
-            outcome = measure_of[what](*asked, num, watch)
-            if "made" in outcome:
-                sheets["sheet"] = [_row(outcome)]
-        if what != "spoiled":
-            outcome |= {
-                "steps": settings.steps, "sampler": sampler, "eta": eta, "cfg": settings.cfg,
-                "cfg_interval": settings.cfg_interval.text,
-                "seed": seed, "bfloat16": bfloat16,
-            }  # fmt: skip
+            outcome, sheets = _plain(
+                what, num, checkpoint, steps, sampler, eta, cfg, cfg_interval, seed, batch,
+                bfloat16, watch,
+            )  # fmt: skip
         if out is not None and what == "all":
             write_json(out / "judged.json", outcome)
         files = [out / f"{name}.png" if what == "all" else out for name in sheets if out]
@@ -204,6 +200,62 @@ def evaluate(
             tell_path("Sheet", file)
     if open_it and files:
         open_file(files[0])
+
+
+def _plain(
+    what: str,
+    num: int,
+    checkpoint: str | None,
+    steps: str | None,
+    sampler: str | None,
+    eta: float | None,
+    cfg: float | None,
+    cfg_interval: str | None,
+    seed: int,
+    batch: int,
+    bfloat16: bool,
+    watch: Callable[[str, int, int], None],
+) -> tuple[dict[str, Any], dict[str, list[_Row]]]:
+    """What no guide takes part in, and the rows of its sheets."""
+    from ppap_host.plugins.loading import load_sampler
+    from ppap_host.plugins.registry import registry
+    from ppap_host.runs.choice import read_interval
+    from ppap_host.shapes.backbone import ShapesBackbone
+    from ppap_plugin_bench import shapes as measures
+
+    if what == "spoiled":
+        return measures.spoiled(num, watch), {}
+    backbone = ShapesBackbone(checkpoint)
+    spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
+    solver = load_sampler(registry(), sampler, backbone, eta)
+    settings = measures.Settings(
+        steps=spaced,
+        cfg=backbone.default_cfg if cfg is None else cfg,
+        cfg_interval=backbone.default_cfg_interval
+        if cfg_interval is None
+        else read_interval(cfg_interval),
+        seed=seed,
+        batch=batch,
+        bfloat16=bfloat16,
+    )
+    asked = (backbone, solver, settings)
+    sheets: dict[str, list[_Row]] = {}
+    if what == "all":
+        outcome = measures.everything(*asked, num, watch)
+        sheets = {"unguided": [_row(outcome["unguided"])], "pairs": [_row(outcome["pairs"])]}
+    else:
+        measure_of = {
+            "prompts": measures.prompt_accuracy, "pairs": measures.two_objects,
+            "unguided": measures.unguided, "frechet": measures.frechet,
+        }  # fmt: skip
+        outcome = measure_of[what](*asked, num, watch)
+        if "made" in outcome:
+            sheets["sheet"] = [_row(outcome)]
+    outcome |= {
+        "steps": settings.steps, "sampler": sampler, "eta": eta, "cfg": settings.cfg,
+        "cfg_interval": settings.cfg_interval.text, "seed": seed, "bfloat16": bfloat16,
+    }  # fmt: skip
+    return outcome, sheets
 
 
 _Row = tuple[str, "Tensor", list[str]]
@@ -242,6 +294,17 @@ def _show(outcome: dict[str, Any], title: str) -> None:
             for row in rows
         ]
         show_table(heads, cells, title)
+    if of_whom := plain.pop("measures", None):
+        names = list(dict.fromkeys(name for found in of_whom.values() for name in found))
+        heads = [Column(""), *(Column(n.replace("_", " "), number=True) for n in names)]
+        cells = [
+            [who, *(_with_error(found.get(n)) for n in names)] for who, found in of_whom.items()
+        ]
+        show_table(heads, cells, title)
+        for guide in plain.pop("guides"):
+            said = ", ".join(f"{k} {v}" for k, v in guide.items() if v is not None and k != "name")
+            plain[guide["name"]] = said
+        rows = of_whom
     beside = list(_beside(plain))
     if beside:
         heads = [Column(""), *(Column(n, number=True) for n in ("made", "±", "renders", "share"))]
@@ -264,6 +327,13 @@ def _beside(outcome: dict[str, Any], of: str = "") -> Iterator[list[str]]:
             yield from _beside(inner, of if key in ("scores", "shares") else f"{of}{key}: ")
             if not inner:
                 del outcome[key]
+
+
+def _with_error(measure: dict[str, float | None] | None) -> str:
+    if measure is None:
+        return ""
+    error = measure["error"]
+    return _shown(measure["mean"]) + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _shown(value: Any) -> str:

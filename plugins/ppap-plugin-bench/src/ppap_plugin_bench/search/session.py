@@ -640,21 +640,21 @@ def _confirmed(
     candidates: Sequence[Trial],
 ) -> dict[str, Any]:
     """The frontier of what ``candidates`` are worth on other images, which ``record`` keeps."""
-    state = [0, ""]
+    state: dict[str, Any] = {"what": "loading models", "trial": 0}
 
     def within(done: int, total: int) -> None:
-        watch(str(state[1]), int(state[0]) * total + done, (1 + len(candidates)) * total)
+        watch(state["what"], state["trial"] * total + done, (1 + len(candidates)) * total)
 
     run = replace(config.run, num=config.confirm, seed=config.seed + CONFIRMING_NOISE)
     attempt = Trials(replace(config, run=run), folder / "confirmed", found, within)
     kept = record.get("confirmed") or {}
     if kept.get("num") != config.confirm:
-        state[1] = f"without guidance, {config.confirm} other images"
+        state["what"] = f"without guidance, {config.confirm} other images"
         kept = {"num": config.confirm, "unguided": asdict(attempt.unguided()), "trials": {}}
     attempt.known(Judged.from_dict(kept["unguided"]))
     again: list[Trial] = []
     for place, trial in enumerate(candidates, 1):
-        state[:] = place, f"trial {trial.number} on {config.confirm} other images"
+        state |= {"trial": place, "what": f"trial {trial.number} on {config.confirm} other images"}
         if str(trial.number) not in kept["trials"]:
             kept["trials"][str(trial.number)] = asdict(attempt(trial.values))
         record["confirmed"] = kept
