@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from ppap_plugin_depth.guide import DepthGuide
 from ppap_plugin_restore.guide import inpainting
 from ppap_plugin_segmentation.guide import SegmentationGuide
@@ -414,6 +414,9 @@ def _labels() -> list[Case]:
     pieces, full = regions(24, 9).astype(int), many.astype(int) * 9
     things = np.isin(ids[city], [24, 25, 26, 27, 28, 31, 32, 33])
     instances = np.where(things, ids[city] * 1000 + 3, ids[city]).astype(np.uint16)
+    annotation = np.where(disc(), 0, many + 1).astype(np.uint8)
+    highest = np.where(many == many[0, 0], 150, annotation).astype(np.uint8)
+    flat = painted.repeat(4, 0).repeat(4, 1)
     scores = (np.arange(6)[:, None, None] == seg).astype(np.float32)
     return [
         Case("grey.png", "8-bit grey, 255 is open", "shapes", "{}", image(with_255), opened),
@@ -424,8 +427,10 @@ def _labels() -> list[Case]:
         Case("labels.pgm", "PGM, its largest value 5", "shapes", "{}", content(pgm(seg, 5)), seg),
         Case("equal.png", "three equal channels", "shapes", "{}", image(seg, "RGB"), seg),
         Case("la.png", "grey with alpha", "shapes", "{}", image(seg, "LA"), seg),
-        Case("bits.png", "4-bit grey", "ade20k", "{}", content(png(seg, 4)), seg),
-        Case("wide.png", "16-bit grey", "ade20k", "{}", image(many.astype(np.uint16)), many),
+        Case("bits.png", "4-bit grey", "ade20k", "{}", content(png(seg, 4)), seg,
+             doubted=True),
+        Case("wide.png", "16-bit grey", "ade20k", "{}", image(many.astype(np.uint16)), many,
+             doubted=True),
         Case("channels.png", "16 bits in three channels", "shapes", "{}",
              content(png(np.repeat(seg[..., None], 3, 2), 16, 2)), "only 8 can be read"),
         Case("minus.npy", "int64, -1 for what is open", "shapes", "{}", array(opened), opened),
@@ -454,8 +459,18 @@ def _labels() -> list[Case]:
         Case("ids.png", "label ids under another name", "cityscapes", "labels,ids=cityscapes:{}",
              image(ids[city].astype(np.uint8)), city),
         Case("annotation.png", "an annotation for do_reduce_labels", "ade20k from 1", "{}",
-             image(np.where(disc(), 0, many + 1).astype(np.uint8)),
-             np.where(disc(), OPEN, many.astype(int))),
+             image(annotation), np.where(disc(), OPEN, many.astype(int)), doubted=True),
+        Case("all.png", "the same with its highest class, which tells", "ade20k from 1", "{}",
+             image(highest), np.where(disc(), OPEN, highest.astype(int) - 1)),
+        Case("own-answer.png", "what the same network answered, from 0", "ade20k from 1",
+             "labels,reduce=no:{}", image(many), many),
+        Case("from-one.png", "the annotation, and a processor that does not count from 1",
+             "ade20k", "{}", image(annotation), annotation, doubted=True),
+        Case("from-one-said.png", "the same, said to be so", "ade20k", "labels,reduce=yes:{}",
+             image(annotation), np.where(disc(), OPEN, many.astype(int))),
+        Case("geo-labels.tif", "a GeoTIFF that says 0 is where nothing is known", "ade20k", "{}",
+             image(annotation, tiffinfo={0xA481: "0"}),
+             np.where(disc(), OPEN, annotation.astype(int))),
         Case("ignore.png", "254 for what is open", "shapes", "labels,ignore=254:{}",
              image(np.where(disc(), 254, seg).astype(np.uint8)), opened),
         Case("high.png", "one index too high", "shapes", "{}",
@@ -466,6 +481,14 @@ def _labels() -> list[Case]:
              "photograph", doubted=True),
         Case("colours.jpg", "colours saved as JPEG", "voc", "{}",
              image(coloured(voc, "voc"), quality=95), "saved as JPEG"),
+        *[Case(f"flat.{kind}", f"colours of one's own, saved with loss ({how})", "shapes", "{}",
+               image(flat, quality=80), "photograph", doubted=True)
+          for kind, how in (("jpg", "JPEG"), ("webp", "WebP"), ("avif", "AVIF"))],
+        Case("flat-smooth.png", "the same, resized with smoothing", "shapes", "{}",
+             lambda path: Image.fromarray(flat).resize((200, 200), 2).save(path),
+             "looks like a label map in colours"),
+        Case("flat-grey.jpg", "greys of one's own, saved as JPEG", "shapes", "{}",
+             image((50 * seg).repeat(4, 0).repeat(4, 1), quality=80), "photograph", doubted=True),
         Case("white.png", "a mask without its class", "shapes", "{}",
              image(np.where(disc(), 255, 0).astype(np.uint8)), "of a class it does not name"),
         Case("eight.png", "a photograph in 64 colours", "ade20k", "{}",
@@ -473,7 +496,7 @@ def _labels() -> list[Case]:
         Case("night.png", "a dark grey photograph", "ade20k", "{}",
              image(np.asarray(Image.fromarray(photograph()).convert("L")) // 2), "photograph",
              doubted=True),
-        Case("shuffle.png", "noise with numbers of classes", "ade20k", "labels:{}",
+        Case("shuffle.png", "noise with numbers of classes", "ade20k", "labels,reduce=no:{}",
              image((noisy.repeat(16).reshape(SIZE) % 150).astype(np.uint8)),
              (noisy.repeat(16).reshape(SIZE) % 150)),
         Case("panoptic.png", "COCO's panoptic ids in the bytes of colours", "coco", "{}",
@@ -565,6 +588,7 @@ def _depths() -> list[Case]:
     slope = np.repeat(np.linspace(2, 4, 64)[:, None], 64, 1)
     laser = np.zeros((256, 256), np.uint16)
     laser[2::4, 2::4] = (slope * 256).astype(np.uint16)
+    border = np.pad(np.zeros((56, 56), bool), 4, constant_values=True)
     average = (1 - unit) * 0.9977 + 0.0003
     ramp = unit[..., None] * [255, 200, 40] + (1 - unit[..., None]) * [10, 0, 120]
     packed = (np.kron(slope, np.ones((8, 8))) / 1000 * (2**24 - 1)).astype(int)
@@ -651,6 +675,22 @@ def _depths() -> list[Case]:
              "disparity,focal=500,baseline=200:{}", array(100 / depth), "away with this camera"),
         Case("marker.npy", "99999 where nothing is known", "metres", "depth:{}",
              array(np.where(holes(), 99999, depth)), "depth in metres", doubted=True),
+        Case("geo.tif", "a GeoTIFF that says 32767 is where nothing is known", "metres", "depth:{}",
+             image(np.where(holes(), 32767, depth).astype(np.float32), tiffinfo={0xA481: "32767"}),
+             known),
+        Case("single.npy", "7.77 where nothing is known, in 32 bits", "metres",
+             "depth,holes=7.77:{}",
+             array(np.where(holes(), 7.77, depth).astype(np.float32)), known),
+        Case("border.npy", "known in its middle alone", "depth", "depth:{}",
+             array(np.where(border, 0, depth)), np.where(border, np.nan, near)),
+        Case("plain.npy", "the same depth everywhere", "depth", "depth:{}",
+             array(np.full(SIZE, 3.0)), "depth (larger is farther)", doubted=True),
+        Case("plain-middle.npy", "the same depth wherever it is compared", "depth", "depth:{}",
+             array(np.pad(np.full(SIZE, 3.0), ((0, 0), (64, 64)), "linear_ramp", end_values=9)),
+             "depth (larger is farther)", doubted=True),
+        Case("point.npy", "known at one pixel", "depth", "depth:{}",
+             array(np.where(np.arange(4096).reshape(SIZE) == 2080, 3.0, 0)),
+             "depth (larger is farther)", doubted=True),
         Case("painted.png", "a colour map, for people", "depth", "{}",
              image(ramp.round().astype(np.uint8)), "photograph", doubted=True),
         Case("packed.png", "24 bits in three channels, as CARLA saves depth", "depth", "{}",
@@ -681,6 +721,9 @@ def _photographs() -> list[Case]:
         made = Image.fromarray(photo).transpose(Image.Transpose.ROTATE_90)
         made.save(path, quality=100, subsampling=0, exif=sideways)
 
+    rule = Image.Exif()
+    rule.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 65535
+    rule.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {1: "R03"}
     half = np.dstack([photo, np.where(disc(), 0, 255).astype(np.uint8)])
     linear = (photo / 255.0) ** 2.2
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -715,6 +758,13 @@ def _photographs() -> list[Case]:
              np.repeat(in_srgb(np.repeat(grey[..., None], 3, 2), SRGB, 1.8)[..., :1], 3, 2)),
         Case("hdr.avif", "BT.2020 and PQ, by numbers alone", "photo", "{}", hdr,
              "photograph from 'hdr.avif' (AVIF), RGB, taken for sRGB", doubted=True),
+        Case("camera.jpg", "Adobe RGB in a camera's EXIF, without a profile", "photo", "{}",
+             image(photo, quality=100, subsampling=0, exif=rule),
+             "photograph from 'camera.jpg' (JPEG), RGB, taken for sRGB", doubted=True),
+        Case("numbers.png", "numbers of classes where a photograph is wanted", "photo", "{}",
+             image(segments()), "photograph", doubted=True),
+        Case("blank.png", "one colour", "photo", "{}", image(np.full_like(photo, 77)),
+             np.full_like(photo, 77), doubted=True),
         Case("linear.png", "PNG that names a gamma of 1", "photo", "{}",
              content(with_chunk(photo, b"gAMA", struct.pack(">I", 100000))),
              "photograph from 'linear.png' (PNG), RGB, taken for sRGB", doubted=True),

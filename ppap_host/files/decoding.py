@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from ppap_host.files.errors import TargetError, nearest
 from ppap_host.files.reading import require_regular
@@ -52,7 +52,7 @@ _TRANSPOSED = {
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION = 0x0112
-_REDUCED, _PHOTOMETRIC = 0x00FE, 0x0106  # tags of TIFF
+_REDUCED, _PHOTOMETRIC, _NODATA = 0x00FE, 0x0106, 0xA481  # tags of TIFF, the last one GDAL's
 LOSS = 8
 """By how much lossy compression moves the channels of a grey picture apart, of 255."""
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -125,8 +125,9 @@ class Decoded:
             greys).
         narrowed: whether 16 bits in several channels were cut to 8 on reading.
         notes: what is to be said of it, such as that it has further frames.
-            original: (width, height) that was stored, upright.
+        original: (width, height) that was stored, upright.
         space: colour space other than sRGB that the file names without a profile; "" for none.
+        nodata: the number that stands where nothing is known, as GeoTIFF names it; None if none is.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Decoded:
     notes: tuple[str, ...] = ()
     original: tuple[int, int] = (0, 0)
     space: str = ""
+    nodata: float | None = None
 
     @property
     def image(self) -> Image.Image | None:
@@ -444,8 +446,15 @@ def _decoded(name: str, image: Image.Image, near: tuple[int, int] | None) -> Dec
     narrowed = raw.endswith(("16B", "16L", "16N")) and upright.mode not in _WIDE
     return Decoded(
         name, kind.replace("PPM", "PNM"), upright, exact, step, narrowed, tuple(notes), stored,
-        space,
+        space, _number(tags.get(_NODATA)),
     )  # fmt: skip
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(str(text).strip("\0 "))
+    except ValueError:
+        return None
 
 
 def _as_stored(tiles: list[Any]) -> tuple[str, int]:
@@ -486,10 +495,12 @@ _SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 
 def _space(image: Image.Image, kind: str) -> str:
-    """The colour space that a file names by numbers (ITU-T H.273) or by its primaries."""
+    """The colour space that a file names by numbers (ITU-T H.273), its primaries, or in EXIF."""
     file = getattr(image, "fp", None)
-    if image.info.get("icc_profile") or file is None or kind not in ("PNG", "AVIF", "HEIF"):
+    if image.info.get("icc_profile") or file is None:
         return ""
+    if kind not in ("PNG", "AVIF", "HEIF"):
+        return _named_by_exif(image)
     at = file.tell()
     file.seek(0)
     head = file.read(1 << 14)
@@ -510,6 +521,17 @@ def _space(image: Image.Image, kind: str) -> str:
         return ""
     named = _PRIMARIES.get(numbers[0]), _CURVES.get(numbers[1])
     return ", ".join(part for part in named if part)
+
+
+def _named_by_exif(image: Image.Image) -> str:
+    """Adobe RGB, which cameras name by a rule of their own (DCF 2.0), and by no profile."""
+    try:
+        exif = image.getexif()
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        rule = str(exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, ""))
+    except Exception:  # what cannot be read is told of where it is turned
+        return ""
+    return "Adobe RGB (EXIF)" if space == 2 or rule.startswith("R03") else ""
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, int | None]:

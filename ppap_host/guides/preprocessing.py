@@ -277,21 +277,32 @@ def accepted(
     Args:
         name: of the model, for messages.
         remarks: what is changed is added here, a sentence.
+
+    Raises:
+        CheckpointError: the network fails whatever it is shown.
     """
-    if preparation.size is not None or preparation.shortest_edge is not None:
-        return preparation
     smallest = preparation.output_size(LEAST_TRIED, LEAST_TRIED)
-    if _tried(lambda: network(torch.zeros(1, 3, *smallest))) is None:
-        return preparation
     takes = _trial(network)
+    sized = preparation.size is not None or preparation.shortest_edge is not None
+    if sized and takes(smallest) in (None, _UNKNOWN):
+        return preparation
+    failed = _tried(lambda: network(torch.zeros(1, 3, *smallest)))
+    if failed is None:
+        return preparation
     step = preparation.output_size(1, 1)[0]
-    for side in range(smallest[0], LARGEST_TRIED + 1, step):
+    for side in () if sized else range(smallest[0], LARGEST_TRIED + 1, step):
         wrong = takes((side, side))
         if wrong == _UNKNOWN:
             return preparation
         if wrong is None:
             return _from_least(takes, preparation, side, step, name, remarks)
-    return preparation
+    shown = f"{smallest[1]} x {smallest[0]}" if sized else f"up to {LARGEST_TRIED}"
+    raise CheckpointError(
+        f"The network of {name!r} cannot run in its own library, shown an image of {shown} pixels: "
+        f"{failed}",
+        remedy="Mend the model's configuration, try another version of that library, or give "
+        "another --model.",
+    )
 
 
 def _note(remarks: list[str] | None, name: str, what: str) -> None:

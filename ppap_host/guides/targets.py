@@ -412,6 +412,7 @@ class Given:
             image, colour = to_srgb(decoded, bounds)
             original, notes, read_from = decoded.original, decoded.notes, origin(self, decoded)
             doubts = _photo_doubts(decoded, colour)
+        doubts += _dim_doubts(self.source, image)
         parts = [f"photograph from {read_from}", colour, *notes, how_fitted(original, size)]
         understood = "; ".join([", ".join(parts[:2]), *parts[2:]])
         shown = image if size is None else fitted(image, size)
@@ -683,6 +684,20 @@ def _photo_doubts(decoded: Decoded, colour: str) -> tuple[str, ...]:
             "what a screen shows, and save it as PNG."
         )
     return tuple(doubts)
+
+
+def _dim_doubts(name: str, image: Image.Image) -> tuple[str, ...]:
+    """What is doubted of a picture in sRGB that shows nothing, or that numbers were taken for."""
+    spans: Any = image.getextrema()
+    most = max(high for _, high in spans)
+    if all(low == high for low, high in spans):
+        return (f"{name} has the same colour everywhere, so that it shows nothing.",)
+    if most < 16:
+        return (
+            f"{name} is nearly black: its brightest pixel is {most} of 255. If it holds numbers, "
+            "such as those of classes, it is no photograph; else make it brighter.",
+        )
+    return ()
 
 
 def _lower(name: str) -> str:

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from ppap_host.experts.patches import Patch, network_hash
+from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import to_tensor
 from ppap_host.guides.guide import default_patch_plan
 
@@ -234,6 +235,21 @@ def test_a_dpt_is_shown_squares_whatever_its_processor_says(
             x = torch.zeros(1, 3, *size)
             assert guide.prepare(x).shape[-2:] == (shown, shown)
             assert guide.see(x).isfinite().all()
+
+
+def test_what_transformers_itself_cannot_run_is_refused(tmp_path: Path) -> None:
+    """Its Depth Anything takes the registers of a DINOv2 for pixels."""
+    model = _depth_anything("relative", [1, 2, 3, 4], 4)
+    described = {**model.config.backbone_config.to_dict(), "model_type": "dinov2_with_registers"}
+    model = DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(**{**model.config.to_dict(), "backbone_config": described})
+    )
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        model(torch.zeros(1, 3, 42, 42))
+    model.save_pretrained(tmp_path)
+    _midas(42, 14, keep=True).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot run in its own library"):
+        DepthGuide(str(tmp_path))
 
 
 def test_no_largest_depth_means_one(folders: dict[str, str], tmp_path: Path) -> None:

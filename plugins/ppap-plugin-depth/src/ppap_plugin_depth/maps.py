@@ -136,8 +136,11 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
     if holes:
         percent = f"{100 * holes:.0f}" if holes >= 0.005 else f"{100 * holes:.2g}"
         words.append(f"{percent} % of it holes, which are not compared")
-    if known.any() and np.ptp(stored[known]) == 0:
-        doubts.append(f"{decoded.name} is the same everywhere, so that it shows no shape.")
+    compared = value[np.isfinite(value)]
+    if np.ptp(compared) <= 1e-5 * np.abs(compared).max():
+        doubts.append(
+            f"{decoded.name} is the same everywhere that it is compared, so that it shows no shape."
+        )
     if holes > 0.5:
         doubts.append(
             f"{100 * holes:.0f} % of {decoded.name[0].lower()}{decoded.name[1:]} counts as holes "
@@ -224,9 +227,9 @@ def _known(
     known: NDArray[np.bool_] = np.isfinite(stored) & (np.abs(stored) < _NEVER)
     if clear is not None:
         known &= ~clear
-    marked = given.number("holes")
-    if marked is not None:
-        known &= stored != marked
+    for marked in (given.number("holes"), decoded.nodata):
+        if marked is not None:
+            known &= ~np.isclose(stored, marked, rtol=1e-6, atol=0)  # as floats of 32 bits hold it
     if kind == "inverse" or stretched:
         return known
     known &= stored > 0

@@ -61,7 +61,7 @@ class SegmentationGuide(Guide):
         self._remarks = checkpoint.remarks
         self.labels = checkpoint.labels
         self.conventions = Conventions(
-            checkpoint.labels, checkpoint.reduce_labels, checkpoint.ignored
+            checkpoint.labels, checkpoint.reduce_labels, checkpoint.ignored, sure=model is None
         )
 
     def network(self) -> nn.Module:

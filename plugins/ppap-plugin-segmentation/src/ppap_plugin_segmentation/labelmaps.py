@@ -24,6 +24,7 @@ from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, or
 from ppap_plugin_segmentation.palettes import (
     CITYSCAPES_IDS,
     CITYSCAPES_NAMES,
+    NOTHING,
     OPEN,
     PALETTES,
     Colour,
@@ -36,6 +37,7 @@ SETTINGS = ("palette", "ids", "reduce", "ignore", "by", "key")
 """What may be said of a label map before its colon."""
 
 _IGNORED = (255, 65535)
+_BACKGROUND = [[name] for name in ("background", *NOTHING)]
 _SAMPLE = 1024
 
 
@@ -48,11 +50,13 @@ class Conventions:
         reduced: whether annotations count from 1 and 0 is left out, as processors with
             ``do_reduce_labels`` read them.
         ignored: further numbers that are not compared.
+        sure: whether maps of its classes can only count as it does.
     """
 
     names: tuple[str, ...]
     reduced: bool = False
     ignored: tuple[int, ...] = ()
+    sure: bool = False
 
     @property
     def is_cityscapes(self) -> bool:
@@ -105,9 +109,11 @@ def read_labels(
     indices, how, doubts = found
     count = len(conventions.names)
     open_ = indices == OPEN
-    if open_.all():
+    fitted = fit_numbers(indices.astype(np.float32), size, Resampling.NEAREST)
+    if (fitted == OPEN).all():
+        where = "" if open_.all() else f" in its middle, which is resized to {size[1]} x {size[0]}"
         raise TargetError(
-            f"The label map {given.text!r} holds nothing to compare: all of it is ignored.",
+            f"The label map {given.text!r} holds nothing to compare{where}: all of it is ignored.",
             remedy=f"Use indices from 0 ({conventions.names[0]}) to {count - 1} "
             f"({conventions.names[-1]}).",
         )
@@ -117,7 +123,6 @@ def read_labels(
     if open_.any():
         share = 100 * float(open_.mean())
         words.append(f"{share:.0f} % open" if share >= 0.5 else f"{share:.2g} % open")
-    fitted = fit_numbers(indices.astype(np.float32), size, Resampling.NEAREST)
     understood = "; ".join([", ".join(words), how_fitted(decoded.original, size)])
     tensor = torch.from_numpy(fitted.astype(np.int64))[None]
     files = given.files
@@ -188,6 +193,7 @@ class _Reader:
             raise self._mask()
         if not self.decoded.exact:
             self._refuse_lossy(stored)
+            self._doubt_flat(_colours(self.decoded))
             return None
         if stored.dtype.kind == "f":
             stored = np.where(np.isnan(stored), OPEN, stored)
@@ -250,10 +256,39 @@ class _Reader:
             values, most = values - 1, most - 1
             open_ |= values < 0
         bad = None if most < self.count else most + int(reduced)
-        how = "indices of classes"
+        doubts = [*doubts, *self._where_it_begins(seen, ignored, reduced)]
+        how = f"indices of classes, 0 is {self.names[0]!r}"
         if reduced:
             how = "annotations from 1 on with 0 left open (do_reduce_labels)"
+            how += f", 1 is {self.names[0]!r}"
         return np.where(open_, OPEN, values), how, doubts, bad
+
+    def _where_it_begins(
+        self, seen: NDArray[np.int64], ignored: set[int], reduced: bool
+    ) -> list[str]:
+        """A doubt where numbers fit both ways of counting: classes from 0, and from 1 with 0 open.
+
+        Nothing in such a map tells them apart, but a number that is open marks what 0 would.
+        """
+        said = self.given.settings.keys() & {"reduce", "ids"} or self.conventions.sure
+        first = plain(self.names[0]).split()[:1]
+        if said or self.conventions.is_cityscapes or (not reduced and first in _BACKGROUND):
+            return []
+        if reduced:
+            if int(seen.max(initial=0)) >= self.count:
+                return []
+            taken, other = "from 1, as the network's processor does, with 0 open", "from 0"
+        else:
+            if (seen < 0).any() or np.isin(seen, sorted(ignored)).any():
+                return []
+            taken, other = f"from 0 ({self.names[0]})", "from 1, with 0 open"
+        ways = [self.given.as_(f"labels,reduce={way}") for way in ("no", "yes")]
+        if reduced:
+            ways.reverse()
+        return [
+            f"{self.decoded.name} was taken to count classes {taken}, which its numbers do not "
+            f"show. If it counts {other}, give {ways[1]}; {ways[0]} says that it does not."
+        ]
 
     def _ignored(self) -> set[int]:
         ignored = {number for number in _IGNORED if number >= self.count}
@@ -261,6 +296,8 @@ class _Reader:
         ignored |= {
             n for n in self.conventions.ignored if n >= self.count or not self.conventions.reduced
         }
+        if self.decoded.nodata is not None and self.decoded.nodata.is_integer():
+            ignored.add(int(self.decoded.nodata))
         text = self.given.settings.get("ignore")
         if text is not None:
             try:
@@ -372,9 +409,11 @@ class _Reader:
         colours = _colours(self.decoded)
         if not self.decoded.exact:
             self._refuse_lossy_colours(colours)
+            self._doubt_flat(colours)
             return None
         seen = _unique_colours(colours, clear)
         if len(seen) > 4096 and not self.said and self.by is None:
+            self._doubt_flat(colours)
             return None
         palette = self._known_palette(set(seen))
         if palette is not None and (len(seen) > 1 or self.said):
@@ -383,6 +422,7 @@ class _Reader:
             looks = _looks(_packed(colours), colours)
             if looks == "photo" or len(seen) == 1:
                 self._refuse_lossy_colours(colours)
+                self._doubt_flat(colours)
                 return None
             if looks is None:
                 raise self._either_photo()
@@ -473,6 +513,16 @@ class _Reader:
                 f"about numbers of classes. If it is a label map that was saved as "
                 f"{self.decoded.format}, save it as PNG; {self.given.as_('photo')} says that it "
                 "is none.",
+            )
+
+    def _doubt_flat(self, colours: NDArray[np.uint8]) -> None:
+        """A few colours without any change in them are a map that was smoothed or compressed."""
+        if not self.doubts and _is_flat(colours):
+            self.doubts = (
+                f"{self.decoded.name} was taken for a photograph, though a few flat colours make "
+                "up most of it, as in label maps that were saved with loss or resized with "
+                "smoothing. Save such a map anew as PNG, unsmoothed, and give that; "
+                f"{self.given.as_('photo')} says that it is a photograph.",
             )
 
     def _refuse_lossy_colours(self, colours: NDArray[np.uint8]) -> None:
@@ -576,6 +626,31 @@ def _unique_colours(colours: NDArray[np.uint8], clear: NDArray[np.bool_] | None)
     packed = _packed(colours)
     seen = np.unique(packed if clear is None else packed[~clear])
     return [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in seen[:100_000]]
+
+
+def _is_flat(colours: NDArray[np.uint8]) -> bool:
+    """Whether most of what changes little in a picture has a few colours, each nearly the same.
+
+    So do label maps after lossy compression, which disturbs their borders. What changes little in
+    photographs has all shades between its lightest and its darkest.
+    """
+    if min(colours.shape[:2]) < 3:
+        return False
+    step = max(1, max(colours.shape[:2]) // 256)
+    around = np.lib.stride_tricks.sliding_window_view(colours, (3, 3), (0, 1))[::step, ::step]
+    calm = np.ptp(around, axis=(3, 4)).max(axis=2) <= 8
+    if calm.mean() < 0.25:
+        return False
+    inside = _packed(around[calm][:, :, 1, 1])
+    packed, counts = np.unique(inside, return_counts=True)
+    there = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    near = kinds = 0
+    for _ in range(40):
+        apart = np.abs(there - there[counts.argmax()]).max(axis=1)
+        same = int(counts[apart <= 3].sum())
+        near, kinds = near + same, kinds + (same >= 0.01 * calm.size)
+        counts[apart <= 10] = 0
+    return kinds >= 3 and near >= 0.75 * len(inside)
 
 
 def _is_ramp(greys: dict[int, int]) -> bool:

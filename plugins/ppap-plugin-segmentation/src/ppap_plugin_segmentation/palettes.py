@@ -25,7 +25,8 @@ _BYTES = 1 << 20  # of a palette's file
 _ROW = "Write a row for each class, such as 128 64 128 road."
 _JSON = Document("palette in JSON", TargetError, _ROW, _BYTES)
 
-_NOTHING = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "unknown", "other", "none")
+NOTHING = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "unknown", "other", "none")
+"""What people call pixels that are no class."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _entry(colour: Sequence[Any], name: str, index: int) -> tuple[Colour, str, i
     r, g, b = (int(c) for c in colour[:3])
     if not all(0 <= c <= 255 for c in (r, g, b)):
         raise ValueError(f"the colour {r}, {g}, {b} is not from 0 to 255")
-    number = OPEN if any(word in _NOTHING for word in plain(name).split()[:1]) else index
+    number = OPEN if any(word in NOTHING for word in plain(name).split()[:1]) else index
     return (r, g, b), name, number
 
 
