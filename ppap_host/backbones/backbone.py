@@ -35,13 +35,14 @@ class Prediction:
         output: what the network itself says, for solvers that are given that and not the noise
             (:mod:`ppap_host.pipelines.samplers`); further channels hold a variance. None where
             nobody needs it.
-        unconditional: the noise of the unconditional branch, where classifier-free guidance has
-            asked both and one of them is looked at by itself.
+        conditional, unconditional: the noise of each branch, where classifier-free guidance has
+            asked both.
     """
 
     eps: Float[Tensor, "b ..."]
     v: Float[Tensor, "b ..."] | None = None
     output: Float[Tensor, "b ..."] | None = None
+    conditional: Float[Tensor, "b ..."] | None = None
     unconditional: Float[Tensor, "b ..."] | None = None
 
 
@@ -295,7 +296,7 @@ class ClassifierFree:
         condition, unconditional: one row each (or empty), or one an image, repeated as
             :func:`repeat_condition` does.
         scale: 0 ignores the condition, 1 is the plain conditional model.
-        both: whether both branches run at every scale, and the unconditional one is told, too.
+        both: whether both branches run at every scale.
         interval: noise levels at which ``scale`` holds; it is 1 at all others.
     """
 
@@ -306,10 +307,14 @@ class ClassifierFree:
     both: bool = False
     interval: NoiseRange = EVERYWHERE
 
+    def scale_at(self, level: NoiseLevel) -> float:
+        """The scale that holds at a level."""
+        return self.scale if level.log_snr in self.interval else 1.0
+
     def __call__(self, x: Float[Tensor, "b ..."], level: NoiseLevel) -> Prediction:
         """The guided prediction for ``x`` at ``level``."""
         n = len(x)
-        if level.log_snr not in self.interval and self.scale != 1:
+        if self.scale_at(level) != self.scale:
             return replace(self, scale=1.0)(x, level)
         if (self.scale == 1 and not self.both) or not self.condition:
             return self.backbone.predict(x, level, repeat_condition(self.condition, n))
@@ -322,14 +327,18 @@ class ClassifierFree:
         output = prediction.output
         if output is not None:
             output = self._combined(output, x.shape[1] if guided is None else guided)
-        alone = self._combined(prediction.eps, guided, 0.0) if self.both else None
-        return Prediction(eps, v, output, alone)
+        alone = (self._combined(prediction.eps, guided, scale) for scale in (1.0, 0.0))
+        return Prediction(eps, v, output, *alone)
 
     def _combined(self, both: Tensor, channels: int | None, scale: float | None = None) -> Tensor:
         """The guided one of two branches, in its first channels; the others are conditional."""
         conditional, unconditional = both.chunk(2)
         scale = self.scale if scale is None else scale
-        guided = unconditional + scale * (conditional - unconditional)
+        if scale == 1:
+            return conditional
+        guided = unconditional
+        if scale:
+            guided = unconditional + scale * (conditional - unconditional)
         if channels is None or channels == guided.shape[1]:
             return guided
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)

@@ -109,6 +109,11 @@ class Asking(Protocol):
         """The next draw in [0, 1) of a stream of its own, one for each row of ``like``, [b]."""
 
 
+End = Callable[[Tensor, "Estimate"], Tensor]
+"""What a place does in the end, :attr:`Estimate.ends`: from the state after the step and what was
+known to another state."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is known at one step: the state, and the backbone's reading of it.
@@ -128,11 +133,14 @@ class Estimate:
         eps_kept: whether x_0 was moved and eps left as it was, so that they no longer make x_t.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.
-        scale: the user's scale of the guide whose move this is.
+        scale: the user's scale of the guide whose move this is; for a blend (:attr:`Recipe.blend`)
+            that of classifier-free guidance at this level.
         mean, deviation: of the Gaussian that the step draws the next state from, as the solver
             says; None and 0 where it draws from none. At a last step that draws nothing the
             deviation is that of the schedule.
         ends: what changes the state after the step, in this order: from the state and the estimate.
+        conditional, unconditional: the noise that each branch of classifier-free guidance
+            predicts, where both were asked; None otherwise.
         offset: of a recipe that leads on with the unconditional branch (CFG++), what
             classifier-free guidance has moved x_0 by.
         ask: the backbone and noise, for parts that need more of them.
@@ -155,8 +163,10 @@ class Estimate:
     scale: float = 1.0
     mean: Float[Tensor, "b ..."] | None = None
     deviation: Float[Tensor, "b ..."] | float = 0.0
-    ends: tuple[Callable[[Tensor, Estimate], Tensor], ...] = ()
+    ends: tuple[End, ...] = ()
     offset: Float[Tensor, "b ..."] | None = None
+    conditional: Float[Tensor, "b ..."] | None = None
+    unconditional: Float[Tensor, "b ..."] | None = None
     ask: Asking | None = field(default=None, repr=False)
 
     def onward(self) -> Estimate:

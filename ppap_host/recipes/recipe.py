@@ -15,6 +15,7 @@ from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.guides.activations import Softened
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.ascents import Ascent, Gradient
+from ppap_host.recipes.blends import Blend
 from ppap_host.recipes.energies import Energy, Point
 from ppap_host.recipes.gradients import GradientPart
 from ppap_host.recipes.places import Place
@@ -119,6 +120,8 @@ class Recipe:
         start: how the initial noise is made better before the first step, None if it is not.
         leads: which branch of classifier-free guidance the noise of the next state is from;
             "unconditional" is CFG++.
+        blend: how the two branches become one prediction, None for the usual way; with ``leads``
+            and ``cfg`` for recipes of the process itself.
         cfg: scale of classifier-free guidance where the user names none; None is the backbone's.
         interval: noise levels outside which the guide is not called at all.
         every: the guide is called at every so many steps, from the first on.
@@ -159,6 +162,7 @@ class Recipe:
     leads: Literal["guided", "unconditional"] = "guided"
     cfg: float | None = None
     absolute: bool = False
+    blend: Blend | None = None
 
     def __post_init__(self) -> None:
         self.moves  # noqa: B018  checks the first move's parts
@@ -171,6 +175,25 @@ class Recipe:
         if not (0 < self.joint < math.inf and 0 <= self.marginal < math.inf):
             raise ValueError("joint is above 0, marginal at least 0, and both are finite")
         alone = self.selection is None and self.start is None
+        leads = (self.leads, self.cfg, self.blend) != ("guided", None, None)
+        if self.view is not None and leads:
+            raise ValueError(
+                "leads, cfg and blend are of the process itself, which asks no guide: make two "
+                "recipes, one for the run and one for the guide"
+            )
+        asks = (self.every, self.recurrence, self.softplus, self.joint, self.marginal)
+        if self.view is None and (asks != (1, 1, math.inf, 1.0, 1.0) or self.interval != EVERYWHERE):
+            raise ValueError(
+                "interval, every, recurrence, softplus and temperatures say how a guide is asked, "
+                "and this recipe asks none"
+            )
+        if self.selection is not None and self.selection.corrected:
+            for place in (move.place for move in self.moves):
+                if place.enters or place.own_size or place.replaces or self.recurrence > 1:
+                    raise ValueError(
+                        f"weights cannot make up for {type(place).__name__}, or repeats: a "
+                        "corrected selection goes with moves of x_0, of the noise, or of the mean"
+                    )
         if self.view is None and not (alone and self.place is None and not self.also):
             raise ValueError("what a guide is asked, it has to be shown: give a view")
         if self.view is not None and self.place is None and alone:
@@ -267,7 +290,7 @@ class Recipe:
         A recipe made from another one with other parts has lost those that were in them, and one
         with relative strength those that say something with absolute strength alone.
         """
-        common = (
+        common = () if self.guideless else (
             Parameter("every", ("every",), 1.0, 5.0),
             Parameter("recurrence", ("recurrence",), 1.0, 4.0),
             Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,19 +23,106 @@ _MOST = 1e10
 
 
 @dataclass(frozen=True)
+class Selected:
+    """What one selection did.
+
+    Attributes:
+        index: which particle of its image each slot holds now, [b, n].
+        after: what they carry on, in their new order; handed to the next selection.
+        weights: of the particles before, [b, n]; zeros where they were only put in order. None
+            where nothing is told of them.
+        ess: effective sample size of the weights, [b], or None.
+        drawn: for which images indices were drawn from the weights, [b], or None.
+    """
+
+    index: Int[Tensor, "b n"]
+    after: Any = None
+    weights: Float[Tensor, "b n"] | None = None
+    ess: Float[Tensor, " b"] | None = None
+    drawn: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
-    """How a recipe chooses.
+    """How a recipe chooses. One of one's own derives from it.
+
+    A population, of a :attr:`size` above 1, says in a call which particles live on, and in
+    :meth:`final` which one is the image. Branches, of a number above 1, are chosen by
+    :meth:`chosen`. Both are told values alone, minus the guides' losses times their scales.
 
     Attributes:
         size: particles of an image that are alive between steps.
         branches: next states of which a step keeps one.
         needs: what of the sampler: "noise" in its steps, without which copies stay copies, or a
             step that is "gaussian", with a mean and a deviation that it tells.
+        relative: whether each guide's values are measured in their standard deviation over an
+            image's particles at its first selection (:func:`spread`).
+        at_end: whether a population is chosen from at the end alone.
+        corrected: whether a call is also told how much likelier the backbone's own step is than
+            the one that guides have moved, as in twisted SMC; such a step is "gaussian".
     """
 
     size: ClassVar[int] = 1
     branches: ClassVar[int] = 1
     needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
+    relative = False
+    at_end = False
+    corrected = False
+
+    def active(self, i: int, steps: int) -> bool:
+        """Whether particles are selected after step ``i`` of so many; by default after each."""
+        return True
+
+    def begin(self, images: int, like: Tensor) -> Any:
+        """What the particles of so many images start with, for the first call."""
+        return None
+
+    def __call__(
+        self,
+        rewards: Float[Tensor, "b n"],
+        before: Any,
+        i: int,
+        steps: int,
+        uniforms: Float[Tensor, "b n"],
+        **told: Float[Tensor, "b n"],
+    ) -> Selected:
+        """One selection of a population at an :meth:`active` step.
+
+        The values are those of x_0 predicted at the state that entered the step, and what is chosen
+        among are the states after it.
+
+        Args:
+            rewards: of the particles, times the user's scale; one that is not finite counts
+                nothing.
+            before: what the selection before carried on, :meth:`begin` at the first.
+            uniforms: in [0, 1), one a slot.
+            told: of a :attr:`corrected` one ``owed``, log p - log q of the steps since the last
+                selection: p as the backbone would draw them, q as the guides had them drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has particles: say which live on.")
+
+    def final(
+        self, rewards: Float[Tensor, "b n"], before: Any, uniforms: Float[Tensor, " b"]
+    ) -> Int[Tensor, " b"]:
+        """Which finished particle is the image; by default the best, the first of equal ones.
+
+        Args:
+            rewards: of the finished images, -inf for what has failed.
+            before: what the last selection carried on.
+            uniforms: in [0, 1).
+        """
+        return rewards.argmax(dim=1)
+
+    def chosen(
+        self, values: Float[Tensor, "m b"], uniforms: Float[Tensor, " b"] | None
+    ) -> Int[Tensor, " b"]:
+        """Which branch of each image goes on; by default the one that is worth most.
+
+        Args:
+            values: times the user's scale; NaN is worth nothing.
+            uniforms: in [0, 1).
+        """
+        return values.nan_to_num(-math.inf, math.inf, -math.inf).argmax(dim=0)
 
 
 @settings
@@ -63,15 +150,10 @@ class Branched(Selection):
     def chosen(
         self, values: Float[Tensor, "m b"], uniforms: Float[Tensor, " b"] | None
     ) -> Int[Tensor, " b"]:
-        """Which branch of each image goes on.
-
-        Args:
-            values: scaled; NaN is worth nothing.
-            uniforms: in [0, 1), for temperatures above 0.
-        """
-        values = values.nan_to_num(-math.inf, math.inf, -math.inf)
+        """The best, or with a temperature one in proportion to its worth."""
         if not self.temperature or uniforms is None:
-            return values.argmax(dim=0)
+            return super().chosen(values, uniforms)
+        values = values.nan_to_num(-math.inf, math.inf, -math.inf)
         return drawn(self.weights(values).T, uniforms[:, None])[:, 0]
 
 
@@ -88,25 +170,6 @@ class Population:
     reward: Tensor
     product: Tensor
     weight: Tensor
-
-
-@dataclass(frozen=True)
-class Selected:
-    """What one selection did.
-
-    Attributes:
-        index: which particle of its image each slot holds now, [b, n].
-        after: what they carry on.
-        weights: of the particles before, [b, n]; zeros where they were only put in order.
-        ess: effective sample size of the weights, [b].
-        drawn: for which images indices were drawn from the weights, [b].
-    """
-
-    index: Int[Tensor, "b n"]
-    after: Population
-    weights: Float[Tensor, "b n"]
-    ess: Float[Tensor, " b"]
-    drawn: Tensor
 
 
 @settings
@@ -133,6 +196,11 @@ class FeynmanKac(Selection):
         relative: whether each guide's rewards are measured in their standard deviation over an
             image's particles at its first selection (:func:`spread`), so that lambda means the same
             for every guide.
+        corrected: whether weights make up for what guides have moved, so that moves are proposals
+            and the potentials alone say what is sampled: with "diff" the twisted diffusion sampler
+            (TDS; Wu et al., 2023, algorithm 1), with others FK steering with proposals of its own.
+        final_draw: whether the image is drawn in proportion to the weights that are left, as a
+            sampler does, and not the best of the particles.
         published: "image" or "discrete" do as that part of the published code, which clamps weights
             at 1e10, loses those of steps that do not resample, and at the end puts the path's
             maximum or sum in the place of r(x_0). By default weights are kept as logarithms and
@@ -149,12 +217,21 @@ class FeynmanKac(Selection):
     adaptive: bool = True
     adaptive_last: bool = True
     relative: bool = True
+    corrected: bool = False
+    final_draw: bool = False
     published: Literal["", "image", "discrete"] = ""
 
     @property
     def needs(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
         """Noise, where particles are copied before the end."""
+        if self.corrected:
+            return "gaussian"
         return "" if self.potential in ("bon", "is") or self.size == 1 else "noise"
+
+    @property
+    def at_end(self) -> bool:  # type: ignore[override]
+        """Best-of-N."""
+        return self.potential == "bon"
 
     def active(self, i: int, steps: int) -> bool:
         """Whether particles are selected after step ``i`` of so many."""
@@ -179,14 +256,9 @@ class FeynmanKac(Selection):
         i: int,
         steps: int,
         uniforms: Float[Tensor, "b n"],
+        **told: Float[Tensor, "b n"],
     ) -> Selected:
-        """One selection at an :meth:`active` step.
-
-        Args:
-            rewards: of the particles, in their units and times the user's scale; one that is not
-                finite counts nothing.
-            uniforms: in [0, 1), one a slot.
-        """
+        """See :meth:`Selection.__call__`."""
         last, count = i == steps - 1, rewards.shape[1]
         own = torch.arange(count, device=rewards.device).expand_as(rewards)
         nothing = torch.zeros_like(rewards)
@@ -197,6 +269,7 @@ class FeynmanKac(Selection):
             return Selected(order, before, nothing, nothing[:, 0], none)
         state, log = self._potential(rewards, before, last)
         total = log if self.published else log + before.weight
+        total = total + told["owed"] if "owed" in told else total
         weights, used = self._weights(total)
         share = weights / weights.sum(dim=1, keepdim=True)
         ess = 1 / share.square().sum(dim=1)
@@ -212,6 +285,16 @@ class FeynmanKac(Selection):
             nothing if self.published else torch.where(resampled[:, None], 0.0, total),
         )
         return Selected(index, after, weights, ess, resampled)
+
+    def final(
+        self, rewards: Float[Tensor, "b n"], before: Population | None, uniforms: Tensor
+    ) -> Int[Tensor, " b"]:
+        """The best, or one in proportion to the weights that are left."""
+        if not self.final_draw or before is None:
+            return super().final(rewards, before, uniforms)
+        failed = rewards == -math.inf
+        weights, _ = self._weights(before.weight.to(rewards).masked_fill(failed, -math.inf))
+        return drawn(weights, uniforms[:, None])[:, 0]
 
     def _potential(self, r: Tensor, before: Population, last: bool) -> tuple[Tensor, Tensor]:
         """What particles look back on from here, and the log of this step's potential."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.noise import NoiseLevel
-from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.estimate import Asking, Estimate
 from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.places import Place
 
@@ -74,7 +74,8 @@ class Ruler:
         zero = torch.zeros_like(way)
         # A place acts linearly on what it is given but for its clipping: from zero its effect can
         # be read as it is, without rounding.
-        still = Estimate(level, zero, zero, zero, estimate.v, step=step)
+        ask = _Still(self.deviation)
+        still = Estimate(level, zero, zero, zero, estimate.v, step=step, ask=ask)
         moved = self.place(still, way, self.ancestral)
         now = level if step is None else step.now
         s, s_then = _relative(level), 0.0 if step is None else _relative(step.then)
@@ -100,6 +101,26 @@ class Ruler:
             far + size / step.then.alpha / open_then,
             strong + size / step.then.scale / open_then,
         )
+
+
+@dataclass(frozen=True)
+class _Still(Asking):
+    """Answers a place that is measured: no noise, and the linear denoiser of states around zero."""
+
+    deviation: float
+
+    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        signal = level.alpha * self.deviation**2
+        return x * (signal / (level.alpha * signal + level.sigma**2))
+
+    def level_at(self, s: float) -> NoiseLevel:
+        return NoiseLevel(1 / math.hypot(1, s), s / math.hypot(1, s), 0.0)
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        return torch.zeros_like(like)
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        return torch.full((len(like),), 0.5, dtype=torch.float64, device=like.device)
 
 
 def _relative(level: NoiseLevel) -> float:

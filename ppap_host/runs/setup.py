@@ -503,14 +503,16 @@ def _stage(
     if backbone.least_cfg is not None:
         scale = max(scale, backbone.least_cfg)
     if process is not None:
-        if cfg is not None and not 0 <= cfg <= 1:
+        if process.leads == "unconditional" and cfg is not None and not 0 <= cfg <= 1:
             raise OptionError(
                 f"--cfg {cfg:g} is no weight of the recipe {process.name!r}, which goes from the "
                 "unconditional estimate (0) to the conditional one (1).",
                 remedy="Give a number from 0 to 1, such as 0.6.",
             )
         scale = process.cfg if cfg is None and process.cfg is not None else scale
-    interval = backbone.default_cfg_interval if process is None else EVERYWHERE
+    interval = backbone.default_cfg_interval
+    if process is not None and process.leads == "unconditional":
+        interval = EVERYWHERE
     if config.cfg_interval is not None and name == "base":
         interval = read_interval(config.cfg_interval)
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)

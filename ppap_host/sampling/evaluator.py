@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
-from ppap_host.recipes.estimate import Estimate, Step
+from ppap_host.recipes.estimate import End, Estimate, Step
 from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.places import Place
 from ppap_host.recipes.recipe import Move, Recipe
@@ -158,6 +159,7 @@ class Evaluator:
         selector: chooses images by what the guides say of them.
         said: what each guide said since :meth:`begin`, by its name.
         unguided: the backbone's own x_0 at the first evaluation since then.
+        plain: the whole of its own estimate there.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class Evaluator:
         self.selector = Selector(self)
         self.said: dict[str, Said] = {}
         self.unguided: Tensor | None = None
+        self.plain: Estimate | None = None
 
     def remember(self, before: Evaluator) -> None:
         """Goes on with what another evaluator's recipes have kept, if its guidance is the same."""
@@ -200,7 +203,7 @@ class Evaluator:
 
     def begin(self) -> None:
         """Forgets what the guides said of the step before."""
-        self.said, self.unguided = {}, None
+        self.said, self.unguided, self.plain = {}, None, None
 
     def __call__(
         self,
@@ -230,7 +233,7 @@ class Evaluator:
             reading = self.reader.read(x.detach().requires_grad_(through > 0), level, step)
         guided = self.reader.detached(reading)
         if self.unguided is None:
-            self.unguided = guided.x0
+            self.unguided, self.plain = guided.x0, guided
         draws = {i: self._shared_draws(x, f"smoothing {i}") for i in active}
         for r, asked in enumerate(rounds):
             ways = []
@@ -238,17 +241,19 @@ class Evaluator:
                 through -= move.view.through_backbone
                 source = guided if move.ascent.after else reading
                 scale = self.guidance[i].scale
-                source = replace(source, memory=self._memory[i, r], scale=scale, ask=self.reader)
+                source = replace(source, memory=self._memory[i, r], scale=scale)
                 ways.append(self._way(i, move, source, draws[i], keep=through > 0))
             # What others have done to the state that entered the step cannot be taken back.
             mine = [i for i, _ in asked]
             before = [way for i, way in self._entered.items() if i not in mine]
             balanced = self.balance([*before, *ways])[len(before) :]
             for (i, move), way in zip(asked, balanced, strict=True):
-                known = replace(guided, scale=self.guidance[i].scale)
+                memory, scale = self._memory[i, r], self.guidance[i].scale
                 place = self._sized(i, move, step)
-                guided = place(known, way, self.ancestral).moved_by(way)
-        return replace(guided, ask=self.reader)
+                moved = place(replace(guided, memory=memory, scale=scale), way, self.ancestral)
+                own = (partial(_with_own, end, memory, scale) for end in moved.ends[len(guided.ends) :])
+                guided = replace(moved, ends=(*guided.ends, *own)).moved_by(way)
+        return guided
 
     def entering(self, x: Float[Tensor, "b ..."], step: Step) -> Float[Tensor, "b ..."]:
         """The state that enters a step, moved by the recipes that do so before the backbone.
@@ -257,19 +262,20 @@ class Evaluator:
         later: they make room for these, too.
         """
         nothing = torch.zeros_like(x)
-        unread = Estimate(step.now, x, nothing, nothing, step=step)
-        moved: list[tuple[int, Move, Tensor]] = []
+        unread = Estimate(step.now, x, nothing, nothing, step=step, ask=self.reader)
+        moved: list[tuple[Move, Estimate, Tensor, int]] = []
         for i in self.active(step, step.now):
             for r, move in enumerate(self.guidance[i].recipe.moves):
                 if move.place.enters:
                     draws = self._shared_draws(x, f"smoothing {i}")
-                    source = replace(unread, memory=self._memory[i, r])
+                    scale = self.guidance[i].scale
+                    source = replace(unread, memory=self._memory[i, r], scale=scale)
                     way = self._way(i, move, source, draws, keep=False)
-                    moved.append((i, move, way))
+                    moved.append((move, source, way, i))
         self._entered.clear()
-        ways = self.balance([way for *_, way in moved]) if moved else []
-        for (i, move, _), way in zip(moved, ways, strict=True):
-            unread = move.place(unread, way, self.ancestral)
+        ways = self.balance([way for *_, way, _ in moved]) if moved else []
+        for (move, source, _, i), way in zip(moved, ways, strict=True):
+            unread = move.place(replace(source, x=unread.x), way, self.ancestral)
             self._entered[i] = self._entered.get(i, 0.0) + way
         return unread.x
 
@@ -293,7 +299,7 @@ class Evaluator:
                 with torch.enable_grad():
                     x = x.detach().requires_grad_(True)
                     clean = made(x)
-                    known = Estimate(CLEAN, clean, clean, clean)
+                    known = Estimate(CLEAN, clean, clean, clean, ask=self.reader)
                     loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
                     gradient = torch.autograd.grad(-loss.sum(), x)[0]
                 self._count(g.name, gradient)
@@ -326,6 +332,7 @@ class Evaluator:
         self.said = picked(self.said, index, rows)
         self.unguided = picked(self.unguided, index, rows)
         self.reader.unsound = picked(self.reader.unsound, index, rows)
+        self.reader.memory = picked(self.reader.memory, index, rows)
 
     def active(self, step: Step | None, level: NoiseLevel) -> list[int]:
         """The guides that are asked, by their place."""
@@ -461,6 +468,13 @@ class Evaluator:
             self.said[name] = said
         else:
             before.cut, before.skipped = before.cut | said.cut, before.skipped | said.skipped
+
+
+def _with_own(
+    end: End, memory: dict[Hashable, Any], scale: float, x: Tensor, estimate: Estimate
+) -> Tensor:
+    """What a place does in the end, with what its own move knows."""
+    return end(x, replace(estimate, memory=memory, scale=scale))
 
 
 def _told(g: Guidance, view: View, level: NoiseLevel) -> NoiseLevel | None:

@@ -318,8 +318,8 @@ def _taken_once(
         return found[-1].onward()
 
     evaluator.begin()
-    x = evaluator.entering(x, step)
-    x, taken, memory = solver.step(x, step.index, step.walk, evaluate, draw, memory)
+    entered, before = evaluator.entering(x, step), memory
+    x, taken, memory = solver.step(entered, step.index, step.walk, evaluate, draw, memory)
     estimate, offset = taken, found[-1].offset
     if offset is not None:
         x, estimate = x + step.then.alpha * offset, replace(taken, x0=found[0].x0, eps=found[0].eps)
@@ -330,5 +330,12 @@ def _taken_once(
         x = end(x, estimate)
     if estimate.next_shift is not None:
         x = x + estimate.next_shift
+    if evaluator.selector.corrected and evaluator.plain is not None:
+        plain = evaluator.plain.onward()
+        own, *_ = solver.step(
+            entered, step.index, step.walk, lambda *_: plain, lambda: torch.zeros_like(x), before
+        )
+        own = own if offset is None else own + step.then.alpha * offset
+        evaluator.selector.owe(x, noise, own, estimate)
     x = evaluator.selector.branch(x, noise, estimate, step)
     return x.detach(), estimate, memory

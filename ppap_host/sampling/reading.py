@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Reader(Asking):
 
     Attributes:
         denoise: as it was given.
+        memory: what a blend of branches keeps from step to step.
         unsound: which images' predictions have not been finite so far, [b].
     """
 
@@ -37,6 +39,8 @@ class Reader(Asking):
         self._backbone, self.denoise = backbone, denoise
         self._stream, self._streams = stream, dict[str, Draw]()
         self._leads = "guided" if process is None else process.leads
+        self._blend = None if process is None else process.blend
+        self.memory: dict[Hashable, Any] = {}
         self._known: tuple[Tensor, Prediction] | None = None
         self.unsound: Tensor | None = None
 
@@ -66,11 +70,12 @@ class Reader(Asking):
         """What the backbone says of another state, without guides."""
         with torch.no_grad():
             prediction = self.denoise(x, level)
-            return self.detached(self._understood(x, level, None, prediction)), prediction
+            known = self._understood(x, level, None, prediction, dict(self.memory))
+            return self.detached(known), prediction
 
     def open(self, x: Tensor, level: NoiseLevel) -> Estimate:
         """The estimate without guides, with the graph that leads back to ``x``."""
-        known = self._understood(x, level, None, self.denoise(x, level))
+        known = self._understood(x, level, None, self.denoise(x, level), dict(self.memory))
         if self._backbone.clip is None:
             return known
         # Clipped, and the gradient passes as if it were not.
@@ -95,25 +100,38 @@ class Reader(Asking):
         if prediction.v is not None:
             sound &= prediction.v.detach().isfinite().flatten(1).all(dim=1)
         self.unsound = ~sound if self.unsound is None else self.unsound | ~sound
-        return self._understood(x, level, step, prediction)
+        return self._understood(x, level, step, prediction, self.memory)
 
     def _understood(
-        self, x: Tensor, level: NoiseLevel, step: Step | None, prediction: Prediction
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        step: Step | None,
+        prediction: Prediction,
+        memory: dict[Hashable, Any],
     ) -> Estimate:
         """A prediction as an estimate."""
-        clip, offset = self._backbone.clip, None
+        clip = self._backbone.clip
 
         def clean(eps: Tensor) -> Tensor:
             x0 = (x - level.sigma * eps) / level.alpha
             return x0 if clip is None else x0.clamp(*clip)
 
-        x0 = clean(prediction.eps)
-        if self._leads == "unconditional" and prediction.unconditional is not None:
-            offset = (x0 - clean(prediction.unconditional)).detach()
-        return Estimate(
-            level, x, x0, prediction.eps, prediction.v, clip=clip, step=step, offset=offset,
-            output=prediction.output,
+        known = Estimate(
+            level, x, clean(prediction.eps), prediction.eps, prediction.v, clip=clip, step=step,
+            output=prediction.output, conditional=prediction.conditional,
+            unconditional=prediction.unconditional, ask=self,
         )  # fmt: skip
+        if prediction.unconditional is None:
+            return known
+        if self._blend is not None:
+            scale = getattr(self.denoise, "scale_at", lambda _: 1.0)(level)
+            eps = self._blend(replace(known, memory=memory, scale=scale))
+            known = replace(known, x0=clean(eps), eps=eps, output=None)
+        if self._leads == "unconditional":
+            offset = (known.x0 - clean(prediction.unconditional)).detach()
+            known = replace(known, offset=offset)
+        return known
 
     def detached(self, reading: Estimate) -> Estimate:
         """The estimate without graphs, its eps that of the clipped x_0 if the backbone wants it."""
@@ -121,6 +139,9 @@ class Reader(Asking):
         eps = reading.eps.detach()
         if self._backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
-        v = None if reading.v is None else reading.v.detach()
-        output = None if reading.output is None else reading.output.detach()
-        return replace(reading, x=x, x0=x0, eps=eps, v=v, output=output)
+        others = {
+            name: None if told is None else told.detach()
+            for name in ("v", "output", "conditional", "unconditional")
+            for told in (getattr(reading, name),)
+        }
+        return replace(reading, x=x, x0=x0, eps=eps, **others)

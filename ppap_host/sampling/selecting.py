@@ -15,7 +15,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.selections import Branched, FeynmanKac, Population, Selection, spread
+from ppap_host.recipes.selections import Selection, spread
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.streams import Draw, Stream
 
@@ -127,7 +127,9 @@ class Selector:
         self._evaluator = evaluator
         self.selection = selection_of(evaluator.guidance)
         self.particles = 1 if self.selection is None else self.selection.size
-        self._population: Population | None = None
+        self._population: Any = None
+        self._began = False
+        self._owed: Tensor | None = None
         self._units: dict[int, Tensor] = {}
         self._worth: Tensor | None = None
 
@@ -140,7 +142,7 @@ class Selector:
         """
         selection, asked = self.selection, self._asked(step)
         last = step.index == len(step.walk) - 1
-        if not isinstance(selection, Branched) or last or not asked:
+        if selection is None or selection.branches < 2 or last or not asked:
             return x
         made = [x]
         for _ in range(1, selection.branches):
@@ -151,7 +153,7 @@ class Selector:
             there, prediction = self._foreseen(asked, state, step.then)
             values.append(self._values(asked, there))
             predictions.append(prediction)
-        uniforms = self._evaluator.reader.uniform("selection", x) if selection.temperature else None
+        uniforms = self._evaluator.reader.uniform("selection", x)
         index = selection.chosen(torch.stack(values), uniforms)
         best: Tensor = _of_each(made, index)
         read = [p for p in predictions if p is not None]
@@ -162,26 +164,49 @@ class Selector:
     def select(self, estimate: Estimate, step: Step) -> Tensor | None:
         """Which row each row of the next state is to be; None where all stay."""
         selection, asked, x = self.selection, self._asked(step), estimate.x
-        if not isinstance(selection, FeynmanKac) or selection.size < 2 or not asked:
+        if selection is None or selection.size < 2 or selection.at_end or not asked:
             return None
-        if selection.potential == "bon" or not selection.active(step.index, len(step.walk)):
+        if not selection.active(step.index, len(step.walk)):
             return None
         worth = self._values(asked, estimate).view(-1, selection.size)
-        if self._population is None:
-            self._population = selection.begin(len(worth), worth)
+        if not self._began:
+            self._population, self._began = selection.begin(len(worth), worth), True
         uniforms = self._evaluator.reader.uniform("selection", x).to(worth).view_as(worth)
-        chosen = selection(worth, self._population, step.index, len(step.walk), uniforms)
-        self._population = chosen.after
+        told = {} if self._owed is None else {"owed": self._owed.to(worth).view_as(worth)}
+        i, steps = step.index, len(step.walk)
+        chosen = selection(worth, self._population, i, steps, uniforms, **told)
+        self._population, self._owed = chosen.after, None
         first = torch.arange(len(worth), device=x.device)[:, None] * selection.size
         index = (first + chosen.index).flatten()
         self._worth = worth.flatten()[index]
         return index
 
+    @property
+    def corrected(self) -> bool:
+        """Whether it is to be told what guides have moved (:meth:`owe`)."""
+        return self.selection is not None and self.selection.corrected
+
+    def owe(self, x: Tensor, noise: Tensor, own: Tensor, estimate: Estimate) -> None:
+        """Notes how much likelier a step is for the backbone than as guides have had it drawn.
+
+        Args:
+            x: the state after the step.
+            noise: its part of ``x``, deviation and all.
+            own: the mean as it would be without guides.
+        """
+        deviation = torch.as_tensor(estimate.deviation, dtype=torch.float64, device=x.device)
+        variance = deviation.square().expand_as(x)
+        gap = noise.double().square() - (x - own).double().square()
+        share = torch.where((variance > 0) & (noise != 0), gap / (2 * variance), 0.0)
+        owed = share.flatten(1).sum(dim=1)
+        self._owed = owed if self._owed is None else self._owed + owed
+
     def best(self, x: Tensor, failed: Iterable[int], clean: bool) -> Tensor:
         """The row of each image that is worth most, the first of equal ones.
 
         Args:
-            x: the states; without ``clean`` it goes by the last selection.
+            x: the states; without ``clean`` it goes by the last selection. With it the selection
+                says which is the image.
             failed: rows that count nothing.
         """
         asked = [i for i, g in enumerate(self._evaluator.guidance) if g.recipe.selection]
@@ -194,7 +219,10 @@ class Selector:
         worth[list(failed)] = -math.inf
         ranks = worth.view(-1, self.particles)
         first = torch.arange(len(ranks), device=x.device) * self.particles
-        return first + ranks.argmax(dim=1)
+        if self.selection is None or not clean:
+            return first + ranks.argmax(dim=1)
+        uniforms = self._evaluator.reader.uniform("final", x)[:: self.particles]
+        return first + self.selection.final(ranks, self._population, uniforms)
 
     def _asked(self, step: Step) -> list[int]:
         active = self._evaluator.active(step, step.now)
@@ -211,7 +239,7 @@ class Selector:
 
     def _values(self, asked: Sequence[int], estimate: Estimate, clean: bool = False) -> Tensor:
         """Minus the guides' losses, in their units, times their scales, added up; [b]."""
-        relative = isinstance(self.selection, FeynmanKac) and self.selection.relative
+        relative = self.selection is not None and self.selection.relative
         total = torch.zeros(len(estimate.x), device=estimate.x.device)
         for i in asked:
             g = self._evaluator.guidance[i]

@@ -13,9 +13,12 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction, encode
 from ppap_host.backbones.backbone import repeat_condition as repeated
 from ppap_host.backbones.noise import NoiseLevel, Walk
-from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.files.errors import OptionError, PpapError, UnknownNameError
 from ppap_host.plugins.containment import in_a_line
+from ppap_host.plugins.loading import load_sampler
+from ppap_host.plugins.registry import registry
 from ppap_host.sampling.loop import sample
+from ppap_host.sampling.names import PIPELINE
 from ppap_host.sampling.solvers import DDIM
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
@@ -165,6 +168,12 @@ def made(subject: BackboneUnderTest) -> None:
     require(found.fixed_variance in ("large", "small"), f"fixed_variance: {found.fixed_variance!r}")
     require(math.isfinite(found.default_cfg), f"default_cfg is {found.default_cfg!r}.")
     require(found.state_dtype.is_floating_point, f"state_dtype is {found.state_dtype}.")
+    _, sampler, eta = found.sampling()
+    try:
+        if sampler != PIPELINE:
+            load_sampler(registry(), sampler, found, eta)
+    except UnknownNameError as error:
+        raise Fault(f"By default it is sampled by {sampler!r}: {error}") from error
 
 
 @BACKBONE.claim(
@@ -355,6 +364,15 @@ def images(subject: BackboneUnderTest) -> None:
     """A short run makes the same image k of a seed in any batch, and others of another seed."""
     made_ = subject.images
     require(made_.isfinite().all(), "The images are not finite.")
+    told = subject.backbone.deviation
+    require(math.isfinite(told) and told > 0, f"deviation is {told!r}.")
+    size = float(made_.square().mean().sqrt())
+    require(
+        not subject.trained or told / 5 < size < 5 * told,
+        f"Clean states are of size {size:.2g}, and their deviation is said to be {told:.2g}.",
+        "Say with Backbone.deviation what the standard deviation of clean states is: relative "
+        "strength is measured with it.",
+    )
     alone = subject.sampled(range(1, 2))
     gap = differ(alone, made_[1:2])
     require(gap < 1e-2, f"Image 1 is off by {gap:.1%} when made alone.")

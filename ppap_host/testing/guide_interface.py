@@ -16,6 +16,7 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.containment import contained
 from ppap_host.testing.checks import CannotCheck, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
+from ppap_host.testing.guide_losses import makes_targets
 from ppap_host.testing.guide_subject import CPU, GuideUnderTest
 
 CLAIMS = Suite[GuideUnderTest]()
@@ -198,10 +199,14 @@ def device(subject: GuideUnderTest) -> None:
     why="Image k of a seed must not depend on the batch it is made in, or no run can be repeated "
     "with another --batch.",
     remedy="Let no operation mix images: no sum or mean over the batch, no batch normalisation in "
-    "training mode.",
+    "training mode. A target has one row for all images or one an image: let it broadcast, and "
+    "never look at target[0] alone.",
 )
 def batch(subject: GuideUnderTest) -> None:
-    """Output, loss and gradient of an image are the same alone and in a batch."""
+    """Output, loss and gradient of an image are the same alone and in a batch.
+
+    So are loss and measures where every image has a target of its own.
+    """
     guide, x, target = subject.guide, subject.x, subject.target
     losses = guide.loss(subject.output, target)
     gradients = subject.gradient(guide, x, target)
@@ -215,6 +220,31 @@ def batch(subject: GuideUnderTest) -> None:
         ):
             gap = differ(one, all_)
             require(gap < 2e-3, f"The {what} of image {k} is off by {gap:.1%} in a batch.")
+    _own_targets(subject)
+
+
+def _own_targets(subject: GuideUnderTest) -> None:
+    """Loss and measures of images with a target each, against those of one after the other."""
+    guide, output, targets = subject.guide, subject.output, [subject.target] * len(subject.x)
+    if not guide.rewards and makes_targets(subject):
+        targets = [guide.as_target(row[None]).detach() for row in output.roll(1, 0)]
+    together = torch.cat(targets)
+    losses = guide.loss(output, together)
+    require(
+        tuple(losses.shape) == (len(output),),
+        f"With a target an image the loss has the shape {tuple(losses.shape)}.",
+    )
+    measured = guide.measure(output, together)
+    for k, target in enumerate(targets):
+        one = output[k : k + 1]
+        gap = differ(guide.loss(one, target), losses[k : k + 1])
+        require(gap < 2e-3, f"With a target an image the loss of image {k} is off by {gap:.1%}.")
+        for name, values in guide.measure(one, target).items():
+            gap = abs(values[0] - measured[name][k])
+            require(
+                not gap > 2e-3 * abs(values[0]) + 1e-5,
+                f"With a target an image the measure {name!r} of image {k} is off by {gap:.3g}.",
+            )
 
 
 @CLAIMS.claim(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,16 +15,19 @@ from ppap_host.files.errors import PpapError
 from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.ascents import Ascent
-from ppap_host.recipes.energies import Energy
+from ppap_host.recipes.blends import Blend
+from ppap_host.recipes.energies import Energy, Question
+from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.gradients import each
 from ppap_host.recipes.places import Place
-from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.recipe import Move, Recipe
 from ppap_host.recipes.selections import Selection
 from ppap_host.recipes.strengths import Strength
 from ppap_host.recipes.views import View
 from ppap_host.sampling.evaluator import Guidance
-from ppap_host.sampling.loop import sample
+from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.names import SAMPLER_SUMMARIES
+from ppap_host.sampling.reading import Reader
 from ppap_host.sampling.solvers import DDIM, Solver
 from ppap_host.sampling.streams import ImageNoise
 from ppap_host.testing.checks import Check, Fault, Suite, require
@@ -47,6 +50,14 @@ class _Told(GaussianWorld):
         clean = (x - level.sigma * plain) / level.alpha
         told = (x - level.alpha * (clean + _TARGET) / 2) / level.sigma
         return Prediction(torch.where(each(condition["told"], x) > 0, told, plain))
+
+
+class _AsUsual:
+    """Classifier-free guidance as it is."""
+
+    def __call__(self, estimate: Estimate) -> Tensor:
+        """The noise."""
+        return estimate.eps
 
 
 class RecipeUnderTest:
@@ -84,6 +95,7 @@ class RecipeUnderTest:
         steps: int = 8,
         clip: tuple[float, float] | None = None,
         shape: tuple[int, ...] | None = None,
+        watch: Callable[[Event], None] | None = None,
     ) -> Tensor:
         """Clean states of a run in the analytic world; None guides by nothing.
 
@@ -120,6 +132,7 @@ class RecipeUnderTest:
             ImageNoise(self.seed, rows, world.state_shape),
             guidance,
             process=process,
+            watch=watch,
         )
 
 
@@ -147,6 +160,11 @@ def made(subject: RecipeUnderTest) -> None:
         require(move.limit > 0, f"The limit is {move.limit}.")
         for part in move.gradient:
             require(callable(part), f"The gradient part {part!r} cannot be called.")
+        _one_each(move)
+    blend = recipe.blend
+    require(
+        blend is None or isinstance(blend, Blend), f"As blend it has a {type(blend).__name__}."
+    )
     chosen = recipe.selection
     require(
         chosen is None or isinstance(chosen, Selection),
@@ -155,6 +173,27 @@ def made(subject: RecipeUnderTest) -> None:
     size = recipe.particles
     require(isinstance(size, int) and size >= 1, f"Of an image it has {size!r} particles.")
     hash(recipe)
+
+
+def _one_each(move: Move) -> None:
+    """Whether strengths and energies are what they are said to be, at both ends of a walk."""
+    world = GaussianWorld(_SIZE)
+    walk, noise = world.walk(_STEPS), ImageNoise(0, range(3), world.state_shape)
+    state = noise()
+    guide, target = PullGuide(world), torch.full((1, *world.state_shape), _TARGET)
+    for i in (0, _STEPS - 1):
+        level = walk.levels[i]
+        ask = Reader(world, ClassifierFree(world, {}, {}), noise.stream, None)
+        known = Estimate(level, state, state, state, step=Step(walk, i), ask=ask)
+        strength = torch.as_tensor(move.strength(known))
+        sound = bool((strength.isfinite() & (strength >= 0)).all())
+        require(sound, f"The strength is {strength.flatten()[0]:.3g} at step {i} of {_STEPS}.")
+        made = Question(
+            guide, target, world.decode, level, None, lambda n: [torch.zeros_like(state)] * n
+        )
+        found: object = move.energy(made, state)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        require(shape == (3,), f"The energy of three images is {shape}, not one number each.")
 
 
 @RECIPE.claim(
@@ -202,7 +241,15 @@ def parameters(subject: RecipeUnderTest) -> None:
     remedy="Do nothing to the state that is not multiplied by the gradient.",
 )
 def zero_strength(subject: RecipeUnderTest) -> None:
-    """At strength zero it makes the very images of a run without any guide."""
+    """At strength zero it makes the very images of a run without any guide.
+
+    A blend of branches makes those of the conditional one at scale 1.
+    """
+    if subject.recipe.blend is not None:
+        usual = replace(subject.recipe, blend=_AsUsual())
+        gap = differ(subject.run(subject.recipe, 1.0), subject.run(usual, 1.0))
+        require(gap < 1e-4, f"At scale 1 it is off from the conditional branch by {gap:.1%}.")
+        return
     for solver in (DDIM(), DDIM(1.0)):
         plain = subject.run(None, solver=solver)
         same = torch.equal(subject.run(subject.recipe, 0.0, solver=solver), plain)
@@ -307,10 +354,29 @@ def batch(subject: RecipeUnderTest) -> None:
 def function(subject: RecipeUnderTest) -> None:
     """Two runs make the same images, and the global random generators are left alone."""
     first = subject.run(subject.recipe, solver=DDIM(1.0))
+    _leaves_alone(subject)
     with watched_randomness() as drawn:  # from the second run on: imports may draw, too
         again = subject.run(subject.recipe, solver=DDIM(1.0))
     require(not drawn, f"It draws from the global generator of {' and '.join(drawn)}.")
     require(torch.equal(first, again), "The second run makes other images.")
+
+
+def _leaves_alone(subject: RecipeUnderTest) -> None:
+    """Whether the backbone's own prediction is still what it was after a step."""
+    told: list[Event] = []
+    subject.run(subject.recipe, solver=DDIM(1.0), steps=3, watch=told.append)
+    world = GaussianWorld(_SIZE)
+    if subject.recipe.guideless or any(move.place.enters for move in subject.recipe.moves):
+        return
+    for event in told:
+        own = world.predict(event.x, event.level, {}).eps
+        x0 = (event.x - event.level.sigma * own) / event.level.alpha
+        gap = differ(event.x0_unguided, x0)
+        require(
+            gap < 1e-3,
+            f"The backbone's own prediction is off by {gap:.1%} after a step.",
+            "Write into no tensor that is given: x0 = estimate.x0 + gradient, not +=.",
+        )
 
 
 @RECIPE.claim(
