@@ -15,8 +15,7 @@ import gc
 import os
 import subprocess
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,51 +26,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppap_host.pipelines.autoencoder import LentAutoencoder
+from ppap_host.sampling.room import Counted
 
 GB = 1e9
-
-
-class Counted(TorchDispatchMode):
-    """Follows the memory of all tensors that are made while it is entered.
-
-    Args:
-        there: tensors whose memory counts elsewhere.
-
-    Attributes:
-        peak: the most bytes that were there at once.
-    """
-
-    def __init__(self, there: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known = {t.untyped_storage()._cdata for t in there}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return made
-
-    def _follow(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 class _Attention(torch.autograd.Function):
@@ -285,10 +245,10 @@ def guided(
     return gradient
 
 
-def peak(networks: Sequence[nn.Module], work: Callable[[], Any]) -> int:
+def peak(work: Callable[[], Any]) -> int:
     """Bytes that some work makes at most besides the weights."""
     gc.collect()
-    with lean(), Counted(_tensors(*networks)) as counted:
+    with lean(), Counted() as counted:
         made = work()
         del made
     return counted.peak
@@ -313,8 +273,8 @@ def counted(
     shape = (1, channels, size // 8, size // 8)
     latents = torch.empty(shape, device="meta", dtype=torch.float32)
     work = {
-        "denoiser": peak([net], ask),
-        "gradient": peak([vae, eye], lambda: guided(decoder, eye, side, latents)),
+        "denoiser": peak(ask),
+        "gradient": peak(lambda: guided(decoder, eye, side, latents)),
     }
     weights = size_of(net, vae, eye)
     return {
@@ -358,7 +318,7 @@ def views() -> list[str]:
             return guided(LentAutoencoder(network), eye, side, z, shrink)
 
         all_of_it = plain + operations(work)
-        memory = peak([network, eye], work) / GB
+        memory = peak(work) / GB
         rows.append(f"| {words} | {memory:.2f} | {all_of_it:.2f} | {all_of_it / plain:.1f} |")
     return rows
 
@@ -382,7 +342,7 @@ def measured(size: int, name: str) -> tuple[float, float]:
 
     decoder, eye = on("meta")
     z = latents("meta", size)
-    count = peak([decoder.network, eye], lambda: guided(decoder, eye, side, z))
+    count = peak(lambda: guided(decoder, eye, side, z))
     decoder, eye = on("cpu")
     guided(decoder, eye, 56, latents("cpu", 64))  # loads what is loaded when it is first needed
     before = _taken("VmRSS")
