@@ -731,10 +731,17 @@ def _wan_animate(name: str) -> Parts:
         hidden_size=1280, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         image_size=224, patch_size=112,
     ))  # fmt: skip
+    decoder = diffusers.AutoencoderKLWan(  # the network takes its factor for 8
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True], latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+    )  # fmt: skip
     parts = dict(tiny("wan").components) | {
-        "transformer": filled(network), "image_encoder": eye.eval(),
+        "transformer": filled(network), "image_encoder": eye.eval(), "vae": decoder.eval(),
+        "scheduler": Flow(shift=3.0),
     }  # fmt: skip
     return parts, by_embeds(8) | {
+        "height": 32, "width": 32,
         "prompt_ref_embeds": embeds(8, seed=15), "driving_video": [ROOM] * 5,
         "segment_frame_length": 5,
     }  # fmt: skip
