@@ -393,7 +393,11 @@ What these views cost in quality was not measured here.
 
 In float16, an autoencoder whose configuration says `force_upcast` decodes in float32 for the guide, which doubles its gradient; in bfloat16 it does not.
 
-**What makes it less**: `--offload model`, then `--offload sequential`; `--dtype bfloat16`; a smaller `--height` and `--width`; `--tiling`, which decodes a large picture in tiles; a [small decoder or half the resolution](diffusers.md#make-a-step-cheaper) for the guide; a smaller guide. Images are made one at a time, so `--batch` only makes it more. Recipes that go back through the denoiser (`x0-through`, `dps` and their kin) need its activations as well, which are not counted here.
+**What makes it less**: `--offload model`, then `--offload sequential`; `--dtype bfloat16`; a smaller `--height` and `--width`; `--tiling`, which decodes a large picture in tiles; a [small decoder or half the resolution](diffusers.md#make-a-step-cheaper) for the guide; a smaller guide. Recipes that go back through the denoiser (`x0-through`, `dps` and their kin) need its activations as well, which are not counted here.
+
+## Several images
+
+A pipeline that makes several pictures at a time (`--batch 8`, or `num_images_per_prompt=8` under `ppap.steer`) asks its denoiser for all of them. The guide's gradient is taken of as many as fit. At the first guided step the gradient of one picture is taken alone and every tensor of it is counted; four fifths of what is free on the device, or in the machine, decide how many go together, in equal parts. `--batch` is the most that are. The report of `ppap.steer` says how many it were, and a record has them as `images_per_gradient`. The pictures differ by rounding alone, as with another `--batch`; where all fit, by nothing. The probe costs one gradient of one picture in every call.
 
 This page is written by `nox -s memory`; the tests count one of its rows again.
 """  # noqa: E501

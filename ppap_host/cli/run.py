@@ -555,5 +555,9 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     show_table(columns, rows, str(folder), last=last)
     if len(entries) > _SHOWN:
         tell(f"and {counted(len(entries) - _SHOWN, 'more image')}, all of them in run.json")
+    made = record.get("given", {})
+    for name, size in record.get("images_per_gradient", {}).items():
+        if size < min(made.get("batch") or 1, made.get("num") or 1):
+            tell(f"gradients of {name} {counted(size, 'image')} at a time, as memory allows")
     tell(times(record["seconds"], _PARTS))
     tell_path("Sheet", sheet)
