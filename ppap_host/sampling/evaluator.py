@@ -189,7 +189,7 @@ class Evaluator:
         self._asked = dict[int, int]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
         self._entered = dict[int, Tensor]()
-        self._at_once = dict[str, int]()
+        self._at_once = dict[tuple[str, int], int]()
         self._keep_gradients = keep_gradients
         self.reader = Reader(backbone, denoise, stream, process)
         self.selector = Selector(self)
@@ -403,11 +403,14 @@ class Evaluator:
         def losses(part: Tensor, place: slice) -> Tensor:
             return move.energy(question.of(place), part)
 
-        if name not in self._at_once:
+        asked = name, id(move.energy)
+        if asked not in self._at_once:
             # Without a decoder it is the guide's network alone, and many states have one in common.
             size = at_once(losses, states) if self.backbone.latent else len(states)
-            self._at_once[name] = self.health.at_once[name] = size
-        return in_parts(losses, states, self._at_once[name])
+            self._at_once[asked] = size
+            sizes = [size for (other, _), size in self._at_once.items() if other == name]
+            self.health.at_once[name] = min(sizes)
+        return in_parts(losses, states, self._at_once[asked])
 
     def _limited(
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor
