@@ -15,8 +15,7 @@ import gc
 import os
 import subprocess
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,51 +26,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppap_host.pipelines.autoencoder import LentAutoencoder
+from ppap_host.sampling.room import Counted
 
 GB = 1e9
-
-
-class Counted(TorchDispatchMode):
-    """Follows the memory of all tensors that are made while it is entered.
-
-    Args:
-        there: tensors whose memory counts elsewhere.
-
-    Attributes:
-        peak: the most bytes that were there at once.
-    """
-
-    def __init__(self, there: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known = {t.untyped_storage()._cdata for t in there}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return made
-
-    def _follow(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 class _Attention(torch.autograd.Function):
@@ -285,10 +245,10 @@ def guided(
     return gradient
 
 
-def peak(networks: Sequence[nn.Module], work: Callable[[], Any]) -> int:
+def peak(work: Callable[[], Any]) -> int:
     """Bytes that some work makes at most besides the weights."""
     gc.collect()
-    with lean(), Counted(_tensors(*networks)) as counted:
+    with lean(), Counted() as counted:
         made = work()
         del made
     return counted.peak
@@ -313,8 +273,8 @@ def counted(
     shape = (1, channels, size // 8, size // 8)
     latents = torch.empty(shape, device="meta", dtype=torch.float32)
     work = {
-        "denoiser": peak([net], ask),
-        "gradient": peak([vae, eye], lambda: guided(decoder, eye, side, latents)),
+        "denoiser": peak(ask),
+        "gradient": peak(lambda: guided(decoder, eye, side, latents)),
     }
     weights = size_of(net, vae, eye)
     return {
@@ -348,6 +308,7 @@ def views() -> list[str]:
     with torch.no_grad():
         plain = operations(lambda: _ask_sd(net, some, 2, 64))
     rows = [f"| no guide | | {plain:.2f} | 1 |"]
+    whole = 0.0
     for words, network, shrink in (
         ("the pipeline's decoder", vae, 1), ("`shrink=2`", vae, 2),
         ("`decoder=madebyollin/taesd`", tiny, 1), ("both", tiny, 2),
@@ -358,8 +319,13 @@ def views() -> list[str]:
             return guided(LentAutoencoder(network), eye, side, z, shrink)
 
         all_of_it = plain + operations(work)
-        memory = peak([network, eye], work) / GB
+        whole = whole or all_of_it
+        memory = peak(work) / GB
         rows.append(f"| {words} | {memory:.2f} | {all_of_it:.2f} | {all_of_it / plain:.1f} |")
+    for k, part in ((2, "half"), (4, "a quarter")):
+        mean = (whole + (k - 1) * plain) / k
+        words = f"its decoder, `--recipe x0:every={k}` or an `--interval` of {part} of the steps"
+        rows.append(f"| {words}: the mean step | | {mean:.2f} | {mean / plain:.1f} |")
     return rows
 
 
@@ -382,7 +348,7 @@ def measured(size: int, name: str) -> tuple[float, float]:
 
     decoder, eye = on("meta")
     z = latents("meta", size)
-    count = peak([decoder.network, eye], lambda: guided(decoder, eye, side, z))
+    count = peak(lambda: guided(decoder, eye, side, z))
     decoder, eye = on("cpu")
     guided(decoder, eye, 56, latents("cpu", 64))  # loads what is loaded when it is first needed
     before = _taken("VmRSS")
@@ -433,7 +399,11 @@ What these views cost in quality was not measured here.
 
 In float16, an autoencoder whose configuration says `force_upcast` decodes in float32 for the guide, which doubles its gradient; in bfloat16 it does not.
 
-**What makes it less**: `--offload model`, then `--offload sequential`; `--dtype bfloat16`; a smaller `--height` and `--width`; `--tiling`, which decodes a large picture in tiles; a [small decoder or half the resolution](diffusers.md#make-a-step-cheaper) for the guide; a smaller guide. Images are made one at a time, so `--batch` only makes it more. Recipes that go back through the denoiser (`x0-through`, `dps` and their kin) need its activations as well, which are not counted here.
+**What makes it less**: `--offload model`, then `--offload sequential`; `--dtype bfloat16`; a smaller `--height` and `--width`; `--tiling`, which decodes a large picture in tiles; a [small decoder or half the resolution](diffusers.md#make-a-step-cheaper) for the guide; a smaller guide. Recipes that go back through the denoiser (`x0-through`, `dps` and their kin) need its activations as well, which are not counted here.
+
+## Several images
+
+A pipeline that makes several pictures at a time (`--batch 8`, or `num_images_per_prompt=8` under `ppap.steer`) asks its denoiser for all of them. The guide's gradient is taken of as many as fit. At the first guided step the gradient of one picture is taken alone and every tensor of it is counted; four fifths of what is free on the device, or in the machine, decide how many go together, in equal parts. `--batch` is the most that are. The report of `ppap.steer` says how many it were, and a record has them as `images_per_gradient`. The pictures differ by rounding alone, as with another `--batch`; where all fit, by nothing. The probe costs one gradient of one picture in every call.
 
 This page is written by `nox -s memory`; the tests count one of its rows again.
 """  # noqa: E501

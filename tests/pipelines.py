@@ -29,6 +29,8 @@ from diffusers import (
     WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -41,6 +43,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Config,
     T5EncoderModel,
 )
@@ -443,8 +447,18 @@ def clip_vision(size: int = 16) -> Any:
     return CLIPVisionModelWithProjection(config).eval()
 
 
+def siglip_vision() -> Any:
+    """The same of Stable Diffusion 3."""
+    torch.manual_seed(2)
+    config = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    return SiglipVisionModel(config).eval()
+
+
 def ip_adapter(network: Any, seen: int = 8) -> dict[str, Tensor]:
-    """An IP-Adapter for a U-Net, with the keys of the published files: four tokens a picture.
+    """An IP-Adapter for a network, with the keys of the published files: four tokens a picture.
 
     Args:
         seen: numbers in what the image encoder says of a picture.
@@ -454,6 +468,17 @@ def ip_adapter(network: Any, seen: int = 8) -> dict[str, Tensor]:
     def some(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    if "SD3" in type(network).__name__:
+        return _ip_adapter_of_sd3(network, seen)
+    if "Flux" in type(network).__name__:
+        text, width = network.config.joint_attention_dim, network.inner_dim
+        start, key = "double_blocks.0.processor.ip_adapter_double_stream_", "ip_adapter_proj_model"
+        return {
+            f"{key}.proj.weight": some(4 * text, seen), f"{key}.proj.bias": some(4 * text),
+            f"{key}.norm.weight": some(text), f"{key}.norm.bias": some(text),
+            **{f"{start}{which}_proj.weight": some(width, text) for which in "kv"},
+            **{f"{start}{which}_proj.bias": some(width) for which in "kv"},
+        }  # fmt: skip
     text = network.config.cross_attention_dim
     found = {
         "image_proj.proj.weight": some(4 * text, seen), "image_proj.proj.bias": some(4 * text),
@@ -467,3 +492,18 @@ def ip_adapter(network: Any, seen: int = 8) -> dict[str, Tensor]:
                 width = module.to_q.out_features
                 found[f"ip_adapter.{number}.{key}.weight"] = some(width, text) / 4
     return found
+
+
+def _ip_adapter_of_sd3(network: Any, seen: int) -> dict[str, Tensor]:
+    width, inner = 64, network.inner_dim
+    torch.manual_seed(3)
+    parts = {
+        "image_proj": IPAdapterTimeImageProjection(
+            embed_dim=seen, output_dim=inner, hidden_dim=width, depth=1, heads=1, num_queries=4
+        ),
+        "ip_adapter.0": SD3IPAdapterJointAttnProcessor2_0(
+            inner, inner, network.config.attention_head_dim, width
+        ),
+    }  # fmt: skip
+    named = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    return {name: value.clone() for name, value in named.items()}

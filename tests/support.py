@@ -72,7 +72,10 @@ def call(pipe: Any, arguments: dict[str, Any], **more: Any) -> Tensor:
     """The frames of one call of a pipeline, [b, f, 3, h, w], from the same noise every time."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
-    return torch.stack(as_films(pipe(**arguments, output_type="pt", generator=generator, **more)))
+    films = as_films(pipe(**arguments, output_type="pt", generator=generator, **more))
+    if "num_frames" in arguments and len(films) > 1:  # one video's frames, without a batch
+        films = [torch.cat(films)]
+    return torch.stack(films)
 
 
 def run(pipe: Any, arguments: dict[str, Any], plain: Tensor) -> str:

@@ -22,6 +22,7 @@ def ppap_backbones() -> list[Entry]:
     return [
         Entry("gaussian", "worlds:small_gaussian", "independent Gaussian pixels"),
         Entry("classes", "worlds:ClassBackbone", "three classes of Gaussian pixels"),
+        Entry("latent", "worlds:LatentBackbone", "Gaussian latents"),
         Entry("filling", "worlds:FillingBackbone", "fills in images"),
     ]
 

@@ -11,17 +11,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, add_hook_to_module
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from pipelines import clip_vision, ip_adapter, tiny
+from pipelines import clip_vision, ip_adapter, siglip_vision, tiny
 from safetensors.torch import save_file
 from test_own_steps import SIZE, STEPS, by_diffusers, same, steers
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import SiglipImageProcessor
 
 import ppap_host as ppap
+from ppap_host.cli.run import _listed
 from ppap_host.files.errors import CheckpointError, CheckpointWarning, OptionError, PpapError
 from ppap_host.pipelines import loading
 from ppap_host.pipelines.decoding import Decoder
@@ -106,7 +109,8 @@ def test_patches_do_what_they_do_in_diffusers(
     folder: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    file = str(tmp_path / "style.safetensors")
+    (tmp_path / "a, b").mkdir()
+    file = str(tmp_path / "a, b" / "style.safetensors")
     save_file(published(patches(tiny(name), *parts)), file)
     call: dict[str, Any] = {"max_sequence_length": 8} if name == "flux" else {}
     made = [
@@ -114,7 +118,8 @@ def test_patches_do_what_they_do_in_diffusers(
             "diffusers", checkpoint=folder(name), pipeline=call, **OPTIONS,
             backbone_options={"lora": lora} if lora else {},
         )
-        for lora in ("", file, f"{file}:0.5", f"{file}:0.5,{file}:-0.5")
+        for lora in ("", _listed([file]), _listed([f"{file}:0.5"]),
+                     _listed([f"{file}:0.5", f"{file}:-0.5"]))
     ]  # fmt: skip
     pipe = read(folder(name))
     pipe.load_lora_weights(file, adapter_name="style")
@@ -182,40 +187,54 @@ def test_without_peft_it_is_named(
         ppap.load_backbone("diffusers", folder("sd"), lora=str(tmp_path / "style.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
 def test_an_ip_adapter_is_shown_a_picture(
     name: str, folder: Callable[[str], str], tmp_path: Path
 ) -> None:
     """In the published layout: the adapter's file, and what sees its pictures beside it."""
     file, photo = tmp_path / "ip-adapter.safetensors", tmp_path / "photo.png"
-    save_file(ip_adapter(tiny(name).unet), file)
+    pipe = tiny(name)
+    save_file(ip_adapter(getattr(pipe, "unet", None) or pipe.transformer), file)
+    more = {"max_sequence_length": 8} if name in ("sd3", "flux") else {}
+    sees = siglip_vision if name == "sd3" else clip_vision
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(photo)
     options = {"ip_adapter": f"{file}:0.6"}
     with pytest.warns(CheckpointWarning, match="image_encoder=FOLDER"):
         ppap.load_backbone("diffusers", folder(name), **options)
     eye = tmp_path / "elsewhere"
-    clip_vision().save_pretrained(eye)
+    sees().save_pretrained(eye)
     elsewhere = ppap.load_backbone("diffusers", folder(name), **options, image_encoder=str(eye))
-    clip_vision().save_pretrained(tmp_path / "image_encoder")
+    sees().save_pretrained(tmp_path / "image_encoder")
+    if name == "sd3":
+        SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(
+            tmp_path / "image_encoder"
+        )
     made = [
         ppap.sample(
-            backbone, pipeline={"ip_adapter_image": str(photo)}, **OPTIONS,
+            backbone, pipeline={"ip_adapter_image": str(photo), **more}, **OPTIONS,
             **({"checkpoint": folder(name), "backbone_options": options}
                if backbone == "diffusers" else {}),
         )
         for backbone in ("diffusers", elsewhere)
     ]  # fmt: skip
     pipe = read(folder(name))
-    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
+    encoder: dict[str, Any] = {}
+    if name == "flux":
+        encoder = {
+            "image_encoder_pretrained_model_name_or_path": str(tmp_path / "image_encoder"),
+            "image_encoder_dtype": torch.float32,
+        }
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, **encoder)
     pipe.set_ip_adapter_scale(0.6)
-    shown = Image.open(photo)
-    expected = by_diffusers(pipe, "a dog", ip_adapter_image=shown, **SIZE)
+    call = {"ip_adapter_image": Image.open(photo), **more, **SIZE}
+    expected = by_diffusers(pipe, "a dog", **call)
     assert all(same(result.images[0], expected) for result in made)
     pipe.set_ip_adapter_scale(0.0)
-    assert not same(expected, by_diffusers(pipe, "a dog", ip_adapter_image=shown, **SIZE))
+    assert not same(expected, by_diffusers(pipe, "a dog", **call))
     assert made[0].record["remarks"] == []
-    guided = ppap.sample(elsewhere, steers(), pipeline={"ip_adapter_image": str(photo)}, **OPTIONS)
+    options = {"ip_adapter_image": str(photo), **more}
+    guided = ppap.sample(elsewhere, steers(), pipeline=options, **OPTIONS)
     assert not same(guided.images[0], expected)
 
 
@@ -256,12 +275,17 @@ def test_networks_that_wait_in_memory_make_the_same() -> None:
     """As far as it can be seen without a graphics card: with hooks that have nowhere to move to."""
     for recipe in ("x0", "x0-through"):
         images = []
-        for offload in (False, True):
+        for offload in ("none", "model", "sequential"):
             pipe = tiny("sd")
-            if offload:
+            if offload == "model":
                 pipe.enable_model_cpu_offload(device="cpu")
+            elif offload == "sequential":  # the weights of each layer come when it computes
+                for part in pipe.components.values():
+                    if isinstance(part, nn.Module):
+                        cpu_offload(part, torch.device("cpu"))
+                assert next(pipe.unet.parameters()).device.type == "meta"
             images.append(ppap.sample(pipe, steers(recipe=recipe), **OPTIONS).images[0])
-        assert same(*images)
+        assert all(same(images[0], other) for other in images[1:])
 
 
 def test_a_decoder_that_waits_in_memory_is_asked_where_it_computes() -> None:

@@ -19,6 +19,7 @@ from zoo import HALF, ROOM
 import ppap_host as ppap
 from ppap_host.files.errors import OptionError, PpapError
 from ppap_host.pipelines.running import as_films
+from ppap_host.sampling import room
 
 SIZE: dict[str, Any] = {"height": 16, "width": 16}
 STEPS: dict[str, Any] = {"steps": 4, "seed": 5}
@@ -210,6 +211,19 @@ def told_the_scale(name: str, **more: Any) -> Any:
         unet=filled(unet(8 if name == "sd" else 16, time_cond_proj_dim=8, **more))
     )
     return pipe
+
+
+def test_a_record_says_how_many_images_a_gradient_was_taken_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"prompt": "a dog", "num": 3, **STEPS, **SIZE}
+    monkeypatch.setattr(room, "free", lambda device: 1)
+    for batch, size in ((None, 1), (3, 1)):
+        made = ppap.sample(tiny("sd"), steers(), batch=batch, **options)
+        assert made.record["images_per_gradient"] == {"contrast": size}
+    monkeypatch.setattr(room, "free", lambda device: 2**40)
+    made = ppap.sample(tiny("sd"), steers(), batch=3, **options)
+    assert made.record["images_per_gradient"] == {"contrast": 3}
 
 
 SIZES = {

@@ -39,6 +39,7 @@ from ppap_host.recipes.presets import (
     ELUCD,
     ELUCD_EDM,
     FREEDOM,
+    LGD_MC,
     MPGD,
     NAIVE,
     TFG,
@@ -47,6 +48,7 @@ from ppap_host.recipes.presets import (
     X0_THROUGH,
 )
 from ppap_host.recipes.recipe import Recipe
+from ppap_host.sampling import room
 from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM
@@ -906,3 +908,41 @@ def test_what_was_understood_of_targets_is_noted(tmp_path: Path) -> None:
         run(pipe)
     assert any("is grey and was taken" in str(warning.message) for warning in told)
     assert sum(note.startswith("Target: photograph") for note in report.notes) == 1
+
+
+@pytest.mark.parametrize("recipe", [X0, X0_THROUGH, LGD_MC])
+def test_gradients_are_taken_of_as_many_images_as_fit(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = torch.tensor([2.0, 40.0, -30.0, 9.0])
+    counts: list[room.Counted] = []
+
+    class Kept(room.Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            counts.append(self)
+
+    def made(fits: float | None) -> tuple[Tensor, Report]:
+        """With memory for so many images; None where nobody knows."""
+        need = counts[0].peak if counts else 1
+        share = None if fits is None else int(fits * need / room.SHARE) + 1
+        monkeypatch.setattr(room, "free", lambda device: share)
+        pipe, guidance = tiny("sd"), replace(asks(recipe), target=targets)
+        before = torch.random.get_rng_state()
+        with steer(pipe, guidance) as report:
+            states = run(pipe, "sd", num_images_per_prompt=4)
+        assert torch.equal(before, torch.random.get_rng_state())
+        return states, report
+
+    monkeypatch.setattr(room, "Counted", Kept)
+    whole, report = made(None)
+    assert report.at_once == {"contrast": 4} and not counts
+    made(0.0)
+    for fits, size in ((9.0, 4), (3.0, 2), (2.0, 2), (1.5, 1), (0.0, 1)):
+        states, report = made(fits)
+        assert report.at_once == {"contrast": size} and f"{size} images to a gradient" in str(
+            report
+        )
+        torch.testing.assert_close(states, whole, rtol=1e-4, atol=1e-4)
+        assert size < 4 or torch.equal(states, whole)
+    assert len({count.peak for count in counts}) == 1 and counts[0].peak > 16 * 16 * 3 * 4

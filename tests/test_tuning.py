@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from teaching import world
 from torch import Tensor
-from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
+from worlds import ClassBackbone, ColourGuide, GaussianBackbone, LatentBackbone, small_gaussian
 
 from ppap_host.backbones.backbone import ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel
@@ -34,11 +34,20 @@ from ppap_host.experts.harvest import Harvest, HarvestConfig, Lesson
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.experts.tuning import STATE, Predictor, Progress, Tuning, TuningConfig, tune
-from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError, OutputError
-from ppap_host.files.images import to_unit
+from ppap_host.files.errors import (
+    CheckpointError,
+    DamageWarning,
+    GuidanceWarning,
+    OptionError,
+    OutputError,
+)
+from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.recipes.presets import X0
 from ppap_host.runs.harvesting import harvest
-from ppap_host.sampling.evaluator import Evaluator, Health
+from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
+from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM
+from ppap_host.sampling.streams import ImageNoise
 
 PROGRAM = Path(__file__).with_name("teaching.py")
 LEVELS = small_gaussian().levels()
@@ -329,17 +338,6 @@ class Levelled(GaussianBackbone):
         return super().predict(x, level, condition)
 
 
-class Latent(GaussianBackbone):
-    """Makes images four times as large as its state."""
-
-    def __init__(self, checkpoint: str | None = None) -> None:
-        super().__init__(shape=(3, 2, 2))
-
-    @property
-    def decoded_shape(self) -> tuple[int, ...]:
-        return 3, 8, 8
-
-
 def test_a_prediction_is_what_the_sampler_would_show_at_that_noise(lesson: Lesson) -> None:
     x0 = lesson.images(slice(0, 4))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -482,10 +480,46 @@ def test_an_interrupted_tuning_on_predictions_goes_on_and_one_on_noise_does_not(
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
 
 
-def test_latents_cannot_be_predicted_from_images() -> None:
-    with pytest.raises(OptionError, match="denoises latents") as caught:
-        Predictor(Latent())
-    assert "--view noised" in caught.value.remedy
+def test_experts_of_latents_learn_from_decoded_predictions_and_are_asked_at_x0(
+    tmp_path: Path, lesson: Lesson
+) -> None:
+    config = HarvestConfig("latent", num=60, shard=20, steps=5, device="cpu")
+    made, backbone, guide = (
+        harvest(config, tmp_path, found=world()),
+        LatentBackbone(),
+        ColourGuide(),
+    )
+    latents = torch.cat([made.latents(i) for i in range(made.shards)])
+    assert torch.equal(to_pixels(backbone.decode(latents)), made.pixels())
+    with pytest.raises(OptionError, match="Make a new harvest with this backbone"):
+        Tuning(guide, lesson, LEVELS, CONFIG, predictor=Predictor(backbone))
+
+    whole = made.latents_file(1).read_bytes()
+    made.latents_file(1).write_bytes(whole[:-4])
+    with pytest.warns(DamageWarning, match="latents-00001.* It is made again"):
+        harvest(config, tmp_path, found=world())
+    assert made.latents_file(1).read_bytes() == whole
+
+    learning = replace(CONFIG, experts=3, rank=2, steps=150, check_every=50, lr=0.02)
+    predictor = Predictor.of(made, backbone, torch.device("cpu"), torch.float32)
+    experts = tune(guide, made.lesson(guide), backbone.levels(), learning, predictor=predictor)
+    for row in experts.metadata["quality"][1:]:
+        assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]
+    assert experts.view == "predicted" and experts.metadata["image_size"] == [8, 8]
+    assert experts.metadata["harvest"]["latents_sha256"]
+
+    served = WithExperts(guide, experts, image_size=(8, 8))
+    backbone.seen.clear()
+    asked: list[NoiseLevel | None] = []
+    see = served.see
+    served.see = lambda x, level=None: (asked.append(level), see(x, level))[1]  # type: ignore[method-assign]
+    sample(
+        backbone, ClassifierFree(backbone, {}, {}), backbone.walk(6), DDIM(),
+        ImageNoise(0, range(2), backbone.state_shape),
+        [Guidance(served, torch.zeros(1, 3), X0, 1.0)],
+    )  # fmt: skip
+    assert set(asked) == set(backbone.seen)
+    assert {experts.serving(level) for level in backbone.seen} == {0, 1, 2}
 
 
 def test_too_few_images_or_levels_are_refused(lesson: Lesson) -> None:

@@ -86,6 +86,31 @@ class FillingBackbone(GaussianBackbone):
         return Prediction(torch.where(condition["known"] > 0, kept, free))
 
 
+class LatentBackbone(GaussianBackbone):
+    """Decodes each cell of its latents to 2 x 2 pixels; keeps the levels it is asked at."""
+
+    name = "latent"
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        super().__init__(mean=0.1)
+        self.seen: list[NoiseLevel] = []
+
+    def predict(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Prediction:
+        self.seen.append(level)
+        return super().predict(x, level, condition)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0.flip(1).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        return 3, 8, 8
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return 8, 8
+
+
 class QuadraticGuide(Guide):
     """log p(y | x_0) = -(x_0 - y)^2 / (2 noise^2), exact at every noise level of a Gaussian world.
 

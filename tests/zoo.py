@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as Flow
+from diffusers.guiders.ltx2_guidance import LTX2Guidance
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
 from pipelines import clip, filled, modular, tiny, tokenizer, unet, vae
@@ -29,9 +30,17 @@ Parts = tuple[dict[str, Any], dict[str, Any]]
 
 
 class StandsIn(nn.Module):
-    """For a text encoder that is asked for nothing but its number format."""
+    """For a text encoder that is asked for nothing but its number format, or for a function."""
 
     dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        assert self.function is not None
+        return self.function(*args)
 
 
 STANDS_IN = StandsIn()
@@ -635,6 +644,114 @@ def _ltx(name: str) -> Parts:
     return parts, by_embeds(8, mask=True) | {"num_frames": 9, "height": 32, "width": 32}
 
 
+def _ltx_2(name: str) -> Parts:
+    """Videos with sound, each with a state of its own."""
+    audio: dict[str, Any] = {
+        "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 4, "audio_cross_attention_dim": 8,
+    }  # fmt: skip
+    network = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+        cross_attention_dim=16, num_layers=1, caption_channels=16, rope_double_precision=False,
+        rope_type="split", **audio,
+    )  # fmt: skip
+    decoder = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,),
+        layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,), decoder_inject_noise=(False, False),
+        downsample_type=("spatiotemporal",), upsample_residual=(False,), upsample_factor=(1,),
+        patch_size=1, decoder_causal=False, spatial_compression_ratio=2,
+        temporal_compression_ratio=2, down_block_types=("LTX2VideoDownBlock3D",),
+        upsample_type=("spatiotemporal",),
+    )  # fmt: skip
+    decoder.decoder.conv_out.conv.weight.data *= 5
+    sound = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2,
+        mel_bins=8,
+    )  # fmt: skip
+    parts = {
+        "transformer": filled(network), "vae": decoder.eval(), "audio_vae": sound.eval(),
+        "scheduler": Flow(), "vocoder": StandsIn(lambda mel: mel.mean(-1)),
+        "guider": LTX2Guidance(3.0, spatio_temporal_guidance_blocks=[0]),
+        "audio_guider": LTX2Guidance(3.0, spatio_temporal_guidance_blocks=[0]),
+    }  # fmt: skip
+    if "25" in name:
+        parts["diffusion_decoder"] = _Decodes(decoder)
+    call: dict[str, Any] = {"num_frames": 5, "batch_size": 1, "dtype": torch.float32}
+    for seed, start in ((11, ""), (12, "negative_")):
+        call |= {
+            f"{start}connector_prompt_embeds": embeds(16, seed=seed),
+            f"{start}connector_audio_prompt_embeds": embeds(16, seed=seed + 2),
+            f"{start}connector_attention_mask": torch.ones(1, 5, dtype=torch.long),
+        }
+    return parts, call
+
+
+class _Decodes(nn.Module):
+    """What stands for a decoder that draws noise: the one of the autoencoder."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.decoder, self.config, self.dtype = [autoencoder], autoencoder.config, torch.float32
+
+    def decode(self, latents: Tensor, generator: Any = None, return_dict: bool = False) -> Any:
+        return self.decoder[0].decode(latents, return_dict=False)
+
+
+def _cosmos_3(name: str) -> Parts:
+    network = diffusers.Cosmos3OmniTransformer(
+        head_dim=16, hidden_size=32, intermediate_size=32, latent_channel=4, patch_latent_dim=16,
+        num_attention_heads=2, num_hidden_layers=1, num_key_value_heads=1, vocab_size=16,
+        rope_axes_dim=(4, 2, 2),
+    )  # fmt: skip
+    parts: dict[str, Any] = dict(tiny("wan").components) | {"transformer": filled(network)}
+    parts["config"] = {"enable_safety_checker": False}
+    call: dict[str, Any] = {
+        "cond_input_ids": [1, 2, 3, 4], "uncond_input_ids": [5, 6], "num_frames": 5, "fps": 24.0,
+    }  # fmt: skip
+    if "Distilled" in name:
+        parts["scheduler"] = Flow()
+        parts["config"]["distilled_sigmas"] = [1.0, 0.75, 0.5, 0.25]
+        call["guidance_scale"] = None
+    return parts, call
+
+
+def _wan_animate(name: str) -> Parts:
+    from diffusers.models.transformers import transformer_wan_animate_2 as module
+    from torch.nn.attention.flex_attention import create_block_mask
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    # Without a compiler, which takes minutes for what is a few numbers here.
+    module.create_block_mask = lambda *args, _compile, **more: create_block_mask(*args, **more)
+    network = diffusers.WanAnimate2Transformer3DModel(
+        text_len=8, in_dim=12, dim=32, ffn_dim=16, freq_dim=16, text_dim=8, out_dim=4, num_heads=2,
+        num_layers=1,
+    )  # fmt: skip
+    eye = CLIPVisionModel(CLIPVisionConfig(
+        hidden_size=1280, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        image_size=224, patch_size=112,
+    ))  # fmt: skip
+    decoder = diffusers.AutoencoderKLWan(  # the network takes its factor for 8
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True], latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+    )  # fmt: skip
+    parts = dict(tiny("wan").components) | {
+        "transformer": filled(network), "image_encoder": eye.eval(), "vae": decoder.eval(),
+        "scheduler": Flow(shift=3.0),
+    }  # fmt: skip
+    return parts, by_embeds(8) | {
+        "height": 32, "width": 32,
+        "prompt_ref_embeds": embeds(8, seed=15), "driving_video": [ROOM] * 5,
+        "segment_frame_length": 5,
+    }  # fmt: skip
+
+
+def _without_parts(**parts: Any) -> Callable[[str], Parts]:
+    """What is refused before any network is asked."""
+    return lambda name: (parts, {})
+
+
 def _wan(name: str) -> Parts:
     return dict(tiny("wan").components), by_embeds(8) | {"num_frames": 5}
 
@@ -744,11 +861,6 @@ def _hunyuan_video(name: str) -> Parts:
     return parts, call
 
 
-def _music(name: str) -> Parts:
-    """What is refused before any network is asked."""
-    return {"scheduler": Flow(), "vocoder": nn.Identity()}, {}
-
-
 FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("StableDiffusion3", _stable_diffusion_3),
     ("StableDiffusionXL", _stable_diffusion_xl),
@@ -768,7 +880,10 @@ FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("ErnieImage", _ernie),
     ("Anima", _anima),
     ("HunyuanVideo15", _hunyuan_video),
-    ("MiniMaxMusic3", _music),
+    ("MiniMaxMusic3", _without_parts(scheduler=Flow(), vocoder=nn.Identity())),
+    ("MiniMaxH3", _without_parts(scheduler=diffusers.MiniMaxH3Scheduler())),
+    ("Echo", _without_parts()),
+    ("Cosmos3", _cosmos_3),
     ("Flux", _flux),
     ("Chroma", _chroma),
     ("Ovis", _ovis),
@@ -784,7 +899,9 @@ FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("Ideogram4", _ideogram),
     ("Kolors", _kolors),
     ("Helios", _helios),
+    ("LTX2", _ltx_2),
     ("LTX", _ltx),
+    ("WanAnimate2", _wan_animate),
     ("Wan", _wan),
     ("AnyFlow", _anyflow),
     ("HiDream", _hidream),
@@ -861,6 +978,12 @@ _NO_PICTURES = {
 }
 """Where pictures stand among the tokens of a prompt."""
 
+_COSMOS = ("text_encoder", "vae_encoder", "after_decode")
+_LTX_2 = (
+    "prompt_enhancer", "text_encoder", "duration", "vae_encoder", "condition_encoder",
+    "reference_encoder",
+)  # fmt: skip
+
 MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "StableDiffusionXLModularPipeline": ("StableDiffusionXL", (), {"prompt": "a dog"}),
     "StableDiffusion3ModularPipeline": ("StableDiffusion3", (), {"prompt": "a dog"}),
@@ -892,6 +1015,14 @@ MODULAR: Mapping[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "AnimaModularPipeline": ("Anima", ("text_encoder",), {}),
     "HunyuanVideo15ModularPipeline": ("HunyuanVideo15", ("text_encoder",), {}),
     "MiniMaxMusic3ModularPipeline": ("MiniMaxMusic3", (), {}),
+    "MiniMaxH3ModularPipeline": ("MiniMaxH3", (), {}),
+    "EchoModularPipeline": ("Echo", (), {}),
+    "Cosmos3OmniModularPipeline": ("Cosmos3", _COSMOS, {}),
+    "Cosmos3DistilledModularPipeline": ("Cosmos3Distilled", _COSMOS[:2], {}),
+    "LTX2ModularPipeline": ("LTX2", _LTX_2, {}),
+    "LTX25ModularPipeline": ("LTX25", _LTX_2, {}),
+    "WanAnimate2ModularPipeline": ("WanAnimate2", ("text_encoder",), {"image": ROOM}),
+    "WanAnimate2DistilledModularPipeline": ("WanAnimate2", ("text_encoder",), {"image": ROOM}),
     "WanImage2VideoModularPipeline": (
         "WanImageToVideo",
         ("text_encoder", "image_encoder"),
@@ -942,6 +1073,7 @@ def built_modular(name: str) -> tuple[Any, dict[str, Any]]:
                 config |= {"image_dim": 8, "added_kv_proj_dim": 32}
             parts[part] = filled(diffusers.WanTransformer3DModel.from_config(config))
     pipe = modular(name, parts, without)
+    pipe.register_to_config(**parts.get("config", {}))
     takes = {each.name for each in pipe.blocks.inputs}
     call = {k: v for k, v in {**COMMON, "num_frames": 5, **values, **more}.items() if k in takes}
     for key in ("image", "mask_image", "control_image", "strength", "control_mode"):

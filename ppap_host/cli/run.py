@@ -3,6 +3,8 @@
 # Long because every option of the command is declared here, once.
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -361,7 +363,7 @@ def run(
         "pipeline": options.values("--pipeline", pipeline) or None,
         "class_index": class_index,
         "backbone_options": backbone_options(
-            backbone_option, vae=vae, upsampler=upsampler, lora=",".join(lora or []) or None,
+            backbone_option, vae=vae, upsampler=upsampler, lora=_listed(lora or []),
             offload=offload, tiling="yes" if tiling else None,
         ) or None,
         "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
@@ -403,6 +405,13 @@ def run(
 
     with numbered(DEFAULT_OUT) if out is None else nullcontext(out) as folder:
         finish(execute(settings, folder), as_json, open_it)
+
+
+def _listed(values: Sequence[str]) -> str | None:
+    """In one line, those with a comma in quotes; None where there are none."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue() or None
 
 
 def pair_guides(guides: list[str], options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -546,5 +555,9 @@ def _show(record: dict[str, Any], folder: Path, sheet: Path) -> None:
     show_table(columns, rows, str(folder), last=last)
     if len(entries) > _SHOWN:
         tell(f"and {counted(len(entries) - _SHOWN, 'more image')}, all of them in run.json")
+    made = record.get("given", {})
+    for name, size in record.get("images_per_gradient", {}).items():
+        if size < min(made.get("batch") or 1, made.get("num") or 1):
+            tell(f"gradients of {name} {counted(size, 'image')} at a time, as memory allows")
     tell(times(record["seconds"], _PARTS))
     tell_path("Sheet", sheet)

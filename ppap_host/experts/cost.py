@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ppap_host.backbones.backbone import Backbone, encode, repeat_condition
 from ppap_host.experts.sets import View
-from ppap_host.experts.tuning import Predictor, TuningConfig, fresh_patch, see_through
+from ppap_host.experts.tuning import TuningConfig, fresh_patch, see_through
 from ppap_host.guides.guide import Guide
 
 _BACKBONE_IMAGES = 4
@@ -125,12 +125,7 @@ def estimate(
         cfg: whether images are made under classifier-free guidance, which evaluates twice.
         device: of both.
         view: what the experts are shown; "predicted" evaluates the backbone for every image.
-
-    Raises:
-        OptionError: this backbone's predictions cannot be tuned on.
     """
-    if view == "predicted":
-        Predictor(backbone)
     walk = backbone.walk(steps)
     level = walk.levels[len(walk) // 2]
     height, width = backbone.image_size

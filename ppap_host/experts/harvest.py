@@ -5,10 +5,11 @@ samples stand for the images, and what the frozen off-the-shelf network says of 
 lesson for experts that see them noised.
 
 A harvest is a folder: ``harvest.json`` (what made it), ``images-00000.safetensors`` ... (8-bit
-RGB, one file a shard), ``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's
-outputs for each shard. Image k depends on the seed and k alone. A shard is always made in the same
-batches, and what is found counts as made only if its length, shape and hash are right, so that any
-number of processes, machines, interruptions, or power cuts end with the same bytes.
+RGB, one file a shard), ``latents-00000.safetensors`` ... where the backbone denoises latents,
+``sheet.png`` to look at, and ``teacher-<guide>-<hash>/`` with a network's outputs for each shard.
+Image k depends on the seed and k alone. A shard is always made in the same batches, and what is
+found counts as made only if its length, shape and hash are right, so that any number of processes,
+machines, interruptions, or power cuts end with the same bytes.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ class Lesson:
         teacher: float [n, ...], the frozen network's outputs for the clean images, or ground truth
             in the same form (:meth:`ppap_host.guides.guide.Guide.from_labels`).
         identity: where both come from, as JSON values, for the experts' metadata.
+        latents: float [n, ...], what the images were decoded from; None of pixels.
     """
 
     pixels: Tensor
     teacher: Tensor
     identity: dict[str, Any]
+    latents: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -165,6 +168,7 @@ class _Description(BaseModel):
     config: dict[str, Any]
     model_files: dict[str, str]
     versions: dict[str, str]
+    latent_shape: list[int] | None = None
 
 
 _DOCUMENT = Document(
@@ -177,14 +181,18 @@ class Harvest:
 
     Attributes:
         folder: where it lies.
-        description: what ``harvest.json`` says: ``config``, ``model_files``, ``versions``.
+        description: what ``harvest.json`` says: ``config``, ``model_files``, ``versions``, and of
+            latents their ``latent_shape``.
         config: the first of these.
+        latent_shape: of an image's latent, None of pixels.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.folder, self.description = folder, description
         self.config = read(HarvestConfig, description["config"], str(folder))
         self.count, self.shard = self.config.num, self.config.shard
+        shape = description.get("latent_shape")
+        self.latent_shape: tuple[int, ...] | None = None if shape is None else tuple(shape)
 
     @classmethod
     def open(cls, folder: Path) -> Harvest:
@@ -227,8 +235,8 @@ class Harvest:
 
     def missing(self) -> int:
         """How many shards have no file."""
-        there = {path.name for path in self.folder.glob("images-*.safetensors")}
-        return sum(self.images_file(i).name not in there for i in range(self.shards))
+        there = {path.name for path in self.folder.glob("*.safetensors")}
+        return sum(not {f.name for f in self.files(i)} <= there for i in range(self.shards))
 
     def __len__(self) -> int:
         return self.count
@@ -245,6 +253,15 @@ class Harvest:
     def images_file(self, shard: int) -> Path:
         """Where a shard's images are."""
         return self.folder / f"images-{shard:05d}.safetensors"
+
+    def latents_file(self, shard: int) -> Path:
+        """Where the latents are that a shard's images were decoded from."""
+        return self.folder / f"latents-{shard:05d}.safetensors"
+
+    def files(self, shard: int) -> list[Path]:
+        """All files of a shard."""
+        latents = [] if self.latent_shape is None else [self.latents_file(shard)]
+        return [self.images_file(shard), *latents]
 
     def shape(self, shard: int) -> tuple[int, ...]:
         """Of a shard's images, as its file says without being read: (n, 3, h, w).
@@ -273,6 +290,22 @@ class Harvest:
         self.shape(shard)
         return _read(self.images_file(shard), "rgb")
 
+    def latents(self, shard: int) -> Tensor:
+        """What the images of one shard were decoded from, float32 [n, ...], compared with their
+        SHA-256.
+
+        Raises:
+            CheckpointError: they are not whole.
+        """
+        found = _read(self.latents_file(shard), "latents")
+        if tuple(found.shape) != (len(self.rows(shard)), *(self.latent_shape or ())):
+            raise CheckpointError(
+                f"The harvest's file {str(self.latents_file(shard))!r} does not hold the latents "
+                f"of {len(self.rows(shard))} images.",
+                remedy=_AGAIN,
+            )
+        return found
+
     def pixels(self) -> Tensor:
         """All images, uint8 RGB [n, 3, h, w].
 
@@ -283,15 +316,21 @@ class Harvest:
 
     def identity(self) -> dict[str, Any]:
         """What an expert set keeps of the harvest it was tuned on."""
-        digest = hashlib.sha256()
-        for i in range(self.shards):
-            digest.update(bytes.fromhex(sha256_file(self.images_file(i))))
+
+        def digest(file: Callable[[int], Path]) -> str:
+            found = hashlib.sha256()
+            for i in range(self.shards):
+                found.update(bytes.fromhex(sha256_file(file(i))))
+            return found.hexdigest()
+
+        latent = self.latent_shape is not None
         kept = ("backbone", "num", "prompts", "cfg", "steps", "sampler", "eta", "seed")
         config = self.description["config"]
         return {
             "kind": "harvest",
             **{key: config.get(key) for key in kept},
-            "images_sha256": digest.hexdigest(),
+            "images_sha256": digest(self.images_file),
+            **({"latents_sha256": digest(self.latents_file)} if latent else {}),
             "model_files": self.description["model_files"],
         }
 
@@ -343,7 +382,10 @@ class Harvest:
         if wait is not None:
             wait()
         teacher = torch.cat([_read(path, "output") for path in files])
-        return Lesson(self.pixels(), teacher.float(), self.identity())
+        latents = None
+        if self.latent_shape is not None:
+            latents = torch.cat([self.latents(i) for i in range(self.shards)])
+        return Lesson(self.pixels(), teacher.float(), self.identity(), latents)
 
 
 def write_tensor(path: Path, key: str, tensor: Tensor) -> None:

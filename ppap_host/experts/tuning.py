@@ -245,20 +245,12 @@ class Predictor:
         conditions: the condition of these images of the lesson, one row each or one for all of
             them; None predicts without any.
 
-    Raises:
-        OptionError: the state of the backbone is no image. A harvest keeps images, and a backbone
-            knows no way back from an image to its latent.
+    A backbone that denoises latents predicts from noised latents, and its predictions are decoded.
     """
 
     def __init__(
         self, backbone: Backbone, conditions: Callable[[Sequence[int]], Condition] | None = None
     ) -> None:
-        if backbone.latent:
-            raise OptionError(
-                f"The backbone {backbone.name!r} denoises latents, and a harvest keeps images, so "
-                "it has nothing to predict from.",
-                remedy="Use --view noised, or a backbone that works on pixels.",
-            )
         self.backbone = backbone
         self._conditions = conditions or (lambda rows: encode(backbone, [""], [None]))
         self._last: tuple[tuple[int, ...], Condition] | None = None
@@ -276,7 +268,7 @@ class Predictor:
             backbone: that made them; is moved.
 
         Raises:
-            OptionError: the backbone works on latents, or does not know what the harvest asks.
+            OptionError: the backbone does not know what the harvest asks.
         """
         config = made.description["config"]
         backbone.to(device, dtype)
@@ -290,14 +282,31 @@ class Predictor:
                 self._last = key, self._conditions(key)
         return self._last[1]
 
+    def states(self, lesson: Lesson) -> Callable[[Tensor], Tensor]:
+        """The clean states of the backbone, of some images of a lesson.
+
+        Raises:
+            OptionError: the lesson has none of this backbone.
+        """
+        latents = lesson.latents
+        if not self.backbone.latent:
+            return lesson.images
+        if latents is None or tuple(latents.shape[1:]) != tuple(self.backbone.state_shape):
+            raise OptionError(
+                f"The backbone {self.backbone.name!r} denoises latents, and the lesson has none of "
+                "it to predict from.",
+                remedy="Make a new harvest with this backbone, or use --view noised.",
+            )
+        return lambda rows: latents[rows]
+
     @torch.no_grad()
     def __call__(
-        self, x0: Float[Tensor, "b 3 h w"], noise: Tensor, level: NoiseLevel, condition: Condition
+        self, x0: Float[Tensor, "b ..."], noise: Tensor, level: NoiseLevel, condition: Condition
     ) -> Float[Tensor, "b 3 h w"]:
         """The prediction for each image, as RGB in about [-1, 1].
 
         Args:
-            x0: clean images, RGB in [-1, 1].
+            x0: clean states of the backbone: RGB in [-1, 1], or latents.
             noise: standard normal, of their shape.
             level: of all of them; alpha is not zero.
             condition: one row an image, or one for all.
@@ -381,13 +390,18 @@ class _Predicted(_Noised):
         mine = torch.arange(count)[share]
         group = mine * parts // count
         condition = self._predictor.conditions(rows[mine].tolist())
-        shown = torch.empty_like(x0[mine])
+        shown: Tensor | None = None
         for k in group.unique().tolist():
             here = (group == k).nonzero().flatten()
             own = {n: r if len(r) == 1 else r[here.to(r.device)] for n, r in condition.items()}
             level = self._levels[int(picks[k])]
             batch = mine[here]
-            shown[here] = self._predictor(x0[batch], noise[batch], level, own)
+            predicted = self._predictor(x0[batch], noise[batch], level, own)
+            if shown is None:
+                shown = predicted.new_empty(len(mine), *predicted.shape[1:])
+            shown[here] = predicted
+        if shown is None:  # more processes than images
+            return x0[:0]
         if key[0] == _CHECK and len(mine) == count:
             # Asked for again at every measurement, and each as costly as one to train on.
             self._kept[key] = shown.cpu()
@@ -420,6 +434,7 @@ class Tuning:
         config = dataclasses.replace(config, steps=self.steps)
         self.guide, self.lesson, self.config = guide, lesson, config
         self.accelerator, self.predictor = accelerator, predictor
+        self._clean = lesson.images if predictor is None else predictor.states(lesson)
         self.ranges = uniform_ranges(levels, config.experts)
         network = guide.network()
         network.requires_grad_(False)
@@ -499,7 +514,7 @@ class Tuning:
         return self.train[torch.from_numpy(order[start : start + self.config.batch])]
 
     def _images(self, rows: Tensor) -> Tensor:
-        return self.lesson.images(rows).to(self.device)
+        return self._clean(rows).to(self.device)
 
     def done(self) -> bool:
         """Whether there is nothing left to do."""

@@ -112,7 +112,9 @@ class Arguments:
         self._fixed: dict[str, Any] = {}
         self._extras(pictures)
         self._described = any(
-            key.endswith("embeds") or "_embeds_" in key for key in self._fixed if "prompt" in key
+            ("prompt" in key and (key.endswith("embeds") or "_embeds_" in key))
+            or key.endswith("input_ids")
+            for key in self._fixed
         )
         self._why_distilled = self._distilled(names)
         self.steps = self._steps()

@@ -28,10 +28,12 @@ _DECODERS = ("vae", "movq", "vqgan", "vqvae")
 _CHANNELS_LAST = ("Kandinsky5",)
 _FRAMES_FIRST = ("CogVideoX", "ConsisID", "StableVideoDiffusion")
 _PATCH_FIRST = ("Ideogram4",)
+_MODEL_FIRST = ("WanAnimate2",)
 _UNSCALED = ("GlmImage",)
 """Pipelines, by how their names begin, that have their states in another order than the others: the
-channels at the end, the frames before the channels, a patch's pixels before its channels; or that
-leave the scaling of an autoencoder aside which has a mean and a standard deviation."""
+channels at the end, the frames before the channels, a patch's pixels before its channels; whose
+first frame is the place of the picture that the video follows, and no part of it; or that leave the
+scaling of an autoencoder aside which has a mean and a standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ class Decoder:
             if self.autoencoder is not None and shape[0] == 4 * self.autoencoder.channels:
                 places = F.pixel_shuffle(places.double(), 2).long()  # patches of 2 x 2 as channels
             return Layout(places[:, None], shape)
-        if state.ndim == 5:
+        if state.ndim == 6 and len(places) == 1:  # Cosmos 3's, whose batch is always one
+            places = places[0]
+        if places.ndim == 4:
             order = (0, 1, 2, 3)
             if self._name.startswith(_CHANNELS_LAST):
                 order = (3, 0, 1, 2)
@@ -166,6 +170,8 @@ class Decoder:
                 order = (1, 0, 2, 3)
             index = places.permute(order)
             self._check(len(index), state)
+            if self._name.startswith(_MODEL_FIRST):
+                index = index[:, 1:]
             return Layout(index, shape, video=index.shape[1] > 1)
         raise self._no_picture(state)
 

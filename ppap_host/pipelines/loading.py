@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import math
 import os
@@ -62,7 +63,7 @@ def load(
         checkpoint: hub name, folder with a ``model_index.json``, or a pipeline in memory, which
             stays as it is.
         lora: safetensors files of low-rank patches, separated by commas, each perhaps with its
-            strength: ``style.safetensors:0.8``.
+            strength: ``style.safetensors:0.8``. One with a comma in it stands in double quotes.
         controlnet: hub name or folder of a control network; it is shown ``--image``, or
             ``control_image`` where the pipeline also starts from a picture.
         ip_adapter: safetensors file of an IP-Adapter, perhaps with its strength; the call takes
@@ -308,7 +309,7 @@ def _safetensors(text: str, what: str) -> Path:
 def _add_patches(pipe: Any, lora: str, files: list[Path], remarks: list[str]) -> None:
     """Low-rank patches, each with its strength."""
     names, strengths = [], []
-    for number, text in enumerate(filter(None, lora.split(","))):
+    for number, text in enumerate(filter(None, next(csv.reader([lora]), []))):
         text, strength = _with_strength(text)
         path = _safetensors(text, "low-rank patches")
         if not hasattr(pipe, "load_lora_weights"):

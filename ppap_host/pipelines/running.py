@@ -189,6 +189,8 @@ class PipelineSteps(OwnSteps):
 
         made = yield from step_by_step(run, seeds[0])
         films = as_films(made)
+        if self.video and len(indices) == 1 < len(films):  # one video's frames, without a batch
+            films = [torch.cat(films)]
         rows = {indices[row]: f"{reason} of {self.steps}" for row, reason in failed.items()}
         for k, film in zip(indices, films, strict=True):
             if not bool(film.isfinite().all()):

@@ -158,6 +158,11 @@ class Report:
         """How often each guide's gradient was left out because it was not finite."""
         return dict(self.health.skipped)
 
+    @property
+    def at_once(self) -> dict[str, int]:
+        """Of how many images of the last batch each guide's gradient was taken at once."""
+        return dict(self.health.at_once)
+
     def note(self, text: str) -> bool:
         """Adds a note, once; whether it is new."""
         if text in self.notes:
@@ -185,7 +190,8 @@ class Report:
             first, last = (sum(row) / len(row) for row in (course[0], course[-1]))
             lines.append(
                 f"{name}: loss {first:.4g} at the first step, {last:.4g} at the last; "
-                f"cut {self.cut.get(name, 0)} times, left out {self.skipped.get(name, 0)} times."
+                f"cut {self.cut.get(name, 0)} times, left out {self.skipped.get(name, 0)} times; "
+                f"{self.at_once[name]} images to a gradient."
             )
         return "\n".join([*lines, *self.notes])
 
@@ -695,8 +701,8 @@ def scheduler_of(pipe: Any) -> Any:
         if hasattr(scheduler, "config"):
             return scheduler
     raise OptionError(
-        f"A {type(pipe).__name__} has no scheduler to guide.",
-        remedy="Give a pipeline of diffusers, classic or modular.",
+        f"{type(pipe).__name__} has no scheduler to guide: it takes its steps by itself, or none.",
+        remedy="Give a pipeline of diffusers with a scheduler, classic or modular.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -37,6 +37,13 @@ class Question:
     level: NoiseLevel
     told: NoiseLevel | None
     draws: Callable[[int], list[Tensor]]
+
+    def of(self, rows: slice) -> Question:
+        """The same of some images of the batch."""
+        if rows == slice(None):
+            return self
+        target = self.target if len(self.target) == 1 else self.target[rows]
+        return replace(self, target=target, draws=lambda n: [d[rows] for d in self.draws(n)])
 
     def loss(self, state: Tensor) -> Float[Tensor, " b"]:
         """The guide's loss of a state, image by image; differentiable."""

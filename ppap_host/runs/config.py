@@ -354,6 +354,7 @@ def new_record(config: RunConfig) -> dict[str, Any]:
         "targets": [],
         "skipped_guidance": {},
         "limited_guidance": {},
+        "images_per_gradient": {},
         "warnings": [],
         "images": [],
     }

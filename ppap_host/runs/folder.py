@@ -21,7 +21,7 @@ from ppap_host.guides.targets import Given
 
 VOLATILE = (
     "given", "seconds", "status", "images", "failed", "skipped_guidance", "limited_guidance",
-    "warnings",
+    "images_per_gradient", "warnings",
 )  # fmt: skip
 """Keys of a record that differ when a run is repeated; pictures do not carry them."""
 

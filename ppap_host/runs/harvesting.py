@@ -83,6 +83,7 @@ def harvest(
         "versions": package_versions(
             plugin.distribution for plugin, _ in found.names("backbone")[config.backbone]
         ),
+        **({"latent_shape": list(backbone.state_shape)} if backbone.latent else {}),
     }
     with Job(out) if process == 0 else nullcontext():
         if process == 0:
@@ -98,7 +99,10 @@ def harvest(
                 def on_batch(made: float, before: int = done) -> None:
                     watch("harvesting images", int(before + made), total)
 
-                write_tensor(result.images_file(i), "rgb", maker.make(rows, on_batch))
+                pixels, latents = maker.make(rows, on_batch)
+                if result.latent_shape is not None:
+                    write_tensor(result.latents_file(i), "latents", latents)
+                write_tensor(result.images_file(i), "rgb", pixels)
             done += len(rows)
             watch("harvesting images", done, total)
         wait()
@@ -117,7 +121,8 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
         write_json(out / DESCRIPTION, described)
         return
     there = Harvest.begun(out).description
-    mine, theirs = ({**d["config"], "model_files": d["model_files"]} for d in (described, there))
+    kept = ("model_files", "latent_shape")
+    mine, theirs = ({**d["config"], **{k: d.get(k) for k in kept}} for d in (described, there))
     differing = sorted(k for k in mine if mine[k] != theirs.get(k))
     # Where it is computed does not decide what it is.
     differing = [k for k in differing if k != "device"]
@@ -131,10 +136,12 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
 
 def _is_made(result: Harvest, shard: int) -> bool:
     """Whether a shard is there, whole: not only its name."""
-    if not os.path.lexists(result.images_file(shard)):
+    if not all(os.path.lexists(file) for file in result.files(shard)):
         return False
     try:
         result.images(shard)
+        if result.latent_shape is not None:
+            result.latents(shard)
     except CheckpointError as error:
         text = f"{error.message} It is made again."
         warnings.warn(text, DamageWarning, stacklevel=2)
@@ -175,9 +182,9 @@ class _Maker:
         self.condition = partial(conditions, backbone, config.prompts, config.seed)
         self.empty = self.condition([0]) if self.cfg == 1 else encode(backbone, [""], [None])
 
-    def make(self, rows: Sequence[int], on_batch: Callable[[float], None]) -> Tensor:
-        """uint8 RGB [n, 3, h, w]."""
-        made = []
+    def make(self, rows: Sequence[int], on_batch: Callable[[float], None]) -> tuple[Tensor, Tensor]:
+        """uint8 RGB [n, 3, h, w], and the states that it was decoded from, float32 [n, ...]."""
+        made, states = [], []
         for first in range(0, len(rows), self.config.batch):
             part = list(rows[first : first + self.config.batch])
 
@@ -207,7 +214,9 @@ class _Maker:
                     remedy="Use --dtype float32, or weights that are finite.",
                 )
             made.append(images.to_pixels(images.in_rgb(decoded)).cpu())
-        return torch.cat(made).contiguous()  # decoders may leave another memory format
+            states.append(x.float().cpu())
+        # Decoders may leave another memory format.
+        return torch.cat(made).contiguous(), torch.cat(states).contiguous()
 
 
 def _write_sheet(result: Harvest) -> None:

@@ -352,6 +352,7 @@ class Run:
             record["images"] += entries
             record["skipped_guidance"] = dict(self.health.skipped)
             record["limited_guidance"] = dict(self.health.limited)
+            record["images_per_gradient"] = dict(self.health.at_once)
             saturated = _saturated(pictures if image else [])
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [

@@ -26,6 +26,7 @@ from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
 from ppap_host.sampling.reading import Denoiser, Reader
+from ppap_host.sampling.room import at_once, in_parts
 from ppap_host.sampling.selecting import Selector, picked
 from ppap_host.sampling.streams import Stream
 
@@ -100,12 +101,14 @@ class Health:
         limited: guide name -> how often a gradient was cut (:attr:`Said.cut`).
         limitable: guide name -> how many gradients could be.
         asked: guide name -> how many gradients and losses there were.
+        at_once: guide name -> of how many images of the last batch a gradient was taken at once.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
     limited: dict[str, int] = field(default_factory=dict)
     limitable: dict[str, int] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
+    at_once: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str, finite: Tensor, cut: Tensor, has_limit: bool) -> None:
         """Notes what became of what one guide said of a batch.
@@ -188,6 +191,7 @@ class Evaluator:
         self._asked = dict[int, int]()
         self._memory = defaultdict[tuple[int, int], dict[Hashable, Any]](dict)
         self._entered = dict[int, Tensor]()
+        self._at_once = dict[tuple[str, int], int]()
         self._keep_gradients = keep_gradients
         self.reader = Reader(backbone, denoise, stream, process)
         self.selector = Selector(self)
@@ -382,7 +386,7 @@ class Evaluator:
             with torch.enable_grad():
                 if not move.view.through_backbone:
                     point = point.detach().requires_grad_(True)
-                loss = move.energy(question, move.view.shown(estimate, point))
+                loss = self._losses(g.name, move, question, move.view.shown(estimate, point))
                 (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
             if g.guide.averages_pixels and not move.energy.in_pixels:
                 gradient = gradient * math.sqrt(gradient[0].numel())
@@ -399,6 +403,21 @@ class Evaluator:
             return torch.where(each(finite, added), added, 0.0), loss.detach()
 
         return ascent(pull, move.view.variable(estimate), estimate)
+
+    def _losses(self, name: str, move: Move, question: Question, states: Tensor) -> Tensor:
+        """Of what a guide is shown, [b, ...], the losses, [b]; of as many at once as fit."""
+
+        def losses(part: Tensor, place: slice) -> Tensor:
+            return move.energy(question.of(place), part)
+
+        asked = name, id(move.energy)
+        if asked not in self._at_once:
+            # Without a decoder it is the guide's network alone, and many states have one in common.
+            size = at_once(losses, states) if self.backbone.latent else len(states)
+            self._at_once[asked] = size
+            sizes = [size for (other, _), size in self._at_once.items() if other == name]
+            self.health.at_once[name] = min(sizes)
+        return in_parts(losses, states, self._at_once[asked])
 
     def _limited(
         self, i: int, move: Move, estimate: Estimate, gradient: Tensor

@@ -100,6 +100,10 @@ NOT_GUIDED: Mapping[str, str] = {
     "ScoreSdeVeScheduler": _CALLED_OTHERWISE,
     "ScoreSdeVpScheduler": _CALLED_OTHERWISE,
     "FlowMapEulerDiscreteScheduler": _FLOW_MAP,
+    "MiniMaxH3Scheduler": (
+        "steps the rows of one sequence in which a video and its sound are packed, not pictures in "
+        "a batch"
+    ),
     "PiflowScheduler": _FLOW_MAP,
     "DDIMInverseScheduler": _INVERSE,
     "DPMSolverMultistepInverseScheduler": _INVERSE,

@@ -20,7 +20,10 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +31,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ppap_host.backbones.backbone import ClassifierFree
+from ppap_host.backbones.backbone import Backbone, ClassifierFree
 from ppap_host.backbones.noise import DiscreteSchedule, cosine_betas
 from ppap_host.files.images import contact_sheet, from_tensor
 from ppap_host.files.writing import write_png
@@ -43,9 +46,40 @@ from ppap_host.shapes.scenes import VOCABULARY, caption_variant, sample_scenes
 
 CAPTION_DROPOUT = 0.15
 MIN_SNR_GAMMA = 5.0
-STATE = "backbone-state.pt"
 HELD_OUT_SEED, HELD_OUT_SCENES = 777, 512
 """Scenes that no training sees; their error says whether it still improves."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained, of which the loop knows no more.
+
+    Attributes:
+        name: what its files in the work folder begin with.
+        networks: makes them untrained; called with noised states [b, ...], steps [b] and tokens,
+            they say velocity and variance coefficient, each of the states' shape.
+        tokens: of captions, int64 [b, n].
+        state_shape: of a clean state.
+        states: of images, RGB in [-1, 1], [b, 3, h, w].
+        backbone: samples with networks.
+    """
+
+    name: str
+    networks: Callable[[], nn.Module]
+    tokens: Callable[[Sequence[str]], Tensor]
+    state_shape: tuple[int, ...]
+    states: Callable[[Tensor], Tensor]
+    backbone: Callable[[Any], Backbone]
+
+    def state_file(self, work: Path) -> Path:
+        """Where a training is kept to go on from."""
+        return work / f"{self.name}-state.pt"
+
+
+PIXELS = Subject(
+    "backbone", Networks.untrained, WordTokenizer(VOCABULARY), ShapesBackbone.state_shape,
+    lambda x: x, ShapesBackbone.of,
+)  # fmt: skip
 
 
 class HybridLoss:
@@ -109,9 +143,8 @@ SHEET_PROMPTS = (
 )  # fmt: skip
 
 
-def sample_sheet(average: Networks, path: Path, device: str) -> None:
+def sample_sheet(backbone: Backbone, path: Path, device: str) -> None:
     """Writes what the averaged networks draw for fixed prompts and noise."""
-    backbone = ShapesBackbone.of(average)
     made = []
     for i, prompt in enumerate(SHEET_PROMPTS):
         x = sample(
@@ -128,7 +161,9 @@ def sample_sheet(average: Networks, path: Path, device: str) -> None:
             ImageNoise(0, [4 * i, 4 * i + 1], backbone.state_shape),
             device=device,
         )
-        made += [(prompt or "(no prompt)", picture) for picture in from_tensor(x)]
+        with torch.no_grad():
+            pictures = from_tensor(backbone.decode(x))
+        made += [(prompt or "(no prompt)", picture) for picture in pictures]
     rows = [("", made[i : i + 4]) for i in range(0, len(made), 4)]
     write_png(path, contact_sheet(rows, cell=160))
 
@@ -136,17 +171,17 @@ def sample_sheet(average: Networks, path: Path, device: str) -> None:
 class HeldOut:
     """The hybrid loss on scenes, captions, noise and levels that are always the same."""
 
-    def __init__(self, loss: HybridLoss, device: str) -> None:
+    def __init__(self, loss: HybridLoss, device: str, subject: Subject = PIXELS) -> None:
         self.loss, self.device = loss, device
         scenes = sample_scenes(HELD_OUT_SEED, 0, HELD_OUT_SCENES)
-        self.x0 = render(scenes).rgb
-        self.tokens = WordTokenizer(VOCABULARY)(scenes.captions())
+        self.x0 = torch.cat([subject.states(part) for part in render(scenes).rgb.split(64)])
+        self.tokens = subject.tokens(scenes.captions())
         rng = np.random.Generator(np.random.Philox(key=HELD_OUT_SEED))
         self.noise = torch.from_numpy(rng.standard_normal(self.x0.shape, dtype=np.float32))
         self.t = torch.arange(HELD_OUT_SCENES) * loss.steps // HELD_OUT_SCENES
 
     @torch.no_grad()
-    def __call__(self, networks: Networks) -> float:
+    def __call__(self, networks: nn.Module) -> float:
         """Weighted error of the velocity, a mean over all scenes."""
         errors = []
         for part in torch.arange(HELD_OUT_SCENES).split(64):
@@ -160,9 +195,9 @@ class HeldOut:
         return float(torch.stack(errors).mean())
 
 
-def main() -> None:
-    """Command line of the training script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a training script."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and state")
     parser.add_argument("--scenes", type=int, default=60_000, help="different scenes to train on")
     parser.add_argument("--images", type=int, default=1_000_000, help="images to see in all")
@@ -180,15 +215,26 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the averaged weights here and stop")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line of the training script."""
+    args = arguments(__doc__).parse_args()
     if args.export is not None:
-        export(args.work / STATE, args.export)
+        export(PIXELS.state_file(args.work), args.export)
         return
+    launch(args, PIXELS)
+
+
+def launch(args: argparse.Namespace, subject: Subject) -> None:
+    """Trains in as many processes as torch's launcher has begun."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if shared:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     try:
-        train(args, dist.get_rank() if shared else 0, dist.get_world_size() if shared else 1)
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+        train(args, rank, processes, subject)
     finally:
         if shared:
             dist.destroy_process_group()
@@ -198,7 +244,7 @@ def _has_bfloat16() -> bool:
     return torch.cuda.is_available() or bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def train(args: argparse.Namespace, rank: int, processes: int) -> None:
+def train(args: argparse.Namespace, rank: int, processes: int, subject: Subject = PIXELS) -> None:
     """Trains in one of ``processes`` that share each batch; the first one writes."""
     if args.batch % processes:
         raise SystemExit(f"--batch {args.batch} cannot be shared by {processes} processes.")
@@ -210,16 +256,15 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> None:
         dist.barrier()
     data = RenderedScenes(args.work / "scenes", args.seed, args.scenes)
     torch.manual_seed(args.seed)
-    model = Networks.untrained().to(device)
-    average = Networks.untrained().to(device).requires_grad_(False)
+    model = subject.networks().to(device)
+    average = subject.networks().to(device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    tokenizer = WordTokenizer(VOCABULARY)
     loss_of = HybridLoss(DiscreteSchedule.from_betas(cosine_betas(1000)))
-    held_out = HeldOut(loss_of, device)
-    state_file = args.work / STATE
+    held_out = HeldOut(loss_of, device, subject)
+    state_file = subject.state_file(args.work)
     seen = step = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -229,7 +274,7 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> None:
         seen, step = state["seen"], state["step"]
     networks = model if processes == 1 else DistributedDataParallel(model)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, args.bfloat16)
-    log = (args.work / "backbone-log.jsonl").open("a") if first else None
+    log = (args.work / f"{subject.name}-log.jsonl").open("a") if first else None
     began, counted, sums = time.time(), 0, torch.zeros(2)
     stopped = torch.zeros(1)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -247,12 +292,12 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> None:
         parts = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
         t = torch.from_numpy(np.minimum(parts * loss_of.steps, loss_of.steps - 1).astype(np.int64))
         noise = torch.from_numpy(
-            rng.standard_normal((args.batch, *ShapesBackbone.state_shape), dtype=np.float32)
+            rng.standard_normal((args.batch, *subject.state_shape), dtype=np.float32)
         )
         mine = slice(rank, None, processes)
         x0, noise, t = data.images(picks[mine], torch.device("cpu")), noise[mine], t[mine]
-        x0 = torch.where(mirrored[mine].view(-1, 1, 1, 1), x0.flip(-1), x0)
-        tokens = tokenizer(captions[mine]).to(device)
+        x0 = subject.states(torch.where(mirrored[mine].view(-1, 1, 1, 1), x0.flip(-1), x0))
+        tokens = subject.tokens(captions[mine]).to(device)
         with autocast:
             velocity, v = networks(loss_of.noised(x0, noise, t).to(device), t.to(device), tokens)
         error, bound = loss_of(velocity.float().cpu(), v.float().cpu(), x0, noise, t)
@@ -291,8 +336,8 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> None:
             torch.save(state, partial)
             os.replace(partial, state_file)
         if first and step % args.sheet_every == 0:
-            sheet = args.work / "sheets" / f"{seen:08d}.png"
-            sample_sheet(average, sheet, device)
+            sheet = args.work / "sheets" / f"{subject.name}-{seen:08d}.png"
+            sample_sheet(subject.backbone(average), sheet, device)
             print(f"sample sheet: {sheet}", flush=True)
         if asked.item():
             if first:
