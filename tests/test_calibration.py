@@ -16,13 +16,20 @@ import pytest
 import torch
 from PIL import Image
 from ppap_plugin_bench.calibration.material import Material, from_folder
-from ppap_plugin_bench.calibration.measurement import CalibrationConfig, calibrate, spread
+from ppap_plugin_bench.calibration.measurement import (
+    CalibrationConfig,
+    _cross_fitted,
+    calibrate,
+    spread,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange, uniform_ranges
 from ppap_host.experts.calibration import (
+    HIGHEST,
+    LOWEST,
     Calibrated,
     Calibration,
     RangeCalibration,
@@ -154,6 +161,14 @@ def test_a_larger_factor_of_the_network_is_a_larger_temperature_and_nothing_else
         assert b.temperature == pytest.approx(3 * a.temperature, rel=1e-4)
         assert b.ece_after == pytest.approx(a.ece_after, abs=2e-3)
         assert b.accuracy == a.accuracy
+
+
+def test_each_half_of_the_images_has_the_temperature_of_the_other() -> None:
+    """Every second image is sure to be right, the others are right as often as not."""
+    truth = np.array([[1.0, 0.0], [0.5, 0.5]] * 4)
+    found = _cross_fitted(np.tile([1.0, 0.0], (1, 8, 1)), truth)
+    sure, unsure = (1 / (1 + math.exp(-beta)) for beta in (HIGHEST, LOWEST))
+    np.testing.assert_allclose(found, [[unsure, sure] * 4])
 
 
 def test_without_labels_the_teacher_is_the_truth() -> None:
@@ -321,6 +336,9 @@ def test_calibration_goes_over_experts() -> None:
     x = torch.ones(1, 3, 8, 8)
     torch.testing.assert_close(calibrated.see(x, NOISIER), both.see(x, NOISIER) / 4)
     assert experts_of(calibrated) is experts
+    moved = replace(experts, ranges=uniform_ranges(world().levels()[:900], 2))
+    scaled = replace(experts, patches=[replace(p, scaling=2.0) for p in experts.patches])
+    assert len({experts_hash(e) for e in (experts, moved, scaled)}) == 3
     with pytest.raises(CheckpointError, match="with the experts 'mine'; it has none here"):
         Calibrated(guide, known)
     with pytest.raises(CheckpointError, match="it has others here"):

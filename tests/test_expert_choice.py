@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from teaching import world
@@ -200,6 +201,32 @@ def test_a_registered_set_is_found_by_its_view(
             chosen(installed, "ppap")
     finally:
         shipped.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("backbone", {"files": {}}, True),
+        ("backbone", {"files": {"unet": "f" * 64}}, False),
+        ("harvest", {"backbone": "gaussian"}, True),
+        ("harvest", {"backbone": "another"}, False),
+        ("image_size", [16, 16], False),
+        ("guide", "another", False),
+    ],
+)
+def test_a_registered_set_is_for_one_guide_on_one_backbone(
+    installed: Registry, experts: Path, key: str, value: Any, fits: bool
+) -> None:
+    shipped = experts / "experts.safetensors"
+    before, changed = shipped.read_bytes(), ExpertSet.load(shipped)
+    changed.metadata[key] = value
+    try:
+        changed.save(shipped)
+        assert (fitting_set(ColourGuide(), small_gaussian(), installed) is not None) == fits
+    finally:
+        shipped.write_bytes(before)
+    counted = [fitting_set(ColourGuide(), small_gaussian(), installed, n) for n in (2, 3)]
+    assert [found is not None for found in counted] == [True, False]
 
 
 def test_what_excludes_each_other_is_refused(installed: Registry, experts: Path) -> None:

@@ -501,6 +501,9 @@ def test_sets_of_disjoint_ranges_join_and_others_do_not() -> None:
     assert joint.metadata["quality"] == [{"loss": 0}, {"loss": 1}]
     assert joint.metadata["rank"] == 1
     assert "tuning" not in joint.metadata
+    sizes = zip((3, 5), whole.ranges, strict=True)
+    apart = {str(n): ExpertSet([r], [Patch({}, {"bias": torch.zeros(n)})]) for n, r in sizes}
+    assert joined(apart).metadata["trainable"] == {"per_expert": 5, "total": 8}
     level = GaussianBackbone().walk(3).levels[0]
     x = torch.randn(1, 3, 4, 4)
     assert torch.equal(WithExperts(guide, joint).see(x, level), WithExperts(guide, whole).see(x, level))  # fmt: skip  # noqa: E501

@@ -204,6 +204,12 @@ def test_a_record_names_a_missing_plugin_as_a_difference() -> None:
     assert found == ["version of ppap-plugin-depth: was 0.1.0, is absent"]
 
 
+@pytest.mark.parametrize("key", ["device", "machine", "threads"])
+def test_a_record_names_where_it_was_made_as_a_difference(key: str) -> None:
+    assert differences({key: "a"}, {key: "b"}) == [f"{key}: was a, is b"]
+    assert differences({key: "a"}, {key: "a"}) == []
+
+
 def test_an_edited_picture_without_record_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "edited.png")
     with pytest.raises(PpapError, match="carries no record"):

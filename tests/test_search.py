@@ -165,6 +165,14 @@ def test_the_next_ones_are_spread_over_the_range() -> None:
     assert max(gaps) < 0.3
 
 
+def test_the_spread_points_are_haltons() -> None:
+    space, trials = (Dimension("a", 0.0), Dimension("b", 0.0)), list[Trial]()
+    for number, wanted in enumerate([(0, 0), (1 / 2, 1 / 3), (1 / 4, 2 / 3), (3 / 4, 1 / 9)]):
+        values = propose(space, trials, 0)
+        assert tuple(values.values()) == pytest.approx(wanted, abs=1e-4)
+        trials.append(Trial(number, values, None))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_least_of_a_bowl_is_found(seed: int) -> None:
     trials = run_trials(STRENGTH, bowl, 25, seed)
@@ -324,6 +332,7 @@ def test_a_frontier_holds_what_nothing_beats_and_each_quality_is_one_of_it() -> 
     assert [t.number for t in points] == [1, 4, 2, 5, 0]
     best = chosen(points, unguided, "accuracy", True, Weights())
     assert {name: t.number for name, t in best.items()} == {"draft": 1, "normal": 2, "best": 0}
+    assert chosen(points, unguided, "accuracy", True, Weights(0.5))["draft"].number == 4
 
 
 # Who judges

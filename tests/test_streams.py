@@ -59,6 +59,16 @@ def test_every_edge_has_a_picture_of_its_own() -> None:
     assert len({tuple(values) for values in first}) == len(keys)
 
 
+def test_further_noise_of_images_is_of_its_name_their_stage_their_seed_and_their_number() -> None:
+    drawn = {}
+    for key in itertools.product((1, 2), (0, 3), (0, 1), ("", "a", "b")):
+        seed, index, stage, name = key
+        noise = ImageNoise(seed, [index], (1, 2, 2), stage).stream(name)()
+        assert torch.equal(noise, ImageNoise(seed, [index], (1, 2, 2), stage, name)())
+        drawn[tuple(noise.flatten().tolist())] = key
+    assert len(drawn) == 24
+
+
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1])
 @pytest.mark.parametrize("stage", [0, 2])
 def test_pictures_of_small_seeds_are_what_they_were(seed: int, stage: int) -> None:

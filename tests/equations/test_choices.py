@@ -18,7 +18,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import NoiseLevel
 from ppap_host.recipes.presets import DSG
 from ppap_host.recipes.recipe import Recipe
-from ppap_host.recipes.selections import POTENTIALS, FeynmanKac
+from ppap_host.recipes.selections import POTENTIALS, Branched, FeynmanKac
 from ppap_host.sampling.evaluator import Evaluator, Guidance, Health
 from ppap_host.sampling.loop import stream
 from ppap_host.sampling.solvers import DDIM, DDPM, DPMSolverPP2M, Heun, Solver
@@ -204,7 +204,11 @@ def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
             resampled.append(1 / (share**2).sum() < 2)
             if resampled[-1]:
                 index = [int(np.searchsorted(np.cumsum(share), one)) for one in u]
+                r = r[index]
                 x, high, product, weights = x[index], high[index], product[index], np.zeros(4)
+            if i < count - 1:  # seen on the way is one that was worth most; copies were alike
+                most = x[r > r.max() - 1e-9]
+                assert np.abs(found[i][image] - most).max(axis=1).min() < 1e-8 * np.abs(x).max()
         best = np.argmin(net.loss_and_pull(x, None)[0])
         close([found[-1][image]], [x[best]])
     assert name == "best-of-n" or any(resampled)
@@ -232,6 +236,63 @@ def test_potentials_multiply_to_that_of_the_image(potential: Any, adaptive: bool
     if adaptive:
         shares = chosen.weights / chosen.weights.sum(dim=1, keepdim=True)
         torch.testing.assert_close(shares, torch.softmax(factor * rewards[-1], dim=1))
+
+
+@pytest.mark.parametrize("potential", POTENTIALS[:5])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_particles_are_weighed_as_in_the_published_code(potential: Any, adaptive: bool) -> None:
+    """Singhal et al. (2025), fkd_class.py, where weights, not their logarithms, are kept."""
+    rng, floor, product = np.random.default_rng(8), -0.3, np.ones(5)
+    selection = FeynmanKac(
+        5, potential, 1.5, period=1, floor=floor, adaptive=adaptive, published="image"
+    )
+    state, before = selection.begin(1, torch.zeros(1, dtype=torch.float64)), np.full(5, floor)
+    resampled = []
+    for i in range(6):
+        r, u = 1.5 * rng.standard_normal(5), rng.uniform(size=5)
+        chosen = selection(torch.tensor(r)[None], state, i, 6, torch.tensor(u)[None])
+        state, high = chosen.after, {"max": np.maximum(r, before), "add": r + before}
+        kept = high.get(potential, r)
+        w = np.exp(1.5 * (r - before if potential == "diff" else kept))
+        if i == 5 and potential in ("max", "add", "rt"):
+            w = np.exp(1.5 * kept) / product
+        w = w.clip(0, 1e10)
+        index = np.arange(5)
+        resampled.append(not (adaptive or i == 5) or w.sum() ** 2 / (w**2).sum() < 2.5)
+        if resampled[-1]:
+            index = np.searchsorted(np.cumsum(w / w.sum()), u)
+            product = (product * w)[index]
+        before = kept[index]
+        close([chosen.weights[0], state.reward[0], state.product[0].exp()], [w, before, product])
+        assert chosen.index[0].tolist() == index.tolist() and bool(chosen.drawn) == resampled[-1]
+    assert any(resampled) and (not adaptive or not all(resampled))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, [0, 2, 4, 6]),
+        ({"start": 1, "end": 4}, [1, 3, 6]),
+        ({"start": 1, "end": 4, "period": 3}, [1, 4, 6]),
+        ({"potential": "is"}, [6]),
+        ({"potential": "bon"}, [6]),
+    ],
+    ids=str,
+)
+def test_particles_are_selected_after_these_steps_and_the_last(
+    settings: Any, wanted: list[int]
+) -> None:
+    assert [i for i in range(7) if FeynmanKac(**settings).active(i, 7)] == wanted
+
+
+def test_a_branch_is_drawn_in_proportion_to_its_value_over_the_temperature() -> None:
+    shares = torch.tensor([0.1, 0.3, 0.0, 0.6])
+    values = (0.5 * shares.log()).nan_to_num(math.nan, neginf=math.nan)[:, None].expand(4, 10)
+    uniforms = (torch.arange(10) + 0.5) / 10
+    drawn = Branched(4, 0.5).chosen(values, uniforms)
+    assert drawn.bincount(minlength=4).tolist() == [1, 3, 0, 6]
+    torch.testing.assert_close(Branched(4, 0.5).weights(shares.log()[:, None] / 2)[:, 0], shares)
+    assert Branched(4).chosen(values, uniforms).tolist() == [3] * 10
 
 
 @pytest.mark.parametrize(

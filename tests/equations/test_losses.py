@@ -21,6 +21,8 @@ from ppap_plugin_segmentation.guide import SegmentationGuide
 from worlds import QuadraticGuide
 
 from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.guides.functions import FunctionGuide
+from ppap_host.guides.rewards import RewardGuide
 from ppap_host.guides.temperatures import Tempered
 
 RNG = np.random.default_rng(12)
@@ -58,6 +60,9 @@ def test_losses_of_classifiers_and_of_their_teaching() -> None:
 
 
 class CrossEntropy(QuadraticGuide):
+    def tempered(self, joint: float, marginal: float) -> Tempered:
+        return Tempered(self, joint, marginal)
+
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return classes.cross_entropy(output, target)
 
@@ -70,6 +75,18 @@ def test_temperatures_weigh_joint_and_marginal() -> None:
         found = Tempered(guide, joint, marginal).loss(t(LOGITS), t(wanted))
         energy = joint * (wanted * LOGITS).sum(axis=1)
         same(found, np.log(np.exp(marginal * LOGITS).sum(axis=1)) - energy)
+        again = Tempered(guide, 3.0, 0.2).tempered(joint, marginal)
+        same(again.loss(t(LOGITS), t(wanted)), found)
+
+
+class Reward(RewardGuide):
+    name, network, prepare, value = "reward", *[lambda self, x: x.sum(dim=1)] * 3
+
+
+@pytest.mark.parametrize("guide", [FunctionGuide(lambda x: x, "function"), Reward()])  # type: ignore[abstract]
+def test_functions_and_rewards_are_taught_by_the_mean_square(guide: Any) -> None:
+    same(guide.distance(t(LOGITS), t(OTHER)), ((LOGITS - OTHER) ** 2).mean(axis=1))
+    same(guide.distance(t(LOGITS[:, 0]), t(OTHER[:, 0])), (LOGITS - OTHER)[:, 0] ** 2)
 
 
 def test_the_noise_aware_classifier_is_told_the_step_of_the_same_noise() -> None:

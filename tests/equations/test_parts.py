@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ppap_host.files.errors import OptionError
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.recipes.ascents import Adam, Gradient
+from ppap_host.recipes.chains import Chain, Solved
 from ppap_host.recipes.energies import LinearPosterior, MonteCarlo, Point, Question
 from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.gradients import (
@@ -36,7 +38,15 @@ from ppap_host.recipes.gradients import (
     limited,
     root_mean_square,
 )
-from ppap_host.recipes.places import CleanPoint, Entering, MeanOrScore, NextState, Place, Score
+from ppap_host.recipes.places import (
+    CleanPoint,
+    Entering,
+    MeanOrScore,
+    NextState,
+    Place,
+    Score,
+    Sphere,
+)
 from ppap_host.recipes.presets import PPAP, X0_THROUGH
 from ppap_host.recipes.presets import X0 as X0_PRESET
 from ppap_host.recipes.strengths import (
@@ -326,6 +336,20 @@ def test_the_state_that_enters_is_moved_itself() -> None:
     assert Entering.enters and Entering.once
 
 
+def test_dsg_as_published_takes_its_radius_from_the_first_entry() -> None:
+    """d + rate (sqrt(n) sigma g / ||g|| - d), at length sqrt(n) sigma (Yang et al., 2024)."""
+    deviation = 0.2 + X0.abs()
+    for rate in (0.0, 0.3):
+        place, known = Sphere(rate, own_radius=False), replace(AT, mean=X, deviation=deviation)
+        (end,) = place(replace(AT, scale=0.5), G, False).ends
+        x, g, d = X.numpy(), G.numpy(), (0.1 * X0).numpy()
+        radius = math.sqrt(COUNT) * deviation.numpy()[:, :1, :1, :1]
+        mixed = d + 0.5 * rate * (radius * g / (math.sqrt(COUNT) * size(G)) - d)
+        length = np.sqrt((mixed**2).sum(axis=(1, 2, 3), keepdims=True))
+        same(end(X + 0.1 * X0, known), x + radius * mixed / length, 1e-9)
+        assert end(X, AT) is X, "no Gaussian"
+
+
 # Ascents
 
 
@@ -380,6 +404,94 @@ def test_adam_passes_over_entries_without_a_gradient() -> None:
     wanted = np.full(SHAPE, 0.1)
     wanted[0, 0, 0, :3] = 0.0
     same(way, wanted, 1e-6)
+
+
+# Chains
+
+
+def denoised(y: Any, s: float) -> Any:
+    """The clean state of y = x / alpha at s = sigma / alpha."""
+    return 0.4 * y + s / (1 + s)
+
+
+class Answers:
+    """A backbone over a flow, and noise of its own for every name."""
+
+    def __init__(self) -> None:
+        self.asked, self.normal, self.share = 0, *map(np.random.default_rng, (5, 8))
+
+    def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        self.asked += 1
+        return denoised(x / level.alpha, level.sigma / level.alpha)
+
+    def level_at(self, s: float) -> NoiseLevel:
+        return NoiseLevel(1 / (1 + s), s / (1 + s), s)
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        assert name == "chain"
+        return torch.from_numpy(self.normal.standard_normal(like.shape))
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        assert name == "accepted"
+        return torch.from_numpy(self.share.uniform(size=len(like)))
+
+
+@pytest.mark.parametrize("spacing", ["poly", "ve"])
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("prior", ["gaussian", "score-t", "score-min", "exact"])
+@pytest.mark.parametrize("kind", ["langevin", "hmc", "mh"])
+def test_a_chain_samples_as_its_kind_and_its_prior_say(
+    kind: Any, prior: Any, relative: bool, spacing: Any
+) -> None:
+    """Zhang et al. (2025), algorithm 1, and the other chains and priors of their code."""
+    x, x0, g, axes, s, n = X.numpy(), X0.numpy(), G.numpy(), (1, 2, 3), S / A, 6
+    chain = Chain(n, 0.2, 0.1, relative, kind, prior, 0.3, 0.6, Solved(2, 0.05, spacing, 3.0))
+    ask = Answers()
+
+    def pull(point: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.2 * (G - point), 0.1 * (G - point).square().sum(dim=axes)
+
+    way = chain(pull, X, replace(AT, scale=0.5, ask=ask))  # type: ignore[arg-type]
+    base, clean = x / A, x0
+    grid = np.linspace(s ** (1 / 3), 0.05 ** (1 / 3), 3) ** 3
+    for a, b in pairwise(grid if spacing == "poly" else np.geomspace(s, 0.05, 3)):
+        slope = (base - clean) / a  # of dy / ds, and over 2 s that of dy / d(s^2)
+        base = base + (slope * (b - a) if spacing == "poly" else slope / (2 * a) * (b**2 - a**2))
+        clean = denoised(base, b)
+    rate = 0.2 * (1 - 0.9 / 5) * (1 - abar(0.7) if relative else 1)
+    near = {"score-t": lambda u: (x0 - x / A) / s**2, "score-min": lambda u: score(base)}
+
+    def score(u: Any) -> Any:
+        return (denoised(u, 0.3) - u) / 0.09
+
+    def hold(u: Any) -> Any:
+        return (
+            (base - u) / s**2
+            if prior == "gaussian"
+            else (x / A - u) / s**2 + near.get(prior, score)(u)
+        )
+
+    def log_density(u: Any) -> Any:
+        return -0.5 * 0.1 * ((g - u) ** 2).sum(axes) - ((u - base) ** 2).sum(axes) / s**2 / 2
+
+    draws, taken, u = Answers(), [], base
+    velocity = draws.normal.standard_normal(SHAPE) if kind == "hmc" else 0.0
+    for _ in range(n):
+        z = draws.normal.standard_normal(SHAPE)
+        drift = rate * hold(u) + (1 if relative else rate) * 0.2 * (g - u)
+        if kind == "langevin":
+            u = u + drift + math.sqrt(2 * rate) * z
+        elif kind == "hmc":
+            velocity = 0.6 * velocity + drift / math.sqrt(rate) + math.sqrt(0.8) * z
+            u = u + math.sqrt(rate) * velocity
+        else:
+            other = u + math.sqrt(rate) * z
+            share = np.log(draws.share.uniform(size=2))
+            taken.append(share < log_density(other) - log_density(u))
+            u = np.where(taken[-1][:, None, None, None], other, u)
+    same(way, u - x, 1e-9)
+    assert kind == "mh" or ask.asked == chain.asks == 1 + {"score-min": 1, "exact": n}.get(prior, 0)
+    assert kind != "mh" or (np.any(taken) and not np.all(taken))
 
 
 # What is done to gradients

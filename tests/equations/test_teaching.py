@@ -14,9 +14,10 @@ from teaching import world
 from torch import Tensor, nn
 from worlds import ClassBackbone, ColourGuide, GaussianBackbone, small_gaussian
 
-from ppap_host.experts.harvest import Harvest, Lesson, conditions
+from ppap_host.backbones.noise import NoiseRange
+from ppap_host.experts.harvest import Harvest, Lesson, conditions, write_tensor
 from ppap_host.experts.sets import ExpertSet
-from ppap_host.experts.tuning import Tuning, TuningConfig, tune
+from ppap_host.experts.tuning import Tuning, TuningConfig, _Noised, _Predicted, tune
 from ppap_host.files.errors import CheckpointError
 from ppap_host.runs.harvesting import HarvestConfig, harvest
 
@@ -117,6 +118,55 @@ def test_a_tenth_is_held_out_and_every_other_image_comes_once_a_pass(lesson: Les
     assert len({tuple(one) for one in passes}) == 3, "every pass has an order of its own"
 
 
+def test_every_level_of_a_range_is_taught_as_often(lesson: Lesson) -> None:
+    """Eq. 8 of PPAP: t is uniform in the range. An image of 10^6 shows which level it is at."""
+    levels, part = [*LEVELS[:980:140]], NoiseRange(-math.inf, math.inf)
+    x0 = torch.full((4000, 1, 1, 1), 1e6)
+    shown = _Noised(levels, part, (0, 0))(x0, torch.arange(4000), (0, 0)).flatten() / 1e6
+    nearest = [abs(float(v) - np.array([lv.alpha for lv in levels])).argmin() for v in shown]
+    np.testing.assert_allclose(np.bincount(nearest, minlength=7) / 4000, 1 / 7, atol=0.03)
+
+    class Telling:
+        def conditions(self, rows: Any) -> Any:
+            return {}
+
+        def __call__(self, x0: Tensor, noise: Tensor, level: Any, condition: Any) -> Tensor:
+            return torch.full_like(x0, level.time)
+
+    predicted = _Predicted(LEVELS[:8], part, (0, 0), Telling())  # type: ignore[arg-type]
+    at = torch.stack(
+        [predicted(x0[:12], torch.arange(12), (0, k)).flatten() for k in range(300)]
+    ).numpy()
+    for group in range(4):  # a quarter of the batch, at a level of its quarter of the range
+        own = at[:, 3 * group : 3 * group + 3]
+        assert (own == own[:, :1]).all()
+        counts = np.bincount(own[:, 0].astype(int), minlength=8) / 300
+        np.testing.assert_allclose(counts[2 * group : 2 * group + 2], 0.5, atol=0.15)
+
+
+def test_experts_begin_apart_and_as_the_seed_says(lesson: Lesson) -> None:
+    config = replace(CONFIG, method="patch", rank=1)
+    first, again, other = (
+        [p.low_rank["1.weight"][0] for p in Tuning(LineGuide(), lesson, LEVELS, c).patches]
+        for c in (config, config, replace(config, seed=6))
+    )
+    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_a_saved_state_is_all_that_a_tuning_knows(lesson: Lesson, tmp_path: Path) -> None:
+    tuning, other = (Tuning(LineGuide(), lesson, LEVELS, CONFIG) for _ in range(2))
+    tuning.advance()
+    tuning.check()
+    tuning.waited, tuning.finished, tuning.best = [3, 5], [False, True], [0.25, 0.5]
+    tuning.save(tmp_path / "state")
+    other.restore(tmp_path / "state")
+    for name in ("step", "losses", "waited", "finished", "best", "history", "off_the_shelf"):
+        assert getattr(other, name) == getattr(tuning, name), name
+    kept, read = tuning._tensors(), other._tensors()
+    assert list(kept) == list(read) and all(torch.equal(kept[k], read[k]) for k in kept)
+
+
 def test_the_best_state_is_kept_and_patience_counts_small_gains_as_none(lesson: Lesson) -> None:
     """0.1 % is the least gain that counts; what was best is kept all the same."""
     tuning = Tuning(LineGuide(), lesson, LEVELS, replace(CONFIG, experts=1, patience=3))
@@ -189,6 +239,37 @@ def test_a_harvest_strengthens_its_classes_as_classifier_free_guidance_says(
         assert len(set(own.tolist())) > 1
         wanted = (-0.9 + strength * (own + 0.9)).clamp(-1, 1)
         torch.testing.assert_close(means, wanted, atol=0.04, rtol=0)
+
+
+def test_a_harvest_has_its_classes_only_where_the_backbone_strengthens_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClassBackbone, "default_cfg_interval", NoiseRange(50.0, 60.0))
+    config = HarvestConfig("classes", num=6, shard=6, batch=3, steps=12, device="cpu", cfg=3.0)
+    means = harvest(config, tmp_path, found=world()).pixels().float().mean(dim=(1, 2, 3))
+    own = conditions(ClassBackbone(), (), 0, range(6))["mean"]
+    torch.testing.assert_close(means / 127.5 - 1, own, atol=0.04, rtol=0)
+
+
+def test_prompts_go_round_and_classes_are_of_the_seed() -> None:
+    class Reading(GaussianBackbone):
+        def encode_prompts(self, prompts: Any) -> Any:
+            return {"length": [len(p) for p in prompts]}
+
+    told = conditions(Reading(), ("a", "bb", "ccc", "dddd"), 0, (3, 4, 5, 10))
+    assert told["length"] == [4, 1, 2, 3]
+    one, again, other = (conditions(ClassBackbone(), (), s, range(30))["mean"] for s in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_harvest_is_known_by_all_its_images(tmp_path: Path) -> None:
+    config = HarvestConfig("gaussian", num=6, shard=2, batch=2, steps=2, device="cpu")
+    made = harvest(config, tmp_path, found=world())
+    known = {made.identity()["images_sha256"]}
+    for i in range(3):
+        write_tensor(made.images_file(i), "rgb", 255 - made.images(i))
+        known.add(made.identity()["images_sha256"])
+    assert len(known) == 4
 
 
 class Counting(GaussianBackbone):
