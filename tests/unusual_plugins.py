@@ -353,7 +353,6 @@ BACKBONES = {
 }  # fmt: skip
 
 
-
 class Tempered(Selection):
     """Particles that live on in proportion to their worth, without looking back."""
 

@@ -182,7 +182,9 @@ class Recipe:
                 "recipes, one for the run and one for the guide"
             )
         asks = (self.every, self.recurrence, self.softplus, self.joint, self.marginal)
-        if self.view is None and (asks != (1, 1, math.inf, 1.0, 1.0) or self.interval != EVERYWHERE):
+        if self.view is None and (
+            asks != (1, 1, math.inf, 1.0, 1.0) or self.interval != EVERYWHERE
+        ):
             raise ValueError(
                 "interval, every, recurrence, softplus and temperatures say how a guide is asked, "
                 "and this recipe asks none"

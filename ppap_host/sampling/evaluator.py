@@ -251,7 +251,9 @@ class Evaluator:
                 memory, scale = self._memory[i, r], self.guidance[i].scale
                 place = self._sized(i, move, step)
                 moved = place(replace(guided, memory=memory, scale=scale), way, self.ancestral)
-                own = (partial(_with_own, end, memory, scale) for end in moved.ends[len(guided.ends) :])
+                own = (
+                    partial(_with_own, end, memory, scale) for end in moved.ends[len(guided.ends) :]
+                )
                 guided = replace(moved, ends=(*guided.ends, *own)).moved_by(way)
         return guided
 

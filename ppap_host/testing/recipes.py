@@ -162,9 +162,7 @@ def made(subject: RecipeUnderTest) -> None:
             require(callable(part), f"The gradient part {part!r} cannot be called.")
         _one_each(move)
     blend = recipe.blend
-    require(
-        blend is None or isinstance(blend, Blend), f"As blend it has a {type(blend).__name__}."
-    )
+    require(blend is None or isinstance(blend, Blend), f"As blend it has a {type(blend).__name__}.")
     chosen = recipe.selection
     require(
         chosen is None or isinstance(chosen, Selection),
