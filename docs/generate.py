@@ -300,7 +300,7 @@ def _guide(recipe: Recipe) -> str:
     """What is done to the guide itself."""
     if recipe.guideless:
         return "none"
-    told = [] if recipe.moves else ["by values alone"]
+    told = [] if recipe.moves or recipe.start else ["by values alone"]
     if math.isfinite(recipe.softplus):
         told.append(f"Softplus({recipe.softplus:g})")
     if (recipe.joint, recipe.marginal) != (1, 1):

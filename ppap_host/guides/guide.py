@@ -85,6 +85,8 @@ class Guide(ABC):
         channels: of the images or videos that it is shown, 3 for RGB; None for any number.
         rewards: whether it has no target, and its value, minus its loss, is the better the larger
             it is: an aesthetic score, a preference model, a detector.
+        differentiable: whether its loss has a gradient in the images. A black box that has none,
+            such as the size of a JPEG, serves recipes that choose by values (best-of-n, fk, svdd).
         origin: how it was loaded by name, as settings of a guide, so that a record can say it.
         target_kinds: what the head of a target may name, the first being the usual one
             (:data:`ppap_host.guides.targets.KINDS` and the guide's own); empty for guides whose
@@ -99,6 +101,7 @@ class Guide(ABC):
     looks_at: str | None = "images"
     channels: int | None = 3
     rewards: bool = False
+    differentiable: bool = True
     origin: Mapping[str, Any] | None = None
     target_kinds: Sequence[str] = ()
 
@@ -348,6 +351,7 @@ class Wrapped(Guide):
         self.knows_predictions, self.origin = guide.knows_predictions, guide.origin
         self.target_kinds, self.rewards = guide.target_kinds, guide.rewards
         self.looks_at, self.channels = guide.looks_at, guide.channels
+        self.differentiable = guide.differentiable
 
     network = _passed_on(Guide.network)
     read_target = _passed_on(Guide.read_target)

@@ -182,6 +182,15 @@ class Estimate:
         eps = self.eps + ratio * self.offset
         return replace(self, x0=self.x0 - self.offset, eps=eps).moved_by(self.offset)
 
+    def as_noise(self, then: NoiseLevel) -> Estimate:
+        """An x_0 that was moved while eps stayed, as the noise that moves a step of DDIM as far."""
+        if not self.eps_kept:
+            return self
+        level = self.level
+        gap = self.x0 - (self.x - level.sigma * self.eps) / level.alpha
+        weight = then.alpha / (then.sigma - then.alpha * level.sigma / level.alpha)
+        return replace(self, eps=self.eps + weight * gap, eps_kept=False)
+
     def asking(self) -> Asking:
         """Whom to ask for more.
 

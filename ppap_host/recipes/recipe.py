@@ -182,7 +182,9 @@ class Recipe:
                 "recipes, one for the run and one for the guide"
             )
         asks = (self.every, self.recurrence, self.softplus, self.joint, self.marginal)
-        if self.view is None and (asks != (1, 1, math.inf, 1.0, 1.0) or self.interval != EVERYWHERE):
+        if self.view is None and (
+            asks != (1, 1, math.inf, 1.0, 1.0) or self.interval != EVERYWHERE
+        ):
             raise ValueError(
                 "interval, every, recurrence, softplus and temperatures say how a guide is asked, "
                 "and this recipe asks none"
@@ -281,6 +283,8 @@ class Recipe:
                 f"The recipe {self.name!r} asks no guide, and is given {guide.name!r}.",
                 remedy="Use it without a guide, or beside guides with recipes of their own.",
             )
+        if not guide.differentiable and (self.moves or self.start is not None):
+            raise black_box(guide.name, self.name)
         for energy in (self.energy, *(move.energy for move in self.also)):
             energy.check(guide, target)
 
@@ -290,11 +294,12 @@ class Recipe:
         A recipe made from another one with other parts has lost those that were in them, and one
         with relative strength those that say something with absolute strength alone.
         """
-        common = () if self.guideless else (
+        common = [] if self.guideless else [
             Parameter("every", ("every",), 1.0, 5.0),
-            Parameter("recurrence", ("recurrence",), 1.0, 4.0),
             Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),
-        )
+        ]  # fmt: skip
+        if not self.guideless and not (self.selection is not None and self.selection.corrected):
+            common.insert(1, Parameter("recurrence", ("recurrence",), 1.0, 4.0))
         own = (
             p for p in self.parameters if not p.astray(self) and (self.absolute or not p.absolute)
         )
@@ -340,6 +345,15 @@ class Recipe:
                         remedy=getattr(error, "remedy", "") or "Give another value.",
                     ) from None
         return recipe
+
+
+def black_box(guide: str, recipe: str) -> OptionError:
+    """The error of a guide without a gradient, asked for one."""
+    return OptionError(
+        f"What the guide {guide!r} says has no gradient in the images, and the recipe {recipe!r} "
+        "follows one.",
+        remedy="Choose by values: --recipe best-of-n, fk or svdd.",
+    )
 
 
 def _at(thing: Any, path: str) -> Any:

@@ -55,6 +55,7 @@ class Selection:
         branches: next states of which a step keeps one.
         needs: what of the sampler: "noise" in its steps, without which copies stay copies, or a
             step that is "gaussian", with a mean and a deviation that it tells.
+        draws: whether :meth:`chosen` draws, and is given numbers for it.
         relative: whether each guide's values are measured in their standard deviation over an
             image's particles at its first selection (:func:`spread`).
         at_end: whether a population is chosen from at the end alone.
@@ -65,6 +66,7 @@ class Selection:
     size: ClassVar[int] = 1
     branches: ClassVar[int] = 1
     needs: ClassVar[Literal["", "noise", "gaussian"]] = ""
+    draws = True
     relative = False
     at_end = False
     corrected = False
@@ -120,7 +122,7 @@ class Selection:
 
         Args:
             values: times the user's scale; NaN is worth nothing.
-            uniforms: in [0, 1).
+            uniforms: in [0, 1), where it :attr:`draws`.
         """
         return values.nan_to_num(-math.inf, math.inf, -math.inf).argmax(dim=0)
 
@@ -142,6 +144,11 @@ class Branched(Selection):
     branches: Count = 4  # type: ignore[misc]
     temperature: NotNegative = 0.0
     needs: ClassVar[Literal["", "noise", "gaussian"]] = "gaussian"
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """With a temperature."""
+        return self.temperature > 0
 
     def weights(self, values: Float[Tensor, "m b"]) -> Float[Tensor, "m b"]:
         """With what probability each branch is kept at a temperature above 0."""

@@ -9,6 +9,7 @@ compare with each other over the walk, and nothing but the share decides how far
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,16 +111,21 @@ class _Still(Asking):
     deviation: float
 
     def clean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """Of Gaussian clean states."""
         signal = level.alpha * self.deviation**2
         return x * (signal / (level.alpha * signal + level.sigma**2))
 
     def level_at(self, s: float) -> NoiseLevel:
-        return NoiseLevel(1 / math.hypot(1, s), s / math.hypot(1, s), 0.0)
+        """At unit scale."""
+        scale = math.hypot(1, s)
+        return NoiseLevel(1 / scale, s / scale, 0.0)
 
     def noise(self, name: str, like: Tensor) -> Tensor:
+        """None."""
         return torch.zeros_like(like)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
+        """The middle."""
         return torch.full((len(like),), 0.5, dtype=torch.float64, device=like.device)
 
 

@@ -24,6 +24,7 @@ from ppap_host.runs.config import GuideConfig
 SET_FILE = "experts.safetensors"
 """The expert set in a folder that ``ppap tune`` wrote."""
 NONE = "none"
+_BY_VALUES = "best-of-n"  # the recipe of a black box
 _USUAL: dict[View, str] = {"noised": "ppap", "predicted": "x0"}  # the recipe, if none is named
 
 
@@ -150,7 +151,8 @@ def choose(
 
     recipe_name = None if recipe_name is None else asked(recipe_name)
     recipe = None if recipe_name is None else load(recipe_name)
-    usual = recipe_name or asked(guide.usual_recipe(backbone) or _USUAL["predicted"])
+    of_host = _USUAL["predicted"] if guide.differentiable else _BY_VALUES
+    usual = recipe_name or asked(guide.usual_recipe(backbone) or of_host)
     wanted = config.experts
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:

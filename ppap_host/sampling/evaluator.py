@@ -21,7 +21,7 @@ from ppap_host.recipes.energies import Question
 from ppap_host.recipes.estimate import End, Estimate, Step
 from ppap_host.recipes.gradients import each, limited, root_mean_square
 from ppap_host.recipes.places import Place
-from ppap_host.recipes.recipe import Move, Recipe
+from ppap_host.recipes.recipe import Move, Recipe, black_box
 from ppap_host.recipes.shares import Ruler, in_own_units, of_step, shared, unit
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.balance import Balance, without_conflict
@@ -255,7 +255,9 @@ class Evaluator:
                 memory, scale = self._memory[i, r], self.guidance[i].scale
                 place = self._sized(i, move, step)
                 moved = place(replace(guided, memory=memory, scale=scale), way, self.ancestral)
-                own = (partial(_with_own, end, memory, scale) for end in moved.ends[len(guided.ends) :])
+                own = (
+                    partial(_with_own, end, memory, scale) for end in moved.ends[len(guided.ends) :]
+                )
                 guided = replace(moved, ends=(*guided.ends, *own)).moved_by(way)
         return guided
 
@@ -305,6 +307,8 @@ class Evaluator:
                     clean = made(x)
                     known = Estimate(CLEAN, clean, clean, clean, ask=self.reader)
                     loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
+                    if not loss.requires_grad:
+                        raise black_box(g.name, g.recipe.name)
                     gradient = torch.autograd.grad(-loss.sum(), x)[0]
                 self._count(g.name, gradient)
                 return gradient
@@ -387,6 +391,8 @@ class Evaluator:
                 if not move.view.through_backbone:
                     point = point.detach().requires_grad_(True)
                 loss = self._losses(g.name, move, question, move.view.shown(estimate, point))
+                if not loss.requires_grad:
+                    raise black_box(g.name, g.recipe.name)
                 (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
             if g.guide.averages_pixels and not move.energy.in_pixels:
                 gradient = gradient * math.sqrt(gradient[0].numel())

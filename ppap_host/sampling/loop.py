@@ -315,7 +315,8 @@ def _taken_once(
 
     def evaluate(x: Tensor, level: NoiseLevel) -> Estimate:
         found.append(evaluator(x, level, step, first=not found))
-        return found[-1].onward()
+        estimate = found[-1].onward()
+        return estimate if solver.reads_x0 else estimate.as_noise(step.then)
 
     evaluator.begin()
     entered, before = evaluator.entering(x, step), memory

@@ -139,7 +139,7 @@ class Reader(Asking):
         eps = reading.eps.detach()
         if self._backbone.clip_eps:
             eps = (x - level.alpha * x0) / level.sigma
-        others = {
+        others: dict[str, Any] = {
             name: None if told is None else told.detach()
             for name in ("v", "output", "conditional", "unconditional")
             for told in (getattr(reading, name),)

@@ -15,7 +15,7 @@ from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
 from ppap_host.files.errors import OptionError
 from ppap_host.recipes.estimate import Estimate, Step
-from ppap_host.recipes.selections import Selection, spread
+from ppap_host.recipes.selections import Branched, Selection, spread
 from ppap_host.recipes.views import Predicted, View
 from ppap_host.sampling.streams import Draw, Stream
 
@@ -142,7 +142,8 @@ class Selector:
         """
         selection, asked = self.selection, self._asked(step)
         last = step.index == len(step.walk) - 1
-        if selection is None or selection.branches < 2 or last or not asked:
+        branches = isinstance(selection, Branched) or getattr(selection, "branches", 1) > 1
+        if selection is None or not branches or last or not asked:
             return x
         made = [x]
         for _ in range(1, selection.branches):
@@ -153,7 +154,7 @@ class Selector:
             there, prediction = self._foreseen(asked, state, step.then)
             values.append(self._values(asked, there))
             predictions.append(prediction)
-        uniforms = self._evaluator.reader.uniform("selection", x)
+        uniforms = self._evaluator.reader.uniform("selection", x) if selection.draws else None
         index = selection.chosen(torch.stack(values), uniforms)
         best: Tensor = _of_each(made, index)
         read = [p for p in predictions if p is not None]

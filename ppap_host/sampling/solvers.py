@@ -33,6 +33,9 @@ class Solver(ABC):
         draws_itself: whether it takes its noise from the images' generators, not as it is given.
         reads_eps: whether it goes on with the noise of the estimate, as DDIM does; others follow
             x_0 alone, whatever a recipe has made of eps.
+        reads_x0: whether it goes on with the predicted clean state, as DDIM does. One that follows
+            the noise alone, such as DEIS, is told a moved x_0 whose eps stays (``mpgd``) as the
+            noise that moves a step of DDIM as far.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Solver(ABC):
     noise: Literal["", "noise", "gaussian"] = ""
     draws_itself: bool = False
     reads_eps: bool = True
+    reads_x0: bool = True
 
     def walk(self, backbone: Backbone, steps: int | str) -> Walk:
         """The levels that it visits in so many steps; by default those of the backbone.

@@ -192,11 +192,12 @@ def levels(subject: BackboneUnderTest) -> None:
             f"The level of log-SNR {before.log_snr:.3g} comes before that of {after.log_snr:.3g}.",
         )
     _sound(found[0])
-    middle = found[len(found) // 2]
-    s = middle.sigma / middle.alpha
-    near = subject.backbone.level_at(s)
-    ratio = near.sigma / near.alpha / s
-    require(0.8 < ratio < 1.25, f"level_at({s:.3g}) is at {near.sigma / near.alpha:.3g}.")
+    for k in (1, 2, 3):
+        level = found[k * len(found) // 4]
+        s = level.sigma / level.alpha
+        near = subject.backbone.level_at(s)
+        ratio = near.sigma / near.alpha / s
+        require(0.8 < ratio < 1.25, f"level_at({s:.3g}) is at {near.sigma / near.alpha:.3g}.")
 
 
 def _sound(level: NoiseLevel) -> None:

@@ -10,13 +10,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from ppap_host.backbones.backbone import MEDIA
 from ppap_host.experts.patches import network_hash
-from ppap_host.files.errors import PpapError
+from ppap_host.files.errors import PpapError, nearest
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.containment import contained
 from ppap_host.testing.checks import CannotCheck, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
-from ppap_host.testing.guide_losses import makes_targets
 from ppap_host.testing.guide_subject import CPU, GuideUnderTest
 
 CLAIMS = Suite[GuideUnderTest]()
@@ -40,11 +40,14 @@ def made(subject: GuideUnderTest) -> None:
     require(isinstance(name, str) and name.strip(), f"Its name is {name!r}.")
     steps = guide.tuning_steps
     require(isinstance(steps, int) and steps >= 1, f"tuning_steps is {steps!r}.")
-    for key in ("averages_pixels", "knows_predictions", "rewards"):
+    for key in ("averages_pixels", "knows_predictions", "rewards", "differentiable"):
         value = getattr(guide, key)
         require(isinstance(value, bool), f"{key} is {value!r}, neither True nor False.")
     looks_at, channels = guide.looks_at, guide.channels
     require(looks_at is None or isinstance(looks_at, str), f"looks_at is {looks_at!r}, no word.")
+    known = (*MEDIA.values(), "arrays")
+    meant = nearest(looks_at, known, 1, 0.8) if looks_at and looks_at not in known else []
+    require(not meant, f"looks_at is {looks_at!r}; backbones say {''.join(meant)!r}.")
     number = channels is None or (isinstance(channels, int) and channels >= 1)
     require(number, f"channels is {channels!r}, no number of them.")
 
@@ -182,7 +185,9 @@ def device(subject: GuideUnderTest) -> None:
         x = subject.x.to(place).requires_grad_(True)
         seen = guide.see(x)
         found = guide.loss(seen, target)
-        (gradient,) = torch.autograd.grad(found.sum(), x)
+        gradient = x
+        if guide.differentiable:
+            (gradient,) = torch.autograd.grad(found.sum(), x)
     except (NotImplementedError, RuntimeError) as error:
         text = " ".join(str(error).split())
         if place.type == "meta" and ("item()" in text or "not implemented" in text.lower()):
@@ -226,7 +231,7 @@ def batch(subject: GuideUnderTest) -> None:
 def _own_targets(subject: GuideUnderTest) -> None:
     """Loss and measures of images with a target each, against those of one after the other."""
     guide, output, targets = subject.guide, subject.output, [subject.target] * len(subject.x)
-    if not guide.rewards and makes_targets(subject):
+    if not subject.named:
         targets = [guide.as_target(row[None]).detach() for row in output.roll(1, 0)]
     together = torch.cat(targets)
     losses = guide.loss(output, together)
@@ -333,15 +338,20 @@ def inputs(subject: GuideUnderTest) -> None:
         kept = seen.clone()
         guide.loss(seen, target)
         require(torch.equal(seen, kept), "loss() writes into the output.")
-        require(torch.equal(target, subject.target), "loss() writes into the target.")
+        require(_same(target, subject.target), "loss() writes into the target.")
         other = seen.flip(0).clone()
         guide.distance(seen, other)
         same = torch.equal(seen, kept) and torch.equal(other, kept.flip(0))
         require(same, "distance() writes into its outputs.")
         guide.measure(seen, target)
         guide.picture(seen)
-        same = torch.equal(seen, kept) and torch.equal(target, subject.target)
+        same = torch.equal(seen, kept) and _same(target, subject.target)
         require(same, "measure() or picture() writes into the output or the target.")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether targets are equal; what is unknown in them may be NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 @CLAIMS.claim(
@@ -357,7 +367,9 @@ def frozen(subject: GuideUnderTest) -> None:
     before = network_hash(guide.network())
     target = subject.own_target(guide, subject.other())
     x = subject.x.clone().requires_grad_(True)
-    subject.loss(guide, x, target).sum().backward()
+    loss = subject.loss(guide, x, target).sum()
+    if guide.differentiable:
+        loss.backward()
     found = guide.network()
     trainable = [name for name, p in found.named_parameters() if p.requires_grad]
     require(not trainable, f"After use these parameters want gradients: {_few(trainable)}.")

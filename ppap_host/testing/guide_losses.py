@@ -29,6 +29,7 @@ _TOLERANCE = 0.05
 )
 def gradient_flows(subject: GuideUnderTest) -> None:
     """The gradient reaches every image, is finite and not zero."""
+    subject.needs_gradient()
     gradient = subject.gradient(subject.guide, subject.x, subject.target)
     require(gradient.isfinite().all(), "The gradient is not finite.")
     for k, row in enumerate(gradient):
@@ -48,6 +49,7 @@ def gradient_right(subject: GuideUnderTest) -> None:
     Several step sizes are tried, and the best counts, so that neither kinks of the network nor a
     loss that rounds to float32 disturb it.
     """
+    subject.needs_gradient()
     guide = subject.fresh().to(CPU, torch.float64)
     x = subject.x[:2].double()
     target = subject.own_target(guide, subject.other().double())
@@ -101,6 +103,7 @@ def _mismatch(loss: Callable[[float], float], gradient: Tensor, direction: Tenso
 )
 def gradient_finite(subject: GuideUnderTest) -> None:
     """The gradient is finite at the target itself, in plain images, in noise and out of bounds."""
+    subject.needs_gradient()
     guide = subject.guide
     met = subject.other()
     generator = torch.Generator().manual_seed(subject.seed)
@@ -273,6 +276,8 @@ def pixel_average(subject: GuideUnderTest) -> None:
     is_map = output.ndim in (3, 4) and output.shape[-2] * width == output.shape[-1] * height
     if not is_map or min(output.shape[-2:]) < 4:
         raise CannotCheck("its output is no map of pixels")
+    if guide.rewards:
+        raise CannotCheck("a reward has a unit of its own")
     with torch.no_grad():
         target = subject.own_target(guide, subject.other())
         once = guide.loss(output, target)

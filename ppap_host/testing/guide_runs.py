@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.backbone import ClassifierFree
-from ppap_host.recipes.presets import X0
+from ppap_host.recipes.presets import BEST_OF_N, X0
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM
@@ -67,7 +67,8 @@ def guided_run(subject: GuideUnderTest) -> None:
 
 def _run(subject: GuideUnderTest, scale: float) -> Tensor:
     world = subject.world
-    guidance = [Guidance(subject.guide, subject.target, X0, scale)] if scale else []
+    recipe = X0 if subject.guide.differentiable else BEST_OF_N
+    guidance = [Guidance(subject.guide, subject.target, recipe, scale)] if scale else []
     return sample(
         world,
         ClassifierFree(world, {}, {}),

@@ -164,19 +164,29 @@ class GuideUnderTest:
         return guide.loss(guide.see(x), target)
 
     def gradient(self, guide: Guide, x: Tensor, target: Tensor) -> Tensor:
-        """Of the summed loss with respect to the images.
+        """Of the summed loss with respect to the images; zero of a black box.
 
         Raises:
             Fault: there is none.
         """
         x = x.detach().clone().requires_grad_(True)
         loss = self.loss(guide, x, target).sum()
+        if not guide.differentiable:
+            return torch.zeros_like(x)
         if not loss.requires_grad:
             raise Fault("The loss does not depend on the images: no gradient reaches them.")
         (found,) = torch.autograd.grad(loss, x, allow_unused=True)
         if found is None:
             raise Fault("No gradient reaches the images.")
         return found
+
+    def needs_gradient(self) -> None:
+        """
+        Raises:
+            CannotCheck: the guide is a black box.
+        """
+        if not self.guide.differentiable:
+            raise CannotCheck("it is a black box (Guide.differentiable), for recipes by values")
 
     def noise_aware(self) -> bool:
         """Whether it sees an image otherwise if it is told its noise."""

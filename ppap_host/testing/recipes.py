@@ -30,7 +30,7 @@ from ppap_host.sampling.names import SAMPLER_SUMMARIES
 from ppap_host.sampling.reading import Reader
 from ppap_host.sampling.solvers import DDIM, Solver
 from ppap_host.sampling.streams import ImageNoise
-from ppap_host.testing.checks import Check, Fault, Suite, require
+from ppap_host.testing.checks import CannotCheck, Check, Fault, Suite, require
 from ppap_host.testing.comparing import differ, watched_randomness
 from ppap_host.testing.worlds import GaussianWorld, PullGuide
 
@@ -162,9 +162,7 @@ def made(subject: RecipeUnderTest) -> None:
             require(callable(part), f"The gradient part {part!r} cannot be called.")
         _one_each(move)
     blend = recipe.blend
-    require(
-        blend is None or isinstance(blend, Blend), f"As blend it has a {type(blend).__name__}."
-    )
+    require(blend is None or isinstance(blend, Blend), f"As blend it has a {type(blend).__name__}.")
     chosen = recipe.selection
     require(
         chosen is None or isinstance(chosen, Selection),
@@ -267,7 +265,7 @@ def no_gradient(subject: RecipeUnderTest) -> None:
     """A guide whose gradient is zero changes nothing.
 
     Of a recipe that takes steps in the sampler's place: nothing that is not the same at every
-    strength.
+    strength. Of a population, which may draw among equals: its moves alone.
     """
     for clip in (None, (-1.0, 1.0)):
         plain = subject.run(None, clip=clip)
@@ -275,6 +273,11 @@ def no_gradient(subject: RecipeUnderTest) -> None:
             plain = subject.run(subject.once, 2.0, blind=True, clip=clip)
         found = subject.run(subject.once, 1.0, blind=True, clip=clip)
         gap = differ(found, plain)
+        if gap >= 1e-3 and subject.recipe.particles > 1:
+            if not subject.recipe.moves:
+                raise CannotCheck("particles that are worth the same are drawn among")
+            alone = replace(subject.once, selection=None)
+            gap = differ(subject.run(alone, 1.0, blind=True, clip=clip), plain)
         require(gap < 1e-3, f"A guide without any gradient changes the images by {gap:.1%}.")
 
 
