@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.backbones.noise import CLEAN, NoiseLevel
+from ppap_host.files.errors import OptionError
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.sight import shown
 from ppap_host.recipes.energies import Question
@@ -295,7 +296,7 @@ class Evaluator:
                     clean = made(x)
                     known = Estimate(CLEAN, clean, clean, clean)
                     loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
-                    gradient = torch.autograd.grad(-loss.sum(), x)[0]
+                    gradient = _descent(loss, x, g.name)
                 self._count(g.name, gradient)
                 return gradient
 
@@ -376,7 +377,7 @@ class Evaluator:
                 if not move.view.through_backbone:
                     point = point.detach().requires_grad_(True)
                 loss = move.energy(question, move.view.shown(estimate, point))
-                (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
+                gradient = _descent(loss, point, g.name, keep)
             if g.guide.averages_pixels and not move.energy.in_pixels:
                 gradient = gradient * math.sqrt(gradient[0].numel())
             known = replace(estimate, loss=loss.detach())
@@ -461,6 +462,26 @@ class Evaluator:
             self.said[name] = said
         else:
             before.cut, before.skipped = before.cut | said.cut, before.skipped | said.skipped
+
+
+def _descent(loss: Tensor, point: Tensor, name: str, keep: bool = False) -> Tensor:
+    """Where a loss becomes smaller.
+
+    Raises:
+        OptionError: it has no gradient there.
+    """
+    found = None
+    if loss.requires_grad:
+        (found,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep, allow_unused=True)
+    if found is not None:
+        return found
+    raise OptionError(
+        f"The loss of the guide {name!r} has no gradient towards the image.",
+        remedy="Leave torch.inference_mode, or use torch.no_grad instead."
+        if torch.is_inference_mode_enabled()
+        else "Compute it from the image with torch, without detach, numpy, no_grad or whole "
+        "numbers; or take a recipe that needs values alone, such as svdd.",
+    )
 
 
 def _told(g: Guidance, view: View, level: NoiseLevel) -> NoiseLevel | None:
