@@ -7,9 +7,11 @@ import pkgutil
 import subprocess
 import sys
 import threading
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ import ppap_host as ppap
 from ppap_host.files.errors import OptionError, PpapError, RecordError
 from ppap_host.guides.guide import Guide
 from ppap_host.runs.config import RunConfig
+from ppap_host.testing.worlds import GaussianWorld
 
 FAST = dict(steps=4, num=2)
 
@@ -179,6 +182,65 @@ def test_a_loss_of_another_shape_is_an_error(world: object, wrong: object, said:
     assert "[2]" in caught.value.remedy
 
 
+def scaled(x: Tensor, by: float) -> Tensor:
+    return by * x.mean((1, 2, 3))
+
+
+def likeness(x: Tensor, target: Tensor) -> Tensor:
+    return -(x * target).mean((1, 2, 3))
+
+
+GREY = torch.full((3, 8, 8), -0.5)
+
+
+@pytest.mark.parametrize(
+    ("what", "target", "said"),
+    [
+        (None, None, "None cannot steer"),
+        ([redder_left], None, "cannot steer"),
+        (scaled, None, r"as it\(x\), and cannot be: missing a required argument: 'by'"),
+        (Brightness(), GREY, r"as it\(x, target\), and cannot be: too many"),
+        (type("Half", (Guide,), {}), None, "lacks distance, loss"),
+        (type("Needs", (), {"__init__": scaled}), None, r"as it\(\), and cannot be: missing"),
+        (likeness, "", "cannot take the target ''"),
+        (likeness, [None, None], "was given no target"),
+        (lambda x: x.detach().mean((1, 2, 3)), None, "no gradient"),
+        (lambda x: (x > 0).sum((1, 2, 3)), None, "no gradient"),
+        (lambda x: torch.zeros(len(x), requires_grad=True), None, "no gradient"),
+    ],
+)
+def test_what_cannot_steer_is_told_in_a_line(what: object, target: object, said: str) -> None:
+    with pytest.raises(PpapError, match=said):
+        ppap.sample(GaussianWorld((8, 8)), ppap.guidance(what, target, name="it"), **FAST)
+
+
+def test_nothing_has_a_gradient_in_inference_mode() -> None:
+    with torch.inference_mode(), pytest.raises(OptionError) as caught:
+        ppap.sample(GaussianWorld((8, 8)), ppap.guidance(Brightness()), **FAST)
+    assert "inference_mode" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("as_it_is", "otherwise"),
+    [
+        (ppap.guidance(lambda x: x.mul_(2).mean((1, 2, 3))), ppap.guidance(partial(scaled, by=2))),
+        (ppap.guidance(Brightness), ppap.guidance(Brightness())),
+        (
+            ppap.guidance(likeness, (row for row in (GREY, GREY)), scale=np.float32(2)),
+            ppap.guidance(likeness, [GREY, GREY], scale=2),
+        ),
+    ],
+)
+def test_what_is_meant_is_understood(as_it_is: object, otherwise: object) -> None:
+    seeds = (np.arange(2), range(2))
+    world = GaussianWorld((8, 8))
+    one, other = (
+        ppap.sample(world, g, seed=s, steps=3)
+        for g, s in zip((as_it_is, otherwise), seeds, strict=True)
+    )
+    assert torch.equal(one.tensor, other.tensor)
+
+
 def test_what_is_printed_is_short(world: object) -> None:
     guide = ppap.guidance("classifier", target="red cube", scale=2.0)
     assert repr(guide) == "GuideConfig(name='classifier', target='red cube', scale=2.0)"
@@ -336,6 +398,7 @@ def test_options_of_a_run_are_known() -> None:
     with pytest.raises(OptionError, match="'sampeler'") as caught:
         ppap.sample("shapes", sampeler="ddim")
     assert "Did you mean 'sampler'?" in caught.value.remedy
-    with pytest.raises(OptionError, match="Wrap it"):
-        ppap.sample("shapes", [redder_left])
+    for no_guidance in ([redder_left], redder_left, "depth"):
+        with pytest.raises(OptionError, match="Wrap it"):
+            ppap.sample("shapes", no_guidance)
     assert RunConfig().sampler is None

@@ -29,6 +29,7 @@ from ppap_host.files.errors import (
     CheckpointWarning,
     DamageWarning,
     GuidanceWarning,
+    OptionError,
     OutputError,
     PluginError,
     PluginWarning,
@@ -222,7 +223,14 @@ def _explained(error: Exception) -> PpapError | None:
     if isinstance(error, PpapError):
         return error
     from ppap_host.plugins.registry import registry
+    from ppap_host.runs.config import OWN_CODE
 
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if str(frame.f_globals.get("__name__", "")).startswith(OWN_CODE):
+            return OptionError(
+                f"The code {frame.f_code.co_filename!r} fails (line {line}): {in_a_line(error)}.",
+                remedy="Mend it; --debug shows the traceback.",
+            )
     found = registry().blamed(error)
     if found is not None:
         label, where = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any
 
 import typer
@@ -94,8 +95,11 @@ def dtype(what: str = "Number format of the networks", told: str = "") -> Any:
 
 
 def out(help: str, panel: str = COMMON, metavar: str = "FOLDER", **settings: Any) -> Any:
-    """--out."""
-    return option("--out", "-o", panel=panel, metavar=metavar, help=help, **settings)
+    """--out; ``--out=~/there`` is no path that shells expand."""
+    return option(
+        "--out", "-o", panel=panel, metavar=metavar, help=help,
+        callback=lambda path: path and type(path)(os.path.expanduser(path)), **settings,
+    )  # fmt: skip
 
 
 def num(help: str, panel: str = COMMON, **settings: Any) -> Any:

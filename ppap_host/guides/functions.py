@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +81,7 @@ class FunctionGuide(Guide):
 
     def understand(self, given: Given, size: tuple[int, int]) -> Target:
         """A picture, cropped to the images' aspect ratio and resized to them; "" is no target."""
-        if given.text == "":
+        if given.text == "" and not self.targeted:
             return Target("", torch.zeros(1, 0))
         if not given.means_file:
             raise TargetError(
@@ -97,8 +99,7 @@ class FunctionGuide(Guide):
         """What the function says; the images as they are where it needs a target to say it."""
         if self.targeted:
             return x
-        own = next((p.dtype for p in self._network.parameters()), x.dtype)
-        return self._one_each(network(x.to(own)), len(x)).to(x.dtype)
+        return self._asked(network, x)
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         """What the function says, minus that if it rewards.
@@ -107,8 +108,14 @@ class FunctionGuide(Guide):
             OptionError: it does not return one number an image.
         """
         if self.targeted:
-            output = self._one_each(self._network(output, target), len(output))
+            output = self._asked(self._network, output, target)
         return -output if self.rewards else output
+
+    def _asked(self, network: Callable[..., Any], x: Tensor, *target: Tensor) -> Tensor:
+        """What the function says of copies, in its own precision: it may write into them."""
+        own = next((p.dtype for p in self._network.parameters()), x.dtype)
+        said = network(*(given.to(own, copy=True) for given in (x, *target)))
+        return self._one_each(said, len(x)).to(x.dtype)
 
     def _one_each(self, value: Any, count: int) -> Tensor:
         if isinstance(value, Tensor) and value.shape == (count,):
@@ -146,7 +153,7 @@ def as_guide(what: Any, name: str, targeted: bool = False) -> Guide:
         targeted: whether it is given a target.
 
     Raises:
-        OptionError: it is none of them.
+        OptionError: it is none of them, or cannot be called as it would be.
     """
     rewards = isinstance(what, Reward)
     thing = what.what if isinstance(what, Reward) else what
@@ -154,13 +161,42 @@ def as_guide(what: Any, name: str, targeted: bool = False) -> Guide:
         raise OptionError(
             f"{name!r} is a reward, and a reward has no target.", remedy="Leave out its target."
         )
-    if isinstance(thing, type) and issubclass(thing, Guide):
+    if isinstance(thing, type):
+        _check_call(thing, name, "", "Give one that is made, or a class that needs no arguments.")
         thing = thing()
     if isinstance(thing, Guide):
         return RewardOf(thing) if rewards and not thing.rewards else thing
-    if isinstance(thing, nn.Module) or callable(thing):
-        return FunctionGuide(thing, name, rewards, targeted)
-    raise OptionError(
-        f"A {type(thing).__name__} cannot steer.",
-        remedy="Give the name of a guide, a Guide, a module, or a function of images.",
+    check_steers(thing)
+    other = (
+        "Leave out its target, or let it take one."
+        if targeted
+        else "Give a target if that is what it lacks; bind other things with functools.partial."
     )
+    _check_call(thing, name, "x, target" if targeted else "x", other)
+    return FunctionGuide(thing, name, rewards, targeted)
+
+
+def check_steers(thing: Any) -> None:
+    """Raises OptionError for what is neither a guide nor a module nor a function."""
+    if not isinstance(thing, Guide) and not callable(thing):
+        raise OptionError(
+            f"{reprlib.repr(thing)} cannot steer.",
+            remedy="Give the name of a guide, a Guide, a module, or a function of images.",
+        )
+
+
+def _check_call(thing: Any, name: str, arguments: str, remedy: str) -> None:
+    """Raises OptionError for what cannot be called so, or is a class that cannot be made."""
+    missing = ", ".join(sorted(getattr(thing, "__abstractmethods__", ())))
+    if isinstance(thing, type) and missing:
+        raise OptionError(f"The class {name!r} lacks {missing}.", remedy="Write what it lacks.")
+    try:
+        called = inspect.signature(thing.forward if isinstance(thing, nn.Module) else thing)
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    try:
+        called.bind(*filter(None, arguments.split(", ")))
+    except TypeError as error:
+        raise OptionError(
+            f"{name!r} is called as {name}({arguments}), and cannot be: {error}.", remedy=remedy
+        ) from None

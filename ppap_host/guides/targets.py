@@ -758,7 +758,8 @@ def _tensor_as_array(name: str, value: Tensor) -> NDArray[Any]:
 def _not_one(name: str, value: Tensor) -> TargetError:
     return TargetError(
         f"{name} has the shape {tuple(value.shape)}.",
-        remedy="A target is one picture [3, h, w] or one map [h, w], perhaps as a batch of one.",
+        remedy="A target is one picture [3, h, w] or one map [h, w]; of a batch make a list, "
+        "list(batch), which has one an image.",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ppap_host.backbones.noise import EVERYWHERE, NoiseRange
@@ -350,9 +351,12 @@ class Recipe:
 def black_box(guide: str, recipe: str) -> OptionError:
     """The error of a guide without a gradient, asked for one."""
     return OptionError(
-        f"What the guide {guide!r} says has no gradient in the images, and the recipe {recipe!r} "
-        "follows one.",
-        remedy="Choose by values: --recipe best-of-n, fk or svdd.",
+        f"The loss of the guide {guide!r} has no gradient towards the image, and the recipe "
+        f"{recipe!r} follows one.",
+        remedy="Leave torch.inference_mode, or use torch.no_grad instead."
+        if torch.is_inference_mode_enabled()
+        else "Compute it from the image with torch, without detach, numpy, no_grad or whole "
+        "numbers; or choose by values: --recipe best-of-n, fk or svdd.",
     )
 
 

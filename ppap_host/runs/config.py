@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
@@ -289,10 +290,16 @@ def _plain(value: Any) -> Any:
 
 def called(thing: Any) -> str:
     """What an object is called: its own name, a function's, or that of its class."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
     own = getattr(thing, "name", None)
     if isinstance(own, str) and own:
         return own
     return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+OWN_CODE = "_ppap_"
+"""What the names of modules begin with that are read from ``FILE.py:NAME``."""
 
 
 def code_of(what: Any) -> tuple[Path, str] | None:

@@ -16,6 +16,7 @@ from ppap_host.files.errors import OutputError, TargetError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import sha256_file
 from ppap_host.files.previews import array_bytes, film_bytes
+from ppap_host.files.reading import local_path
 from ppap_host.files.writing import copy_file, write_file, write_json, write_png
 from ppap_host.guides.targets import Given
 
@@ -30,14 +31,17 @@ class RunFolder:
     """Writes one run to a folder, which is the run's alone until :meth:`close`.
 
     Args:
-        path: a new folder, or one without a record.
+        path: a new folder, or one without a record; ``~`` is the user's.
 
     Raises:
-        OutputError: it cannot be written, another job is at work in it, or it holds another run.
+        OutputError: it is no path, cannot be written, another job is at work in it, or it holds
+            another run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise OutputError(f"{path!r} is no folder.", remedy="Give the path of a new folder.")
+        self.path = path = Path(local_path(os.fspath(path)))
         # os.path, because Path.exists raises for names that are too long.
         if os.path.exists(path) and not os.path.isdir(path):
             raise OutputError(f"{str(path)!r} is a file.", remedy="Give a folder with --out.")

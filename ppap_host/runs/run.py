@@ -8,7 +8,8 @@ import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Result:
             names = [entry["data"] for entry in self.record["images"]]
             rows = [np.load(self.folder / name, allow_pickle=False) for name in names]
             return torch.from_numpy(np.stack(rows))
-        return torch.cat([images.to_tensor(picture) for picture in self.images])
+        made = [images.to_tensor(picture) for picture in self.images]
+        return torch.cat(made) if made else torch.empty(0, 3, 0, 0)
 
     @property
     def measures(self) -> list[dict[str, dict[str, float]]]:
@@ -142,7 +144,7 @@ class Result:
             raise OutputError(
                 f"The run is in {str(self.folder)!r} already.", remedy="Copy that folder."
             )
-        folder = RunFolder(Path(out))
+        folder = RunFolder(out)
         _keep_targets(self.record, self._shown, folder)
         folder.write_images(self.record, self.record["images"], self._pictures)
         folder.write_data(self.record["images"], self._tensors)
@@ -156,6 +158,13 @@ class Result:
         buffer = io.BytesIO()
         self.sheet().save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def _copied(several: Any) -> Any:
+    """Lists, perhaps by name, that no longer grow."""
+    if isinstance(several, dict):
+        return {name: list(those) for name, those in several.items()}
+    return list(several)
 
 
 class Run:
@@ -225,9 +234,20 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        done, record = len(self._result), self.record
+        return f"<Run: {record['status']}, {done} of {self.setup.config.num} images made>"
+
     def result(self) -> Result:
-        """What is finished so far."""
-        return self._result
+        """What is finished so far; images that are made later are not in it."""
+        if self.record["status"] != "running":
+            return self._result
+        made, shown = self._result, self._shown
+        return Result(
+            deepcopy(made.record) | {"status": "interrupted"}, made.folder, list(made._pictures),
+            list(made._tensors),
+            Shown(**{f.name: _copied(getattr(shown, f.name)) for f in fields(shown)}),
+        )  # fmt: skip
 
     def finish(self) -> Result:
         """Makes what is left, and returns all of it.
@@ -372,7 +392,7 @@ class Run:
 
 def run(
     config: RunConfig,
-    out: Path,
+    out: str | Path,
     watch: Watch | None = None,
     moved: Mapping[str, str] | None = None,
     begun: Begun | None = None,

@@ -6,18 +6,22 @@ All of it is offered by ``import ppap_host as ppap``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.errors import OptionError, RecordError
 from ppap_host.files.offline import nothing_fetched
+from ppap_host.files.reading import local_path
 from ppap_host.files.settings import read
-from ppap_host.guides.functions import Reward
+from ppap_host.guides.functions import Reward, check_steers
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_backbone as load_backbone_named
 from ppap_host.plugins.loading import load_guide as load_guide_named
@@ -28,6 +32,25 @@ from ppap_host.runs.folder import RunFolder
 from ppap_host.runs.record import checked_record, find_targets, read_record
 from ppap_host.runs.run import Result, Run, Watch, run
 from ppap_host.runs.setup import as_backbone, set_up
+
+
+def _plain(value: Any) -> Any:
+    """What a script gives for a setting, as configurations have it.
+
+    Numbers of numpy and torch become Python's; lists, ranges, arrays and generators tuples; paths,
+    devices and number formats text.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, torch.device | torch.dtype):
+        return str(value).removeprefix("torch.")
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
+    return _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
+    """Several values, one an image, as a tuple; anything else as it is."""
+    return tuple(value) if isinstance(value, list | range | Generator | map) else value
 
 
 def guidance(
@@ -59,6 +82,8 @@ def guidance(
     Raises:
         OptionError: a value means nothing.
     """
+    if not isinstance(what, str | Reward | GuideConfig):
+        check_steers(what)
     code = code_of(what)
     if isinstance(what, str) and code is None:
         label, steers = what, None
@@ -72,14 +97,12 @@ def guidance(
         label = what.what
     if name is not None and steers is None:
         steers = what
-    if isinstance(target, list):
-        target = tuple(target)
     return read(
         GuideConfig,
         dict(
-            name=name or label, target=target, scale=scale, model=model, recipe=recipe,
-            experts=experts, interval=interval, stage=stage, calibration=calibration, what=steers,
-            absolute=absolute,
+            name=name or label, target=_tuple(target), scale=_plain(scale), model=_plain(model),
+            recipe=recipe, experts=_plain(experts), interval=interval, stage=stage,
+            calibration=_plain(calibration), what=steers, absolute=absolute,
         ),
         f"the guidance {name or label!r}",
     )  # fmt: skip
@@ -99,27 +122,49 @@ def described(backbone: Any, guides: Guides | None, options: Mapping[str, Any]) 
     Raises:
         OptionError: a name is unknown, or a value means nothing.
     """
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-    chosen = [] if guides is None else [guides] if isinstance(guides, GuideConfig) else list(guides)
+    values = _settings(options, "ppap.sample")
+    chosen = () if guides is None else _several(guides)
+    values = _counted(values, values, chosen)
+    return read(RunConfig, values | {"backbone": backbone, "guides": chosen}, "ppap.sample")
+
+
+def _settings(options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Options by the names of a configuration.
+
+    Raises:
+        OptionError: there is none of a name.
+    """
+    values = {"class_index" if k == "class_" else k: _plain(v) for k, v in options.items()}
+    known = {field.name for field in fields(RunConfig)}
+    read(RunConfig, {key: value for key, value in values.items() if key not in known}, source)
+    return values
+
+
+def _counted(
+    values: Mapping[str, Any], given: Mapping[str, Any], guides: Sequence[GuideConfig]
+) -> dict[str, Any]:
+    """The values with as many images as what is given has rows, where no number is."""
+    lists = [given.get(key) for key in ("prompt", "negative_prompt", "class_index", "seed")]
+    lists += [guide.target for guide in guides]
+    longest = max((len(v) for v in lists if isinstance(v, tuple)), default=0)
+    return {**values, **({"num": longest} if "num" not in given and longest > 1 else {})}
+
+
+def _several(guides: Guides) -> tuple[GuideConfig, ...]:
+    """One guidance or several.
+
+    Raises:
+        OptionError: something else stands there.
+    """
+    several = _tuple(guides)
+    chosen = several if isinstance(several, tuple) else (several,)
     for guide in chosen:
         if not isinstance(guide, GuideConfig):
             raise OptionError(
-                f"A {type(guide).__name__} stands where guidance is wanted.",
+                f"{reprlib.repr(guide)} stands where guidance is wanted.",
                 remedy="Wrap it: ppap.guidance(what, target=...).",
             )
-    if "class_" in values:
-        values["class_index"] = values.pop("class_")
-    lists = [values.get(key) for key in ("prompt", "class_index", "seed")]
-    lists += [guide.target for guide in chosen]
-    longest = max((len(v) for v in lists if isinstance(v, tuple)), default=0)
-    if "num" not in values and longest > 1:
-        values["num"] = longest
-    known = {field.name for field in fields(RunConfig)} - {"guides", "backbone"}
-    return read(
-        RunConfig, values | {"backbone": backbone, "guides": tuple(chosen)},
-        f"ppap.sample, which takes {', '.join(sorted(known))}" if set(values) - known else
-        "ppap.sample",
-    )  # fmt: skip
+    return chosen
 
 
 def trajectory(
@@ -148,7 +193,7 @@ def trajectory(
         PpapError: anything that the caller can mend.
     """
     setup = set_up(described(backbone, guides, options))
-    folder = None if out is None else RunFolder(Path(out))
+    folder = None if out is None else RunFolder(out)
     return Run(setup, folder, watch, keep_gradients=keep_gradients)
 
 
@@ -177,12 +222,12 @@ def sample(
     """
     config = described(backbone, guides, options)
     if out is not None:
-        return run(config, Path(out), watch)
+        return run(config, out, watch)
     return Run(set_up(config), None, watch).finish()
 
 
 def rerun(
-    record: str | Path | Mapping[str, Any],
+    record: str | Path | Mapping[str, Any] | Result,
     *,
     out: str | Path | None = None,
     watch: Watch | None = None,
@@ -195,7 +240,7 @@ def rerun(
     What defaults had decided is taken from the record as values.
 
     Args:
-        record: a ``run.json``, the folder of a run, one of its PNGs, or the record itself.
+        record: a ``run.json``, the folder of a run, one of its PNGs, a result, or its record.
         out: a folder to write to; None keeps the images in memory.
         guides, backbone: instead of the record's. What was an object in memory, code or a hub name
             is never taken from a record: give it again.
@@ -206,17 +251,25 @@ def rerun(
             again.
         PpapError: as :func:`sample`.
     """
+    if isinstance(record, Result):
+        record = record.folder or record.record
+    place = None
     if isinstance(record, Mapping):
         source = checked_record(record, "the record")
+    elif isinstance(record, str | os.PathLike):
+        place = Path(local_path(os.fspath(record)))
+        source = read_record(place)
     else:
-        source = read_record(Path(record))
-    place = None if isinstance(record, Mapping) else Path(record)
+        raise RecordError(
+            f"{reprlib.repr(record)} is no record.",
+            remedy="Give a run.json, the folder of a run, one of its images, or a result.",
+        )
     config, moved = from_record(source, place, guides=guides, backbone=backbone, changes=changes)
     # What is given again may be fetched; what only the record names may not.
     given = guides is not None or backbone is not None or "checkpoint" in changes
     with nothing_fetched("" if given else "the record" if place is None else str(place)):
         if out is not None:
-            return run(config, Path(out), watch, moved)
+            return run(config, out, watch, moved)
         return Run(set_up(config, moved), None, watch).finish()
 
 
@@ -238,9 +291,10 @@ def from_record(
     Raises:
         RecordError, OptionError: as :func:`rerun`.
     """
-    shown, named = "the record" if place is None else str(place), changes or {}
-    values = {**record["config"], **{k: tuple(v) if isinstance(v, list) else v
-                                     for k, v in (changes or {}).items()}}  # fmt: skip
+    shown = "the record" if place is None else str(place)
+    named = _settings(changes or {}, "ppap.rerun")
+    chosen = () if guides is None else _several(guides)
+    values = _counted({**record["config"], **named}, named, chosen)
     moved: dict[str, str] | None = None
     if guides is not None:
         values["guides"] = []
@@ -256,7 +310,6 @@ def from_record(
     _refuse_objects(values, shown)
     config = RunConfig.from_dict(values, shown)
     if guides is not None:
-        chosen = (guides,) if isinstance(guides, GuideConfig) else tuple(guides)
         config = replace(config, guides=chosen)
     else:
         refuse_code(config, shown, code)
@@ -351,9 +404,10 @@ def load_backbone(
             )
         return as_backbone(what, registry())
     place = pick_device(str(device))
+    checkpoint, format = _plain(checkpoint), pick_dtype(_plain(dtype), place)
     made = load_backbone_named(registry(), what, checkpoint, options)
-    made.to(place, pick_dtype(dtype, place))
-    made.device, made.dtype = place, pick_dtype(dtype, place)
+    made.to(place, format)
+    made.device, made.dtype = place, format
     made.origin = {"backbone": what, "checkpoint": checkpoint, "backbone_options": options}
     return made
 
@@ -376,6 +430,7 @@ def load_guide(
         PpapError: it cannot be found or read.
     """
     place = pick_device(str(device))
-    guide = load_guide_named(registry(), name, model).to(place, pick_dtype(dtype, place))
+    model, format = _plain(model), pick_dtype(_plain(dtype), place)
+    guide = load_guide_named(registry(), name, model).to(place, format)
     guide.origin = {"what": name, "model": model}
     return guide

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,14 @@ from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.choice import NONE, Choice, choose, read_interval
-from ppap_host.runs.config import GuideConfig, RunConfig, called, check_names, code_of
+from ppap_host.runs.config import (
+    OWN_CODE,
+    GuideConfig,
+    RunConfig,
+    called,
+    check_names,
+    code_of,
+)
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.own import OwnSteps, itself
 from ppap_host.runs.quality import with_quality
@@ -278,6 +286,11 @@ def as_backbone(thing: Any, found: Registry) -> Backbone:
     Raises:
         PpapError: it is none that is known.
     """
+    if "diffusers" not in sys.modules:  # what it makes is not there either
+        raise OptionError(
+            f"{reprlib.repr(thing)} is no diffusion model.",
+            remedy="Give the name of a backbone, a Backbone, or a pipeline of diffusers.",
+        )
     made = found.load("backbone", "diffusers")(checkpoint=thing)
     assert isinstance(made, Backbone)
     return made
@@ -458,7 +471,7 @@ def _load_code(path: Path, name: str) -> Any:
             f"Cannot read the code {str(path)!r}: {error.strerror}.",
             remedy="Give FILE.py:NAME, the path of a file and a guide or a function in it.",
         ) from None
-    module_name = f"_ppap_{path.stem}_{digest}"
+    module_name = f"{OWN_CODE}{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise OptionError(f"{str(path)!r} is no Python file.", remedy="Give FILE.py:NAME.")
@@ -466,7 +479,7 @@ def _load_code(path: Path, name: str) -> Any:
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         del sys.modules[module_name]
         raise OptionError(
             f"The code {str(path)!r} fails: {type(error).__name__}: {error}",

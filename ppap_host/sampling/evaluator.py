@@ -307,9 +307,7 @@ class Evaluator:
                     clean = made(x)
                     known = Estimate(CLEAN, clean, clean, clean, ask=self.reader)
                     loss = g.recipe.energy(self._question(g, Predicted(), known, draws), clean)
-                    if not loss.requires_grad:
-                        raise black_box(g.name, g.recipe.name)
-                    gradient = torch.autograd.grad(-loss.sum(), x)[0]
+                    gradient = _descent(loss, x, g)
                 self._count(g.name, gradient)
                 return gradient
 
@@ -391,9 +389,7 @@ class Evaluator:
                 if not move.view.through_backbone:
                     point = point.detach().requires_grad_(True)
                 loss = self._losses(g.name, move, question, move.view.shown(estimate, point))
-                if not loss.requires_grad:
-                    raise black_box(g.name, g.recipe.name)
-                (gradient,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep)
+                gradient = _descent(loss, point, g, keep)
             if g.guide.averages_pixels and not move.energy.in_pixels:
                 gradient = gradient * math.sqrt(gradient[0].numel())
             known = replace(estimate, loss=loss.detach())
@@ -500,6 +496,20 @@ def _with_own(
 ) -> Tensor:
     """What a place does in the end, with what its own move knows."""
     return end(x, replace(estimate, memory=memory, scale=scale))
+
+
+def _descent(loss: Tensor, point: Tensor, g: Guidance, keep: bool = False) -> Tensor:
+    """Where a loss becomes smaller.
+
+    Raises:
+        OptionError: it has no gradient there.
+    """
+    found = None
+    if loss.requires_grad:
+        (found,) = torch.autograd.grad(-loss.sum(), point, retain_graph=keep, allow_unused=True)
+    if found is None:
+        raise black_box(g.name, g.recipe.name)
+    return found
 
 
 def _told(g: Guidance, view: View, level: NoiseLevel) -> NoiseLevel | None:
