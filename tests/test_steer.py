@@ -935,7 +935,7 @@ def test_gradients_are_taken_of_as_many_images_as_fit(
     whole, report = made(None)
     assert report.at_once == {"contrast": 4} and not counts
     made(0.0)
-    for fits, size in ((9.0, 4), (3.0, 2), (2.0, 2), (1.5, 1), (0.0, 1)):
+    for fits, size in ((9.0, 4), (3.0, 2), (1.5, 1)):
         states, report = made(fits)
         assert report.at_once == {"contrast": size} and f"{size} images to a gradient" in str(
             report
