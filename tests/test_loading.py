@@ -256,11 +256,15 @@ def test_pictures_of_other_arguments_are_kept_with_the_record(
 def test_what_is_no_adapter_is_refused(folder: Callable[[str], str], tmp_path: Path) -> None:
     save_file({"image_proj.proj.weight": torch.ones(2, 2)}, tmp_path / "bad.safetensors")
     save_file(ip_adapter(tiny("sd").unet), tmp_path / "good.safetensors")
+    whole = ip_adapter(tiny("sd3").transformer)
+    part = {key: value for key, value in whole.items() if ".layers.3." not in key}
+    save_file(part, tmp_path / "part.safetensors")
     (tmp_path / "eye").mkdir()
     (tmp_path / "eye" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
-    good, bad = (str(tmp_path / f"{name}.safetensors") for name in ("good", "bad"))
+    good, bad, lacks = (str(tmp_path / f"{name}.safetensors") for name in ("good", "bad", "part"))
     cases: tuple[tuple[str, dict[str, str], str], ...] = (
         ("sd", {"ip_adapter": bad}, "IP-Adapter .*bad.safetensors' do not fit"),
+        ("sd3", {"ip_adapter": lacks}, "do not fit .*Missing key"),
         ("sd", {"ip_adapter": good, "image_encoder": str(tmp_path / "eye")}, "no image encoder"),
         ("sd", {"image_encoder": str(tmp_path / "eye")}, "there is none"),
         ("ddpm", {"ip_adapter": good}, "takes no IP-Adapter"),
