@@ -219,13 +219,15 @@ def test_an_ip_adapter_is_shown_a_picture(
         for backbone in ("diffusers", elsewhere)
     ]  # fmt: skip
     pipe = read(folder(name))
-    encoder: dict[str, Any] = {}
-    if name == "flux":
-        encoder = {
-            "image_encoder_pretrained_model_name_or_path": str(tmp_path / "image_encoder"),
+    beside = str(tmp_path / "image_encoder")
+    own: dict[str, dict[str, Any]] = {
+        "sd3": {"image_encoder_folder": beside},
+        "flux": {
+            "image_encoder_pretrained_model_name_or_path": beside,
             "image_encoder_dtype": torch.float32,
-        }
-    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, **encoder)
+        },
+    }
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, **own.get(name, {}))
     pipe.set_ip_adapter_scale(0.6)
     call = {"ip_adapter_image": Image.open(photo), **more, **SIZE}
     expected = by_diffusers(pipe, "a dog", **call)
