@@ -499,7 +499,7 @@ def _ip_adapter_of_sd3(network: Any, seen: int) -> dict[str, Tensor]:
     torch.manual_seed(3)
     parts = {
         "image_proj": IPAdapterTimeImageProjection(
-            embed_dim=seen, output_dim=inner, hidden_dim=width, depth=1, heads=1, num_queries=4
+            embed_dim=seen, output_dim=inner, hidden_dim=width, heads=1, num_queries=4
         ),
         "ip_adapter.0": SD3IPAdapterJointAttnProcessor2_0(
             inner, inner, network.config.attention_head_dim, width

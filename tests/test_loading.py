@@ -219,13 +219,15 @@ def test_an_ip_adapter_is_shown_a_picture(
         for backbone in ("diffusers", elsewhere)
     ]  # fmt: skip
     pipe = read(folder(name))
-    encoder: dict[str, Any] = {}
-    if name == "flux":
-        encoder = {
-            "image_encoder_pretrained_model_name_or_path": str(tmp_path / "image_encoder"),
+    beside = str(tmp_path / "image_encoder")
+    own: dict[str, dict[str, Any]] = {
+        "sd3": {"image_encoder_folder": beside},
+        "flux": {
+            "image_encoder_pretrained_model_name_or_path": beside,
             "image_encoder_dtype": torch.float32,
-        }
-    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, **encoder)
+        },
+    }
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, **own.get(name, {}))
     pipe.set_ip_adapter_scale(0.6)
     call = {"ip_adapter_image": Image.open(photo), **more, **SIZE}
     expected = by_diffusers(pipe, "a dog", **call)
@@ -256,11 +258,15 @@ def test_pictures_of_other_arguments_are_kept_with_the_record(
 def test_what_is_no_adapter_is_refused(folder: Callable[[str], str], tmp_path: Path) -> None:
     save_file({"image_proj.proj.weight": torch.ones(2, 2)}, tmp_path / "bad.safetensors")
     save_file(ip_adapter(tiny("sd").unet), tmp_path / "good.safetensors")
+    whole = ip_adapter(tiny("sd3").transformer)
+    part = {key: value for key, value in whole.items() if ".layers.3." not in key}
+    save_file(part, tmp_path / "part.safetensors")
     (tmp_path / "eye").mkdir()
     (tmp_path / "eye" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
-    good, bad = (str(tmp_path / f"{name}.safetensors") for name in ("good", "bad"))
+    good, bad, lacks = (str(tmp_path / f"{name}.safetensors") for name in ("good", "bad", "part"))
     cases: tuple[tuple[str, dict[str, str], str], ...] = (
         ("sd", {"ip_adapter": bad}, "IP-Adapter .*bad.safetensors' do not fit"),
+        ("sd3", {"ip_adapter": lacks}, "do not fit .*Missing key"),
         ("sd", {"ip_adapter": good, "image_encoder": str(tmp_path / "eye")}, "no image encoder"),
         ("sd", {"image_encoder": str(tmp_path / "eye")}, "there is none"),
         ("ddpm", {"ip_adapter": good}, "takes no IP-Adapter"),

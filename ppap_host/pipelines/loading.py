@@ -396,6 +396,7 @@ def _add_adapter(pipe: Any, source: str, encoder: str, files: list[Path]) -> lis
         with quietly():
             pipe.load_ip_adapter(
                 str(path.parent), subfolder="", weight_name=path.name, local_files_only=True,
+                low_cpu_mem_usage=False,  # which would leave weights that are missing without any
                 **dict.fromkeys(fetched),
             )  # fmt: skip
         pipe.set_ip_adapter_scale(strength)

@@ -84,8 +84,9 @@ def at_once(losses: Callable[[Tensor, slice], Tensor], states: Tensor) -> int:
     cards = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards), Counted() as counted:
         _gradient(losses, states, slice(0, 1))
-    parts = min(-(-count * max(counted.peak, 1) // max(int(SHARE * room), 1)), count)
-    return -(-count // max(parts, 1))
+    fit = max(int(SHARE * room) // max(counted.peak, 1), 1)
+    parts = -(-count // fit)
+    return -(-count // parts)
 
 
 def in_parts(losses: Callable[[Tensor, slice], Tensor], states: Tensor, size: int) -> Tensor:

@@ -163,7 +163,7 @@ def train_autoencoder(args: argparse.Namespace) -> None:
         optimiser.step()
         step += 1
         if step % 50 == 0 or step == steps:
-            print({"step": step, "error": round(float(error), 5)}, flush=True)
+            print({"step": step, "error": round(error.item(), 5)}, flush=True)
         if step % args.save_every == 0 or step == steps or stopped:
             state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
             torch.save(state, state_file.with_suffix(".partial"))
