@@ -830,6 +830,8 @@ def _mask_values(given: Given, decoded: Decoded) -> tuple[NDArray[np.float64], s
         values, words = _by_colours(decoded)
     else:
         values, words, doubts = _by_numbers(given, decoded, found[0])
+    if decoded.narrowed and not values.any():
+        given.numbers()  # says that small numbers were cut away
     middle = float(((values > 0.1) & (values < 0.9)).mean())
     if middle > _MIDDLE:
         doubts.append(
