@@ -19,6 +19,7 @@ from ppap_host.cli.options import (
     AsJson,
     OpenIt,
     option,
+    refuse_idle,
     spacing,
 )
 from ppap_host.cli.output import open_file, print_json, tell_path
@@ -29,10 +30,25 @@ from ppap_host.files.errors import OptionError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KNOWN = ("prompts", "pairs", "unguided", "all", "frechet", "classes", "depth", "spoiled")
+_SAMPLED = {"steps", "seed", "checkpoint", "sampler", "eta", "batch"}
+_PROMPTED = {"cfg", "cfg_interval", "bfloat16"}
+_GUIDED = {"scale", "recipe", "experts"}
+_SHEET = {"out", "open_it"}
+_KNOWN = {
+    "prompts": _SAMPLED | _PROMPTED,
+    "pairs": _SAMPLED | _PROMPTED | _SHEET,
+    "unguided": _SAMPLED | _SHEET | {"bfloat16"},
+    "all": _SAMPLED | _PROMPTED | _SHEET,
+    "frechet": _SAMPLED | _PROMPTED,
+    "classes": _SAMPLED | _GUIDED | _SHEET | {"bfloat16"},
+    "depth": _SAMPLED | _GUIDED | _SHEET | {"bfloat16"},
+    "spoiled": set[str](),
+}
+"""Each measure, and the options that it goes by besides --num and --json."""
 
 
 def evaluate(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -130,6 +146,8 @@ def evaluate(
     """
     if what not in _KNOWN:
         raise unknown_name("measure", what, _KNOWN)
+    idle = set().union(*_KNOWN.values()) - _KNOWN[what]
+    refuse_idle(context, idle, f"to the measure {what}", "Leave it out.")
     if open_it and out is None:
         raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
     sheets: dict[str, list[_Row]] = {}
@@ -139,12 +157,16 @@ def evaluate(
         from ppap_host.plugins.loading import load_sampler
         from ppap_host.plugins.registry import registry
         from ppap_host.runs.choice import choose, read_interval
-        from ppap_host.runs.config import GuideConfig
+        from ppap_host.runs.config import GuideConfig, RunConfig
         from ppap_host.shapes.backbone import ShapesBackbone
         from ppap_plugin_bench import shapes as measures
 
+        run = RunConfig(
+            num=num, steps=steps and spacing(steps), sampler=sampler, eta=eta, cfg=cfg, seed=seed,
+            batch=batch,
+        )  # fmt: skip
         backbone = ShapesBackbone(checkpoint)
-        spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
+        spaced, sampler, eta = backbone.sampling(run.steps, sampler, run.eta)
         solver = load_sampler(registry(), sampler, backbone, eta)
         settings = measures.Settings(
             steps=spaced,
@@ -166,7 +188,7 @@ def evaluate(
             found = registry()
             name = "depth" if what == "depth" else "classifier"
             guide = found.load("guide", name)()
-            wanted = GuideConfig(name, "", experts=experts)
+            wanted = GuideConfig(name, "", scale=scale, experts=experts)
             chosen = choose(
                 wanted, recipe, guide, backbone, solver.walk(backbone, settings.steps), found
             )  # fmt: skip
