@@ -604,14 +604,14 @@ def test_guides_are_measured_as_a_user_runs_them(shapes: ShapesWorld) -> None:
 @pytest.mark.parametrize(
     ("words", "idle"),
     [
-        (["prompts", "--scale", "2", "--quality", "draft"], "--scale, --quality"),
+        (["prompts", "--quality", "draft"], "--quality"),
         (["classes", "--cfg", "3"], "--cfg"),
     ],
 )
 def test_options_that_a_measure_does_not_look_at_are_refused(words: list[str], idle: str) -> None:
     result = CliRunner().invoke(evaluate_app, words)
     assert isinstance(result.exception, OptionError)
-    assert result.exception.message == f"{idle} would do nothing for {words[0]}."
+    assert result.exception.message == f"{idle} does nothing to the measure {words[0]}."
 
 
 def test_the_first_of_many_renders_are_those_of_few(shapes: ShapesWorld) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -165,6 +166,22 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
                 f"{option} {key + equals + value!r} has no value.", remedy="Give KEY=VALUE."
             )
     return [(key, value) for key, _, value in pairs]
+
+
+def refuse_idle(context: typer.Context, names: Collection[str], where: str, remedy: str) -> None:
+    """Refuses options that were given and can do nothing.
+
+    Args:
+        names: of their parameters.
+        where: they do nothing.
+
+    Raises:
+        OptionError: one of them was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"{parameter.opts[0]} does nothing {where}.", remedy=remedy)
 
 
 def spacing(steps: str) -> int | str:

@@ -20,6 +20,7 @@ from ppap_host.cli.options import (
     Vae,
     backbone_options,
     option,
+    refuse_idle,
     spacing,
 )
 from ppap_host.cli.output import duration, print_json, remark, tell, tell_path
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
 
 _TUNING = "Tuning"
 _ESTIMATE = "Estimate"
+_OF_ESTIMATE = ("num", "harvest_steps", "harvest_cfg")
 _METHODS = ("patch", "full")
 _VIEWS: tuple[View, ...] = ("noised", "predicted")
 
 
 def tune(
+    context: typer.Context,
     guide: Annotated[
         str,
         typer.Argument(
@@ -209,6 +212,10 @@ def tune(
         )  # fmt: skip
 
     if estimate:
+        refuse_idle(
+            context, ("harvest", "out", "licence"), "with --estimate, which reads and writes none",
+            "Leave it out; --num and --harvest-steps say what harvest is meant.",
+        )  # fmt: skip
         with progress_bar() as watch:
             watch("estimating", 0, 1)
             cost = _estimated(
@@ -221,6 +228,7 @@ def tune(
         else:
             _show_cost(cost, f"{guide} on {backbone or 'shapes'}", num, experts, view)
         return
+    refuse_idle(context, _OF_ESTIMATE, "without --estimate", "Add it, or leave this out.")
     if harvest is None or out is None:
         raise OptionError(
             f"--{'harvest' if harvest is None else 'out'} is missing.",

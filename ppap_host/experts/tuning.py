@@ -96,6 +96,13 @@ class TuningConfig:
     check_every: Count = 50
     patience: Count = 10
 
+    def __post_init__(self) -> None:
+        if self.method == "full" and self.rank is not None:
+            raise OptionError(
+                f"The rank {self.rank} is of low-rank factors, and the method full has none.",
+                remedy="Leave it out, or use the method patch.",
+            )
+
     @property
     def learning_rate(self) -> float:
         """The peak learning rate."""

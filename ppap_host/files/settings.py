@@ -40,7 +40,11 @@ Repeats = Annotated[int, Field(ge=0, le=100)]
 """The same where it may be left out."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a moving average."""
-Steps = Annotated[int, Field(ge=1, le=1_000_000)] | Annotated[str, Field(min_length=1)]
+Parts = Annotated[int, Field(ge=1, le=1000)]
+"""Into how many parts something is split."""
+Number = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of steps, or of trials."""
+Steps = Number | Annotated[str, Field(min_length=1)]
 """A number of steps, or a spacing of them."""
 
 
@@ -119,7 +123,8 @@ def _explained(cls: Any, error: pydantic.ValidationError) -> OptionError:
     known = [field.name for field in dataclasses.fields(cls)]
     faults = error.errors(include_url=False)
     first = faults[0]
-    path = ".".join(str(part) for part in first["loc"][:1]) or "?"
+    part = next(iter(first["loc"]), "?")
+    path = known[part] if isinstance(part, int) and part < len(known) else str(part)
     if first["type"] == "unexpected_keyword_argument":
         close = nearest(path, known, 1)
         return OptionError(

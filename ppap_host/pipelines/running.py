@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
@@ -46,6 +47,7 @@ from ppap_host.runs.config import RunConfig
 from ppap_host.runs.own import Batch, OwnSteps
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event
+from ppap_host.sampling.streams import derived, word
 
 T = TypeVar("T")
 USUAL_FPS = 16.0
@@ -132,12 +134,14 @@ class PipelineSteps(OwnSteps):
         return self.pipe(**call, output_type="pt")
 
     def _seeds(self, indices: Sequence[int]) -> list[int]:
-        """What each image's generator is seeded with: the run's seed plus its number."""
-        seeds = self._config.seed
-        if isinstance(seeds, tuple):
-            own = self._config.of_images("seed", indices)
-            return [s + k if len(seeds) == 1 else s for s, k in zip(own, indices, strict=True)]
-        return [seeds + k for k in indices]
+        """What each image's generator is seeded with: the run's seed plus its number.
+
+        torch's generators look at 32 bits of a seed, so larger sums are hashed.
+        """
+        several = isinstance(self._config.seed, tuple) and len(self._config.seed) > 1
+        own = self._config.of_images("seed", indices)
+        sums = [s if several else s + k for s, k in zip(own, indices, strict=True)]
+        return [s if s < 1 << 32 else word(derived("pipeline", s)) for s in sums]
 
     def check(self, recipe: Recipe) -> None:
         """Whether a pipeline's own steps can be guided by a recipe.
@@ -165,6 +169,17 @@ class PipelineSteps(OwnSteps):
         steering.keep_gradients = keep_gradients
         failed: dict[int, str] = {}
         looked_at: list[Sequence[int]] = []
+        unbounded: set[int] = set()
+
+        def decoded(_: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            """Pipelines cut what they return to [0, 1], infinity as well."""
+            found = call(*args, **kwargs)
+            if isinstance(found, Tensor):
+                lost = ~found.isfinite().flatten(1).all(dim=1)
+                if len(lost) != len(indices):
+                    lost = lost.any().expand(len(indices))
+                unbounded.update(torch.nonzero(lost).flatten().tolist())
+            return found
 
         def run(give: Callable[[Event], None]) -> Any:
             taken = 0
@@ -175,6 +190,7 @@ class PipelineSteps(OwnSteps):
                 for row in torch.nonzero(bad).flatten().tolist():
                     failed.setdefault(row, f"the state is not finite at step {taken}")
                 looked_at[:] = [seen.frames]
+                unbounded.clear()  # by guides, on the way
                 count = max(len(self._opened.walk), taken + 1)
                 event = Event(
                     taken, count, step.x_next, step.estimate, step.x0_unguided, step.said,
@@ -184,7 +200,11 @@ class PipelineSteps(OwnSteps):
                 give(event)
 
             steering.watch = told
-            with steer.by(steering).hooks():
+            decoder = getattr(steering.decoder.network_of(self.pipe), "decoder", None)
+            with (
+                steer.by(steering).hooks(),
+                nullcontext() if decoder is None else hooked(decoder, "__call__", decoded),
+            ):
                 return self._call(indices)
 
         made = yield from step_by_step(run, seeds[0])
@@ -192,8 +212,8 @@ class PipelineSteps(OwnSteps):
         if self.video and len(indices) == 1 < len(films):  # one video's frames, without a batch
             films = [torch.cat(films)]
         rows = {indices[row]: f"{reason} of {self.steps}" for row, reason in failed.items()}
-        for k, film in zip(indices, films, strict=True):
-            if not bool(film.isfinite().all()):
+        for row, (k, film) in enumerate(zip(indices, films, strict=True)):
+            if row in unbounded or not bool(film.isfinite().all()):
                 rows.setdefault(k, "the decoded image is not finite")
         # Rounded to 8 bits as diffusers does it, so that what is written is what it would write.
         pixels = (torch.stack(films).nan_to_num(0.0).clamp(0, 1) * 255).round()

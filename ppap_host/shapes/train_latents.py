@@ -122,7 +122,7 @@ def subject(vae: Any, device: str) -> Subject:
     @torch.no_grad()
     def states(x: Tensor) -> Tensor:
         latents: Tensor = vae.encode(x.to(device)).latent_dist.mode().cpu()
-        return latents * vae.config.scaling_factor
+        return latents * float(vae.config.scaling_factor)
 
     return Subject(
         "latents", LatentNetworks, tokens, (CHANNELS, CELLS, CELLS), states,

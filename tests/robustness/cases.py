@@ -46,7 +46,7 @@ class Case:
         prints: the same of standard output.
         codes: exit codes that are right; none: any, as long as nothing else is wrong.
         writes: files that the command may change, as patterns; all others must stay as they are.
-        seconds: in which it must end, whatever else the machine does.
+        seconds: of computing in which it must end; ten times as many by the clock.
         memory: bytes that it may take beyond what is imported.
         inputs: how many inputs it stands for, where the function tries several.
     """

@@ -23,6 +23,9 @@ _ALIEN = (
 )  # fmt: skip
 """Events that mean: something was run, unpickled or fetched."""
 
+_PATIENCE = 10
+"""How many times its seconds a case may take where others leave it no more of the machine."""
+
 CANARY = "EXECUTED"
 """File that hostile code writes in its folder when it is run."""
 
@@ -80,7 +83,9 @@ class _Going:
         seconds = time.monotonic() - self.began
         hang = ""
         if not pid:
-            if seconds < self.case.seconds:
+            if seconds < self.case.seconds or (
+                seconds < _PATIENCE * self.case.seconds and _busy(self.pid) < self.case.seconds
+            ):
                 return None
             os.killpg(self.pid, signal.SIGKILL)
             _, status = os.waitpid(self.pid, 0)
@@ -118,6 +123,12 @@ class _Going:
                 if after[name] != data:
                     return f"{name} is another"
         return ""
+
+
+def _busy(pid: int) -> float:
+    """Seconds that a process, and what it has waited for, have computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -57,6 +57,7 @@ def cases() -> Iterator[Case]:
     yield Case("no two images share noise", 2, _nothing, _all_differ, codes=(0,), inputs=pairs)
     for seed in (2**32, 5 * 2**32, 2**64, 10**30):
         yield Case(f"seed {seed} is not a smaller one", 2, _nothing, _like(seed), codes=(0,))
+    yield Case("a pipeline's large seeds", 2, _nothing, _of_a_pipeline, codes=(0,), inputs=4)
     yield Case("a sheet of 100,000 pictures", 15, _nothing, _large_sheet, codes=(0,))
     yield Case("a harvest of 2,000 images", 15, _nothing, _large_harvest, codes=(0,), seconds=120)
 
@@ -225,6 +226,17 @@ def _like(seed: int) -> Callable[[Path], None]:
         assert mine["images"][0]["pixels_sha256"] not in hashes
 
     return check
+
+
+def _of_a_pipeline(folder: Path) -> None:
+    """Seeds that torch's generator takes for one another, or does not take."""
+    from pipelines import tiny
+
+    import ppap_host as ppap
+
+    pipe, seeds = tiny("sd"), (7, 7 + 2**32, 2**64, 10**30)
+    made = [ppap.sample(pipe, prompt="a", seed=seed, num=1, steps=1) for seed in seeds]
+    assert len({done.record["images"][0]["pixels_sha256"] for done in made}) == len(seeds)
 
 
 # Growth

@@ -52,6 +52,7 @@ def _not_finite() -> Iterator[Case]:
         yield Case(what, 1, _nothing, _one_of_two(spoil), codes=(0,))
     for name in ("heun", "ddpm", "dpm++", "ddim"):
         yield Case(f"noise without bounds, {name}", 1, _nothing, _all_lost(name), says="finite")
+    yield Case("a pipeline's decoder without bounds", 1, _nothing, _decoded, codes=(0,))
     for option, value in (("--cfg", "nan"), ("--cfg", "inf"), ("--scale", "nan"),
                           ("--churn-noise", "1e38")):  # fmt: skip
         command = (*_GUIDED, "--prompt", "a red cube", option, value)
@@ -113,6 +114,21 @@ def _one_of_two(spoil: Callable[[Any, int], Any]) -> Make:
     return check
 
 
+def _decoded(folder: Path) -> None:
+    """diffusers cuts infinity to white; here the image is none."""
+    import torch
+    from pipelines import tiny
+
+    import ppap_host as ppap
+
+    pipe = tiny("sd")
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(math.inf)
+    done = ppap.sample(pipe, prompt="a", num=2, batch=2, steps=2)
+    assert list(done.record["failed"]) == ["0", "1"], done.record["failed"]
+    assert "decoded" in done.record["failed"]["0"], done.record["failed"]
+
+
 def _no_constant(name: str) -> None:
     raise AssertionError(f"{name} in a record")
 
@@ -135,10 +151,10 @@ _ODD: tuple[Any, ...] = (
 
 
 def _meaningless() -> Iterator[Case]:
-    for name in ("RunConfig", "GuideConfig", "HarvestConfig", "TuningConfig", "SteeringOptions"):
-        yield Case(
-            name, 3, _nothing, _every_field(name), codes=(0,), inputs=20 * len(_fields(name))
-        )
+    for kind in _settings():
+        count = len(_ODD) * len(dataclasses.fields(kind))
+        name = f"{kind.__module__}.{kind.__name__}"
+        yield Case(name, 3, _nothing, _every_field(kind), codes=(0,), inputs=count)
     from ppap_host.plugins.registry import registry
 
     for name in registry().names("recipe"):
@@ -152,29 +168,36 @@ def _meaningless() -> Iterator[Case]:
         yield Case(f"{option} {value!r}", 3, _nothing, (*_RUN, "--churn", "1", option, value))
 
 
-def _settings(name: str) -> Any:
+def _settings() -> tuple[Any, ...]:
+    from ppap_plugin_bench import shapes
+    from ppap_plugin_bench.benchmarks import arms, capacity, elucd, ppap, recipes, strength
+    from ppap_plugin_bench.calibration.measurement import CalibrationConfig
+    from ppap_plugin_bench.evaluation import Search
+    from ppap_plugin_bench.search.score import Weights
+    from ppap_plugin_bench.search.session import SearchConfig
+
     from ppap_host.experts.harvest import HarvestConfig
     from ppap_host.experts.tuning import TuningConfig
     from ppap_host.pipelines.steering import SteeringOptions
     from ppap_host.runs.config import GuideConfig, RunConfig
 
-    found = (RunConfig, GuideConfig, HarvestConfig, TuningConfig, SteeringOptions)
-    return next(each for each in found if each.__name__ == name)
+    benchmarks = (capacity, elucd, ppap, recipes, strength, shapes)
+    return (
+        RunConfig, GuideConfig, HarvestConfig, TuningConfig, SteeringOptions, CalibrationConfig,
+        Search, Weights, SearchConfig, arms.Sampling, *(each.Settings for each in benchmarks),
+    )  # fmt: skip
 
 
-def _fields(name: str) -> list[str]:
-    return [field.name for field in dataclasses.fields(_settings(name))]
-
-
-def _every_field(name: str) -> Make:
+def _every_field(kind: Any) -> Make:
     """Every field takes a value that means something, or refuses it in a line."""
 
     def check(folder: Path) -> None:
         from ppap_host.files.errors import PpapError
+        from ppap_host.runs.config import RunConfig
 
-        kind = _settings(name)
-        needed = {"name": "depth"} if name == "GuideConfig" else {}
-        for field in _fields(name):
+        needs = {"GuideConfig": {"name": "depth"}, "SearchConfig": {"run": RunConfig()}}
+        needed: dict[str, Any] = needs.get(kind.__name__, {})
+        for field in (part.name for part in dataclasses.fields(kind)):
             for value in _ODD:
                 try:
                     made = kind(**needed | {field: value})
@@ -231,6 +254,16 @@ def _idle() -> Iterator[Case]:
         "--recipe ppap --experts none", "--stage upsampler", "--calibration no.json",
     ):  # fmt: skip
         yield Case(words, 4, _nothing, (*_GUIDED, *words.split()))
+    tune = ("tune", "classifier", "--device", "cpu", "--harvest", "h", "--out", "t")
+    evaluate, estimate = ("shapes", "evaluate"), (*tune[:4], "--estimate")
+    for command, words in (
+        (tune, "--num 3"), (tune, "--harvest-steps 9"), (tune, "--harvest-cfg"),
+        (tune, "--method full --rank 2"), (estimate, "--harvest h"), (estimate, "--out t"),
+        (evaluate, "prompts --scale 2"), (evaluate, "prompts --out x.png"),
+        (evaluate, "unguided --cfg 2"), (evaluate, "spoiled --steps 3"),
+        (evaluate, "depth --cfg 2"), (evaluate, "pairs --experts none"),
+    ):  # fmt: skip
+        yield Case(f"{command[0]} {words}", 4, stock.harvest, (*command, *words.split()))
     for words in (
         "--churn-range 1:2", "--churn-noise 1.1", "--churn 5 --sampler ddim",
         "--churn 5 --sampler heun --churn-range 1e8:1e9", "--eta 0.5 --sampler heun", "--cfg 3",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.files.settings import settings
 from ppap_host.guides.guide import Guide
 from ppap_host.sampling.streams import ImageNoise
 
@@ -199,7 +201,7 @@ class Trial:
     tie: float = 0.0
 
 
-@dataclass(frozen=True)
+@settings
 class Search:
     """A small search for a strength, the same for everyone.
 
@@ -213,8 +215,8 @@ class Search:
         trials: strengths that are tried, >= 3.
     """
 
-    factor: float = 4.0
-    trials: int = 6
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
+    trials: Annotated[int, Field(ge=3, le=1000)] = 6
 
 
 def search_strength(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import Backbone, ClassifierFree, Condition, Prediction
 from ppap_host.backbones.noise import EVERYWHERE, NoiseLevel, NoiseRange
 from ppap_host.files import images
+from ppap_host.files.settings import Batch, Finite, Seed, Steps, settings
 from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import Event, sample
 from ppap_host.sampling.reading import Denoiser
@@ -36,7 +36,7 @@ FRESH_SEED = 1_000_003
 Watch = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """How images are sampled for a measurement.
 
@@ -50,11 +50,11 @@ class Settings:
             autocast, where the measures are the same to within their errors in half the time.
     """
 
-    steps: int | str = 50
-    cfg: float = 2.0
+    steps: Steps = 50
+    cfg: Finite = 2.0
     cfg_interval: NoiseRange = EVERYWHERE
-    seed: int = 0
-    batch: int = 16
+    seed: Seed = 0
+    batch: Batch = 16
     bfloat16: bool = False
 
 

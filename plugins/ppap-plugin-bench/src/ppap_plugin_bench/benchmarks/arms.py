@@ -24,6 +24,7 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, WithExperts
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
+from ppap_host.files.settings import Batch, Fraction, Steps, settings
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_sampler
 from ppap_host.plugins.registry import registry
@@ -146,7 +147,7 @@ class ArmResult:
     captions: list[str]
 
 
-@dataclass(frozen=True)
+@settings
 class Sampling:
     """How images are made.
 
@@ -157,10 +158,10 @@ class Sampling:
         eta: of DDIM.
     """
 
-    steps: int | str = 25
+    steps: Steps = 25
     sampler: str = "ddim"
-    batch: int = 16
-    eta: float = 0.0
+    batch: Batch = 16
+    eta: Fraction = 0.0
 
 
 def tensor_hash(*tensors: Tensor) -> str:

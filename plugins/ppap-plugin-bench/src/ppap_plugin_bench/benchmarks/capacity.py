@@ -25,6 +25,7 @@ from ppap_host.experts.sets import WithExperts
 from ppap_host.experts.tuning import TuningConfig, tune
 from ppap_host.files.hashes import package_versions
 from ppap_host.files.images import to_unit
+from ppap_host.files.settings import Batch, Images, Parts, Seed, settings
 from ppap_host.files.writing import write_file
 from ppap_host.guides.guide import Guide
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
@@ -34,7 +35,7 @@ from ppap_plugin_bench.evaluation import accuracy_against_noise
 from ppap_plugin_bench.plots import COLOURS, new_figure, save_figure
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Size of the study.
 
@@ -48,13 +49,13 @@ class Settings:
         levels: noise levels to measure at, evenly spread over the backbone's.
     """
 
-    counts: tuple[int, ...] = (1, 2, 5, 10)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    rank: int = 2
-    images: int = 12_800
-    batch: int = 32
-    fresh: int = 240
-    levels: int = 20
+    counts: tuple[Parts, ...] = (1, 2, 5, 10)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    rank: Parts = 2
+    images: Images = 12_800
+    batch: Batch = 32
+    fresh: Images = 240
+    levels: Parts = 20
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import VIEWS
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_unit
+from ppap_host.files.settings import Images, Parts, Positive, Seed, settings
 from ppap_host.guides.activations import Softened
 from ppap_host.guides.guide import Guide, Wrapped
 from ppap_host.plugins.loading import load_guide
@@ -79,7 +80,7 @@ GRID: dict[str, tuple[dict[str, float], ...]] = {
 """What is varied around the preset, one thing at a time."""
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Size of the benchmark.
 
@@ -100,15 +101,15 @@ class Settings:
 
     sampling: Sampling = field(default_factory=lambda: Sampling(sampler="ddpm"))
     search: Search = field(default_factory=Search)
-    start: float = 4.0
-    per_class: int = 4
-    validation: int = 24
-    references: int = 512
-    grid: int = 48
-    renders: int = 240
-    levels: int = 2
-    gates: tuple[float, ...] = (0.7,)
-    seed: int = 0
+    start: Positive = 4.0
+    per_class: Images = 4
+    validation: Images = 24
+    references: Images = 512
+    grid: Images = 48
+    renders: Images = 240
+    levels: Parts = 2
+    gates: tuple[Positive, ...] = (0.7,)
+    seed: Seed = 0
 
 
 FULL = Settings()

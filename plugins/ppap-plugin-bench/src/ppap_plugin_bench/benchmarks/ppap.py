@@ -26,6 +26,7 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import ExpertSet, View, WithExperts
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_unit
+from ppap_host.files.settings import Images, Parts, Seed, settings
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import NAIVE, PPAP, X0
@@ -67,7 +68,7 @@ TEST_NOISE, VALIDATION_NOISE, CONFIRMING_NOISE = 5_000, 6_000, 7_000
 """Added to the benchmark's seed: a harvest of a small seed shares no noise with what is judged."""
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Size of the benchmark.
 
@@ -89,17 +90,17 @@ class Settings:
 
     sampling: Sampling = field(default_factory=Sampling)
     search: Search = field(default_factory=Search)
-    per_class: int = 8
-    targets: int = 48
-    validation: int = 24
-    references: int = 512
-    harvest: int = 2000
+    per_class: Images = 8
+    targets: Images = 48
+    validation: Images = 24
+    references: Images = 512
+    harvest: Images = 2000
     tuning_steps: Mapping[str, int] = field(
         default_factory=lambda: {"classifier": 250, "depth": 250, "segmentation": 500}
     )
-    curve_images: int = 64
-    curve_levels: int = 15
-    seed: int = 0
+    curve_images: Images = 64
+    curve_levels: Parts = 15
+    seed: Seed = 0
 
 
 FULL = Settings()

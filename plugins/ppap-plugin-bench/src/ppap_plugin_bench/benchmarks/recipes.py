@@ -27,6 +27,7 @@ from ppap_host.experts.sets import WithExperts
 from ppap_host.files.errors import OptionError
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_unit
+from ppap_host.files.settings import Batch, Images, Number, Parts, Seed, settings
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins import builtin
 from ppap_host.plugins.loading import load_sampler
@@ -80,7 +81,7 @@ FLOORS = 4
 """So many sets of renders say how far renders are from renders."""
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Size of the benchmark.
 
@@ -95,13 +96,13 @@ class Settings:
         seed: of the images' noise.
     """
 
-    num: int = 32
-    evaluations: int = 50
+    num: Images = 32
+    evaluations: Number = 50
     sampler: str = "ddim"
-    batch: int = 16
-    references: int = 512
-    rounds: int = 3
-    seed: int = 0
+    batch: Batch = 16
+    references: Images = 512
+    rounds: Parts = 3
+    seed: Seed = 0
 
 
 class RecipesWorld(World, Protocol):

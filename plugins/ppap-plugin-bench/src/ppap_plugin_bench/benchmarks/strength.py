@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ppap_host.backbones.backbone import Backbone
 from ppap_host.files.hashes import package_versions
+from ppap_host.files.settings import Batch, Images, Number, Positive, Seed, settings
 from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.functions import as_guide, reward
 from ppap_host.guides.guide import Guide
@@ -50,7 +51,7 @@ SATURATED = 127 / 127.5
 """From where on a channel of a pixel counts as saturated: the last of its 8-bit steps."""
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """What is run.
 
@@ -61,14 +62,14 @@ class Settings:
         batch: images at a time.
     """
 
-    num: int = 48
-    steps: tuple[int, ...] = (8, 50)
+    num: Images = 48
+    steps: tuple[Number, ...] = (8, 50)
     guides: tuple[str, ...] = STEERS
     backbones: tuple[str, ...] = GROUNDS
     recipes: tuple[str, ...] = ()
-    grid: tuple[float, ...] = GRID
-    seed: int = 0
-    batch: int = 16
+    grid: tuple[Positive, ...] = GRID
+    seed: Seed = 0
+    batch: Batch = 16
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import View
 from ppap_host.files.errors import OptionError
 from ppap_host.files.images import to_unit
+from ppap_host.files.settings import Batch, Parts, Seed, settings
 from ppap_host.guides.guide import Guide
 from ppap_host.sampling.streams import ImageNoise, derived, word
 from ppap_plugin_bench.calibration import measures
@@ -28,7 +29,7 @@ Watch = Callable[[str, int, int], None]
 _RESAMPLINGS = 200
 
 
-@dataclass(frozen=True)
+@settings
 class CalibrationConfig:
     """How a guide is calibrated.
 
@@ -43,20 +44,11 @@ class CalibrationConfig:
     """
 
     view: View = "noised"
-    ranges: int | None = None
-    levels: int = 2
-    bins: int = measures.BINS
-    seed: int = 0
-    batch: int = 25
-
-    def __post_init__(self) -> None:
-        for name, low in (("ranges", 1), ("levels", 1), ("bins", 1), ("seed", 0), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise OptionError(
-                    f"--{name} {value} is out of range.",
-                    remedy=f"Give a whole number from {low} on.",
-                )
+    ranges: Parts | None = None
+    levels: Parts = 2
+    bins: Parts = measures.BINS
+    seed: Seed = 0
+    batch: Batch = 25
 
 
 @dataclass(frozen=True)

@@ -376,7 +376,10 @@ def capacity(
     ] = 12_800,
     seeds: Annotated[
         int,
-        option("--seeds", panel=COMMON, metavar="NUMBER", min=1, help="Tunings of each kind."),
+        option(
+            "--seeds", panel=COMMON, metavar="NUMBER", min=1, max=1000,
+            help="Tunings of each kind.",
+        ),
     ] = 3,
     rank: Annotated[
         int,

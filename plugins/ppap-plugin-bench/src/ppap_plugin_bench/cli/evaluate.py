@@ -20,6 +20,7 @@ from ppap_host.cli.options import (
     AsJson,
     OpenIt,
     option,
+    refuse_idle,
     spacing,
 )
 from ppap_host.cli.output import open_file, print_json, tell_path
@@ -31,10 +32,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STEERED = ("classes", "depth", "segments", "together")
-_KNOWN = ("prompts", "pairs", "unguided", "all", "frechet", *_STEERED, "spoiled")
+_SAMPLED = {"steps", "seed", "checkpoint", "sampler", "eta", "batch"}
+_PROMPTED = {"cfg", "cfg_interval", "bfloat16"}
+_GUIDED = {"scale", "recipe", "experts", "interval", "quality"}
+_SHEET = {"out", "open_it"}
+_KNOWN = {
+    "prompts": _SAMPLED | _PROMPTED,
+    "pairs": _SAMPLED | _PROMPTED | _SHEET,
+    "unguided": _SAMPLED | _SHEET | {"bfloat16"},
+    "all": _SAMPLED | _PROMPTED | _SHEET,
+    "frechet": _SAMPLED | _PROMPTED,
+    **dict.fromkeys(_STEERED, _SAMPLED | _GUIDED | _SHEET | {"bfloat16"}),
+    "spoiled": set[str](),
+}
+"""Each measure, and the options that it goes by besides --num and --json."""
 
 
 def evaluate(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -149,19 +164,10 @@ def evaluate(
     """
     if what not in _KNOWN:
         raise unknown_name("measure", what, _KNOWN)
+    idle = set().union(*_KNOWN.values()) - _KNOWN[what]
+    refuse_idle(context, idle, f"to the measure {what}", "Leave it out.")
     if open_it and out is None:
         raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
-    of_guides = {
-        "--scale": scale, "--recipe": recipe, "--experts": experts, "--interval": interval,
-        "--quality": quality,
-    }  # fmt: skip
-    of_prompts = {"--cfg": cfg, "--cfg-interval": cfg_interval}
-    idle = of_prompts if what in _STEERED else of_guides
-    given = [name for name, value in idle.items() if value is not None]
-    if given:
-        raise OptionError(
-            f"{', '.join(given)} would do nothing for {what}.", remedy="Leave it out."
-        )
     sheets: dict[str, list[_Row]] = {}
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
@@ -220,13 +226,18 @@ def _plain(
     from ppap_host.plugins.loading import load_sampler
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import read_interval
+    from ppap_host.runs.config import RunConfig
     from ppap_host.shapes.backbone import ShapesBackbone
     from ppap_plugin_bench import shapes as measures
 
     if what == "spoiled":
         return measures.spoiled(num, watch), {}
+    run = RunConfig(
+        num=num, steps=steps and spacing(steps), sampler=sampler, eta=eta, cfg=cfg, seed=seed,
+        batch=batch,
+    )  # fmt: skip
     backbone = ShapesBackbone(checkpoint)
-    spaced, sampler, eta = backbone.sampling(steps and spacing(steps), sampler, eta)
+    spaced, sampler, eta = backbone.sampling(run.steps, sampler, run.eta)
     solver = load_sampler(registry(), sampler, backbone, eta)
     settings = measures.Settings(
         steps=spaced,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppap_host.files.errors import OptionError
+from ppap_host.files.settings import NotNegative, read, settings
 
 if TYPE_CHECKING:
     from ppap_plugin_bench.search.study import Trial
@@ -34,7 +35,7 @@ QUALITIES: Mapping[str, float] = {"draft": 0.2, "normal": 0.05, "best": 0.0}
 twice the cost has to bring a twentieth of the way from unguided images to perfect ones."""
 
 
-@dataclass(frozen=True)
+@settings
 class Weights:
     """How much distance and cost count against the gain.
 
@@ -43,8 +44,8 @@ class Weights:
         cost: for each doubling, >= 0.
     """
 
-    distance: float = 0.1
-    cost: float = QUALITIES["normal"]
+    distance: NotNegative = 0.1
+    cost: NotNegative = QUALITIES["normal"]
 
     @classmethod
     def read(cls, text: str) -> Weights:
@@ -56,14 +57,12 @@ class Weights:
         try:
             pairs = dict(part.split("=") for part in text.split(",") if part.strip())
             values = {key.strip(): float(value) for key, value in pairs.items()}
-            if all(0 <= value < math.inf for value in values.values()):
-                return cls(**values)
-        except (TypeError, ValueError):
-            pass
-        raise OptionError(
-            f"--score {text!r} gives no weights.",
-            remedy="Give distance=NUMBER,cost=NUMBER, both at least 0.",
-        )
+        except ValueError:
+            raise OptionError(
+                f"--score {text!r} gives no weights.",
+                remedy="Give distance=NUMBER,cost=NUMBER, both at least 0.",
+            ) from None
+        return read(cls, values, f"--score {text!r}")
 
 
 USUAL = Weights()

@@ -24,6 +24,7 @@ from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.files.reading import Document
+from ppap_host.files.settings import Number, Positive, settings
 from ppap_host.files.writing import write_file, write_json
 from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide, load_sampler
@@ -128,7 +129,7 @@ _DOCUMENT = Document(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@settings
 class SearchConfig:
     """Everything that decides what a search finds.
 
@@ -154,16 +155,12 @@ class SearchConfig:
     measure: str | None = None
     higher_is_better: bool | None = None
     only: tuple[str, ...] = ()
-    scale_range: tuple[float, float] | None = None
+    scale_range: tuple[Positive, Positive] | None = None
     weights: Weights = USUAL
-    budget: int = 50
-    confirm: int = 0
+    budget: Number = 50
+    confirm: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise OptionError(
-                f"--budget {self.budget} is out of range.", remedy="Give at least one trial."
-            )
         if isinstance(self.run.seed, tuple):
             raise OptionError("A search takes one seed.", remedy="Give --seed once.")
 
