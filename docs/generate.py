@@ -124,6 +124,8 @@ def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:
     """What a command takes, read from the signature of its function as Typer reads it."""
     hints = typing.get_type_hints(callback, include_extras=True)
     for name, parameter in inspect.signature(callback).parameters.items():
+        if hints[name] is typer.Context:  # Typer gives it itself
+            continue
         kind, *notes = typing.get_args(hints[name])
         (info,) = (note for note in notes if isinstance(note, ArgumentInfo | OptionInfo))
         # In an annotation the first name takes the place that a default has elsewhere.

@@ -86,7 +86,7 @@ def at_once(losses: Callable[[Tensor, slice], Tensor], states: Tensor) -> int:
         _gradient(losses, states, slice(0, 1))
     fit = max(int(SHARE * room) // max(counted.peak, 1), 1)
     parts = -(-count // fit)
-    return -(-count // parts)
+    return int(-(-count // parts))
 
 
 def in_parts(losses: Callable[[Tensor, slice], Tensor], states: Tensor, size: int) -> Tensor:
