@@ -290,7 +290,7 @@ def accepted(
     if failed is None:
         return preparation
     step = preparation.output_size(1, 1)[0]
-    for side in () if sized else range(smallest[0], LARGEST_TRIED + 1, step):
+    for side in range(smallest[0], 0 if sized else LARGEST_TRIED + 1, step):
         wrong = takes((side, side))
         if wrong == _UNKNOWN:
             return preparation
