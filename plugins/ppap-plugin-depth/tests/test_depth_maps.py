@@ -21,7 +21,10 @@ from ppap_plugin_depth.losses import (
 from ppap_plugin_depth.maps import UNITS, DepthMap, read_depth
 
 from ppap_host.files.errors import TargetError
+from ppap_host.files.images import from_tensor
 from ppap_host.guides.targets import Given, target
+from ppap_host.shapes.renderer import render
+from ppap_host.shapes.scenes import sample_scenes
 
 SIZE = (48, 64)
 Array = NDArray[Any]
@@ -257,3 +260,31 @@ def test_zeros_of_inverse_depth_are_doubted_and_can_be_holes() -> None:
     assert "infinitely far" in guide.read_target(target(near, "inverse"), SIZE).doubts[0]
     found = guide.read_target(target(near, "inverse", holes=0), SIZE)
     assert found.value[0].isnan().numpy().tolist() == (near == 0).tolist()
+
+
+@pytest.mark.parametrize("course", ["jet", "turbo", "viridis", "inferno", "magma", "Spectral"])
+@pytest.mark.parametrize(("ending", "saved"), [("jpg", {"quality": 75}), ("webp", {"quality": 60})])
+def test_a_map_painted_for_people_is_doubted_also_after_loss(
+    course: str, ending: str, saved: dict[str, int], tmp_path: Path
+) -> None:
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    depth = 1 / render(sample_scenes(5, 0, 1), size=128).depth[0, 0].numpy()
+    painted = colormaps[course]((depth - depth.min()) / np.ptp(depth), bytes=True)[..., :3]
+    Image.fromarray(painted).save(tmp_path / f"painted.{ending}", **saved)
+    Image.fromarray(painted).resize((200, 180)).save(tmp_path / "larger.png")
+    guide = DepthGuide()
+    for name in (f"painted.{ending}", "larger.png"):
+        understood = guide.read_target(str(tmp_path / name), (64, 64))
+        assert any("painted from" in doubt for doubt in understood.doubts)
+
+
+def test_photographs_and_renders_are_not_taken_for_painted_maps(tmp_path: Path) -> None:
+    folder = Path(pytest.importorskip("skimage.data").__file__).parent
+    shown = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+    shown += [Image.open(folder / f"{name}.png") for name in ("astronaut", "coffee", "chelsea")]
+    shown += from_tensor(render(sample_scenes(9, 0, 20)).rgb)
+    guide = DepthGuide()
+    for k, picture in enumerate(shown):
+        picture.convert("RGB").save(tmp_path / f"{k}.jpg", quality=85)
+        understood = guide.read_target(str(tmp_path / f"{k}.jpg"), (64, 64))
+        assert not any("painted from" in doubt for doubt in understood.doubts)

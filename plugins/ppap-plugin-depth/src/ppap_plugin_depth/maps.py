@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -399,19 +400,18 @@ def picture_doubt(given: Given, decoded: Decoded) -> str:
             f"{given.source} is grey and was taken for a photograph, whose depth the network "
             f"estimates. {said}"
         )
-    if decoded.exact and image.mode in ("RGB", "RGBA"):
-        if _is_packed(rgb):
-            raise TargetError(
-                f"{given.source} looks like numbers in several bytes, one in each channel.",
-                remedy="Put them together (such as R + 256 G + 65536 B) and save them as .npy; or "
-                f"give {given.as_('photo')} if it is a photograph.",
-            )
-        if _is_painted(rgb):
-            return (
-                f"{given.source} was taken for a photograph, and has few colours, which follow "
-                "each other as in pictures of depth for people. Those cannot be read: give the map "
-                f"that it was painted from. {given.as_('photo')} says that it is a photograph."
-            )
+    if decoded.exact and image.mode in ("RGB", "RGBA") and _is_packed(rgb):
+        raise TargetError(
+            f"{given.source} looks like numbers in several bytes, one in each channel.",
+            remedy="Put them together (such as R + 256 G + 65536 B) and save them as .npy; or "
+            f"give {given.as_('photo')} if it is a photograph.",
+        )
+    if (decoded.exact and _is_painted(rgb)) or _follows_a_course(plain):
+        return (
+            f"{given.source} was taken for a photograph, and has few colours, which follow "
+            "each other as in pictures of depth for people. Those cannot be read: give the map "
+            f"that it was painted from. {given.as_('photo')} says that it is a photograph."
+        )
     return ""
 
 
@@ -430,6 +430,33 @@ def _is_packed(rgb: NDArray[np.uint8]) -> bool:
         if carried or (jumps.mean() > 0.1 and (np.abs(green[jumps]) < 16).mean() > 0.8):
             return True
     return False
+
+
+def _follows_a_course(picture: Image.Image) -> bool:
+    """Whether brightness alone, or hue alone, says what colour there is, over many hues.
+
+    So it is in pictures painted by a colour map, also after loss or resizing: within 10 (by
+    brightness) and 35 (by hue) of 255, summed over the channels. Photographs have 18 and 36 and
+    more, or few hues.
+    """
+    small = picture.reduce(2) if min(picture.size) > 1 else picture
+    rgb = np.asarray(small).reshape(-1, 3).astype(float)
+    hue, saturation, value = np.asarray(small.convert("HSV")).reshape(-1, 3).T
+    vivid = (saturation > 64) & (value > 64)
+    if vivid.mean() < 0.6:
+        return False
+    there = np.flatnonzero(np.bincount(hue[vivid] // 8, minlength=32) > 0.003 * vivid.sum())
+    span = 32 - int(np.diff([*there, there[0] + 32]).max())
+    by_brightness = _left_open(rgb, np.asarray(small.convert("L")).reshape(-1) // 4)
+    by_hue = _left_open(rgb[vivid], hue[vivid] // 8)
+    return (span >= 10 and by_brightness < 10) or (len(there) >= 15 and by_hue < 35)
+
+
+def _left_open(rgb: NDArray[Any], of: NDArray[np.uint8]) -> float:
+    """Mean distance of colours from the mean of all that share a bin."""
+    count = np.maximum(np.bincount(of), 1)
+    means = np.stack([np.bincount(of, channel) / count for channel in rgb.T], axis=1)
+    return float(np.abs(rgb - means[of]).sum(axis=1).mean())
 
 
 def _is_painted(rgb: NDArray[np.uint8]) -> bool:
