@@ -52,7 +52,7 @@ def _not_finite() -> Iterator[Case]:
         yield Case(what, 1, _nothing, _one_of_two(spoil), codes=(0,))
     for name in ("heun", "ddpm", "dpm++", "ddim"):
         yield Case(f"noise without bounds, {name}", 1, _nothing, _all_lost(name), says="finite")
-    yield Case("a pipeline's decoder without bounds", 1, _nothing, _decoded, codes=(0,))
+    yield Case("a pipeline's decoder without bounds", 1, _nothing, _decoded, says="decoded")
     for option, value in (("--cfg", "nan"), ("--cfg", "inf"), ("--scale", "nan"),
                           ("--churn-noise", "1e38")):  # fmt: skip
         command = (*_GUIDED, "--prompt", "a red cube", option, value)
@@ -124,9 +124,7 @@ def _decoded(folder: Path) -> None:
     pipe = tiny("sd")
     with torch.no_grad():
         pipe.vae.decoder.conv_out.bias.fill_(math.inf)
-    done = ppap.sample(pipe, prompt="a", num=2, batch=2, steps=2)
-    assert list(done.record["failed"]) == ["0", "1"], done.record["failed"]
-    assert "decoded" in done.record["failed"]["0"], done.record["failed"]
+    ppap.sample(pipe, prompt="a", num=2, batch=2, steps=2)
 
 
 def _no_constant(name: str) -> None:
