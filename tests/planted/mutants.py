@@ -50,6 +50,7 @@ _RECIPES = tuple(
     for name in (
         "every_parameter_leads_somewhere_and_starts_within_its_bounds",
         "a_setting_that_makes_no_sense_is_refused", "every_k_steps_a_guide_is_called",
+        "a_recipe_says_how_often_it_asks_the_backbone",
         "moves_whose_parts_do_not_go_together_are_refused",
         "recurrence_evaluates_the_backbone_again_and_iterations_only_the_guide",
     )
