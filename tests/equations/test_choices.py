@@ -300,6 +300,12 @@ def test_particles_are_selected_after_these_steps_and_the_last(
     assert [i for i in range(7) if FeynmanKac(**settings).active(i, 7)] == wanted
 
 
+def test_best_of_n_puts_particles_in_order_and_draws_none() -> None:
+    rewards, selection = torch.tensor([[0.2, math.nan, 0.9]]), FeynmanKac(3, "bon")
+    chosen = selection(rewards, selection.begin(1, rewards), 6, 7, rewards)
+    assert chosen.index.tolist() == [[2, 0, 1]] and not chosen.drawn.any()
+
+
 def test_a_branch_is_drawn_in_proportion_to_its_value_over_the_temperature() -> None:
     shares = torch.tensor([0.1, 0.3, 0.0, 0.6])
     values = (0.5 * shares.log()).nan_to_num(math.nan, neginf=math.nan)[:, None].expand(4, 10)
