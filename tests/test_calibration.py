@@ -325,6 +325,12 @@ def test_a_calibration_of_predictions_is_told_their_level() -> None:
     assert calibrated.knows_predictions
     x = torch.zeros(1, 3, 8, 8)
     torch.testing.assert_close(calibrated.see(x, NOISIER), guide.see(x) / 4)
+    see, told = guide.see, []
+    guide.see = lambda x, level=None: told.append(level) or see(x)  # type: ignore[method-assign,func-returns-value]
+    for knows in (False, True):  # the guide itself only if it is one for predictions
+        guide.knows_predictions = knows
+        calibrated.see(x, NOISIER)
+    assert told == [None, NOISIER]
 
 
 def test_calibration_goes_over_experts() -> None:

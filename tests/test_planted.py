@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from planted.__main__ import PAGE, ROOT, page
+from planted.equivalent import EQUIVALENT
 from planted.faults import FAULTS
+from planted.mutants import mutated, tests_of
 
 
 def test_there_are_at_least_fifty_all_different() -> None:
@@ -27,3 +29,12 @@ def test_a_fault_can_be_planted_and_names_tests_that_are_there(fault: object) ->
 
 def test_the_page_is_the_table() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `nox -s planted -- --write`"
+
+
+def test_mutants_have_tests_that_are_there_and_reasons_for_lines_of_their_own() -> None:
+    for test in {test for file in mutated() for test in tests_of(file)}:
+        file, _, name = test.partition("::")
+        assert name in (ROOT / file).read_text(encoding="utf-8")
+    assert all(
+        (ROOT / "ppap_host" / file).is_file() and why for (file, _), why in EQUIVALENT.items()
+    )

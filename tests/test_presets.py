@@ -189,6 +189,20 @@ def test_recurrence_evaluates_the_backbone_again_and_iterations_only_the_guide()
         assert (world.evaluations, guide.calls) == (backbone, guide_calls)
 
 
+@pytest.mark.parametrize("recipe", FOR_ANY_GUIDE, **BY_NAME)
+def test_a_recipe_says_how_often_it_asks_the_backbone(recipe: Recipe) -> None:
+    """At every step of an image. The last step of `svdd` and of `daps` asks for nothing more."""
+    asked = []
+
+    class Counting(GaussianBackbone):
+        def predict(self, x: Tensor, *args: Any) -> Any:
+            asked.append(len(x))
+            return super().predict(x + 1e-9 * x.sin(), *args)  # so that a way back needs x
+
+    run(recipe, solver=DDIM(1.0), images=range(2), steps=6, world=Counting(shape=(3, 8, 8)))
+    assert sum(asked) == 2 * (6 * recipe.evaluations - {"svdd": 3, "daps": 3}.get(recipe.name, 0))
+
+
 def test_the_step_most_repeated_counts_for_all_guides() -> None:
     world, often, once = GaussianBackbone(), QuadraticGuide(), QuadraticGuide()
     target = torch.zeros(1, *world.state_shape)

@@ -16,6 +16,7 @@ from equations.test_methods import PRESETS
 
 from ppap_host.backbones.backbone import Prediction
 from ppap_host.backbones.noise import NoiseLevel
+from ppap_host.recipes.estimate import Estimate, Step
 from ppap_host.recipes.presets import DSG
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.selections import POTENTIALS, Branched, FeynmanKac
@@ -204,15 +205,29 @@ def test_a_population_is_weighed_resampled_and_its_best_is_the_image(
             resampled.append(1 / (share**2).sum() < 2)
             if resampled[-1]:
                 index = [int(np.searchsorted(np.cumsum(share), one)) for one in u]
-                r = r[index]
                 x, high, product, weights = x[index], high[index], product[index], np.zeros(4)
-            if i < count - 1:  # seen on the way is one that was worth most; copies were alike
-                most = x[r > r.max() - 1e-9]
-                assert np.abs(found[i][image] - most).max(axis=1).min() < 1e-8 * np.abs(x).max()
         best = np.argmin(net.loss_and_pull(x, None)[0])
         close([found[-1][image]], [x[best]])
     assert name == "best-of-n" or any(resampled)
     assert factor > 1 or not all(resampled)
+
+
+def test_the_best_particle_is_known_after_it_has_moved_to_another_slot() -> None:
+    net, noise = paper.Net(), draws(7, 400)
+    guide, backbone = NetGuide(net), Denoiser(WORLD, net.mix)
+    recipe = PRESETS["fk"].with_values({"period": 1, "lambda": 3.0})
+    selector = Evaluator(
+        backbone, lambda x, level: backbone.predict(x, level, {}),
+        [Guidance(guide, guide.target, recipe, SCALE)], ancestral=False, health=Health(),
+        stream=lambda name: lambda: tensor(next(noise)),
+    ).selector  # fmt: skip
+    step, x = Step(backbone.walk(5), 1), tensor(next(noise))
+    index = selector.select(Estimate(step.now, x, x, x), step)
+    assert index is not None and not torch.equal(index, torch.arange(400))
+    worth = -net.loss_and_pull(rows(x), None)[0][index.numpy()]
+    best = selector.best(x, [], clean=False).numpy()
+    assert (best // 4 == np.arange(100)).all()
+    np.testing.assert_allclose(worth[best], worth.reshape(100, 4).max(axis=1))
 
 
 @pytest.mark.parametrize("potential", POTENTIALS[:4])
@@ -283,6 +298,12 @@ def test_particles_are_selected_after_these_steps_and_the_last(
     settings: Any, wanted: list[int]
 ) -> None:
     assert [i for i in range(7) if FeynmanKac(**settings).active(i, 7)] == wanted
+
+
+def test_best_of_n_puts_particles_in_order_and_draws_none() -> None:
+    rewards, selection = torch.tensor([[0.2, math.nan, 0.9]]), FeynmanKac(3, "bon")
+    chosen = selection(rewards, selection.begin(1, rewards), 6, 7, rewards)
+    assert chosen.index.tolist() == [[2, 0, 1]] and not chosen.drawn.any()
 
 
 def test_a_branch_is_drawn_in_proportion_to_its_value_over_the_temperature() -> None:

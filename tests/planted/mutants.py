@@ -50,6 +50,7 @@ _RECIPES = tuple(
     for name in (
         "every_parameter_leads_somewhere_and_starts_within_its_bounds",
         "a_setting_that_makes_no_sense_is_refused", "every_k_steps_a_guide_is_called",
+        "a_recipe_says_how_often_it_asks_the_backbone",
         "moves_whose_parts_do_not_go_together_are_refused",
         "recurrence_evaluates_the_backbone_again_and_iterations_only_the_guide",
     )
@@ -381,7 +382,7 @@ def score(mutants: Sequence[Mutant]) -> str:
     return f"{len(mutants)} | {count['caught']} | {count['equivalent']} | {left} | {share}"
 
 
-def page(mutants: Sequence[Mutant], seed: int) -> str:
+def page(mutants: Sequence[Mutant], command: str) -> str:
     """``docs/mutants.md``."""
     files = sorted({m.file for m in mutants})
     rows = [(f"`{f}`", [m for m in mutants if m.file == f]) for f in files]
@@ -392,11 +393,10 @@ def page(mutants: Sequence[Mutant], seed: int) -> str:
         f"| `{m.file}` | {code(m.after.replace('|', chr(92) + '|'))} | {m.harmless or m.outcome} |"
         for m in left
     )
-    inside = sum(bool(m.functions) for m in mutants)
     return f"""\
 # Mutants
 
-[Planted faults](planted.md) are chosen by people. `nox -s mutants` takes a random sample of small changes instead, made by the operators of [cosmic-ray](https://cosmic-ray.readthedocs.io/), and asks for each whether the tests of its module notice, without the reference vectors. Which tests those are is said in `tests/planted/mutants.py`. This page is written by `nox -s mutants -- --seed {seed} --number {inside} --outside {len(mutants) - inside} --write`.
+[Planted faults](planted.md) are chosen by people. `nox -s mutants` takes a random sample of small changes instead, made by the operators of [cosmic-ray](https://cosmic-ray.readthedocs.io/), and asks for each whether the tests of its module notice, without the reference vectors. Which tests those are is said in `tests/planted/mutants.py`. This page is written by `{command}`.
 
 A mutant is *equivalent* if nothing that the code promises depends on the change; these were read by a person, and the share leaves them out.
 
@@ -421,7 +421,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="all mutants as JSON")
     parser.add_argument("words", nargs="*")
     asked = parser.parse_args()
-    files = [f for f in mutated() if not asked.words or any(w in str(f) for w in asked.words)]
+    files = [
+        f
+        for f in mutated()
+        if not asked.words or any(w in str(f.relative_to(ROOT)) for w in asked.words)
+    ]
     chosen = sample(files, asked.seed, asked.number, asked.outside)
     import_what_takes_long()
     outside([one for one in chosen if not one[0].functions])
@@ -439,7 +443,9 @@ def main() -> None:
     if asked.out is not None:
         asked.out.write_text(json.dumps([asdict(m) for m in mutants], indent=1))
     if asked.write:
-        PAGE.write_text(page(mutants, asked.seed), encoding="utf-8")
+        PAGE.write_text(
+            page(mutants, " ".join(["nox -s mutants --", *sys.argv[1:]])), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":
