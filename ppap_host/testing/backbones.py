@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Long because every claim on a backbone stands here beside its reason and its remedy.
+
 import math
 from collections.abc import Callable
 from functools import cached_property
