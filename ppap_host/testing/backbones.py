@@ -1,8 +1,7 @@
 """What is checked of a backbone."""
 
-from __future__ import annotations
-
 # Long because every claim on a backbone stands here beside its reason and its remedy.
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
