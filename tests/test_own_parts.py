@@ -276,4 +276,5 @@ def test_parts_that_would_do_nothing_do_not_go_together(wrong: Any) -> None:
 
 
 def test_a_process_has_no_settings_of_guides() -> None:
-    assert not CFG_PP.tunable()
+    with pytest.raises(OptionError, match="has no settings"):
+        CFG_PP.with_values({"every": 2})

@@ -332,6 +332,11 @@ class Recipe:
                     "alone.",
                     remedy=f"Leave it out, or write {self.name}:{ABSOLUTE}=yes,{name}={value}.",
                 )
+            if not known:
+                raise OptionError(
+                    f"The recipe {self.name!r} has no settings, and {name}={value} is given.",
+                    remedy="Leave it out.",
+                )
             if name not in known:
                 raise unknown_name(f"parameter of the recipe {self.name!r}", name, known)
             for path in known[name].paths:

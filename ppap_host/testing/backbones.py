@@ -1,5 +1,6 @@
 """What is checked of a backbone."""
 
+# Long because every claim on a backbone stands here beside its reason and its remedy.
 from __future__ import annotations
 
 import math

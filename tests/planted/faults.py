@@ -172,8 +172,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a guide that moves the entering state goes past `balance`",
         f"{_SAMPLING}/evaluator.py",
-        "ways = self.balance([way for *_, way in moved]) if moved else []",
-        "ways = [way for *_, way in moved]",
+        "ways = self.balance([way for *_, way, _ in moved]) if moved else []",
+        "ways = [way for *_, way, _ in moved]",
         _several("elucd-edm+x0+elucd-edm", "ddim"),
     ),
     Fault(
@@ -497,8 +497,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the noise stays that of the unclipped image",
         f"{_SAMPLING}/reading.py",
-        "eps = (x - level.alpha * x0) / level.sigma\n        v = None",
-        "pass\n        v = None",
+        "eps = (x - level.alpha * x0) / level.sigma\n        others:",
+        "pass\n        others:",
         _method("mpgd", "ddim eta"),
     ),
     Fault(
@@ -807,8 +807,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "classifier-free guidance holds at every level",
         "ppap_host/backbones/backbone.py",
-        "if level.log_snr not in self.interval and self.scale != 1:",
-        "if False:",
+        "return self.scale if level.log_snr in self.interval else 1.0",
+        "return self.scale",
         (
             "tests/test_cfg_interval.py::"
             "test_the_scale_holds_within_the_interval_and_is_one_without",
