@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from worlds import GaussianBackbone
 
 import ppap_host as ppap
+from ppap_host.cli import _explained
 from ppap_host.files.errors import OptionError, PpapError, RecordError
 from ppap_host.guides.guide import Guide
 from ppap_host.runs.config import RunConfig
@@ -161,6 +162,36 @@ def test_a_trajectory_may_be_left_early(world: object) -> None:
     assert [entry["index"] for entry in result.record["images"]] == [0, 1]
     assert result.record["status"] == "interrupted"
     assert len(result.images) == 2
+
+
+def test_what_a_loop_has_made_so_far_is_a_result_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    world = GaussianWorld((8, 8))
+    steps = ppap.trajectory(world, ppap.guidance(Brightness()), num=2, batch=1, steps=2)
+    nothing = steps.result()
+    assert nothing.tensor.shape == (0, 3, 0, 0)
+    for step in steps:
+        if 1 in step.images:
+            break
+    assert repr(steps) == "<Run: running, 1 of 2 images made>"
+    early = steps.result().save("~/early")
+    assert early.folder == tmp_path / "early" and early.record["status"] == "interrupted"
+    assert len(list(steps)) == 1 and len(steps.result().images) == 2
+    assert len(early.images) == 1 and len(nothing.images) == 0
+    for record in (early, "~/early"):
+        again = ppap.rerun(record, guides=ppap.guidance(Brightness()), backbone=world)
+        assert torch.equal(again.tensor, steps.result().tensor)
+    more = ppap.rerun(early, guides=[], backbone=world, seed=[1, 2, 3])
+    assert len(more.images) == 3
+    for wrong in ("", 3):
+        with pytest.raises(PpapError, match="is no folder"):
+            ppap.sample(world, out=wrong)
+    with pytest.raises(RecordError, match="3 is no record"):
+        ppap.rerun(3)
+    with pytest.raises(OptionError, match=r"'stepz' in ppap\.rerun"):
+        ppap.rerun(early, backbone=world, stepz=3)
 
 
 def test_rewards_take_no_target(world: object) -> None:
@@ -392,6 +423,28 @@ def test_code_steers_when_it_is_named(tmp_path: Path, world: object) -> None:
         ppap.rerun(tmp_path / "out")
     again = ppap.rerun(tmp_path / "out", guides=ppap.guidance(f"{code}:darker"))
     assert again.record["images"] == result.record["images"]
+
+
+def test_a_record_says_in_which_number_format_it_was(world: object) -> None:
+    half = ppap.load_backbone("shapes", dtype=torch.bfloat16)
+    made = ppap.sample(half, num=1, steps=2)
+    assert made.record["config"]["dtype"] == "bfloat16"
+    assert torch.equal(ppap.rerun(made).tensor, made.tensor)
+    with pytest.raises(OptionError, match="is in float32, not in bfloat16"):
+        ppap.sample(world, num=1, steps=2, dtype="bfloat16")
+    mixed = ppap.sample(half, ppap.guidance("classifier", target="red cube"), num=1, steps=2)
+    assert mixed.record["config"]["backbone"] == {"object": "shapes"}
+
+
+def test_code_that_fails_is_its_authors_fault(tmp_path: Path) -> None:
+    code = tmp_path / "my_loss.py"
+    code.write_text("def breaks(x0):\n    return x0 / zero\n")
+    with pytest.raises(NameError) as caught:
+        ppap.sample(GaussianWorld((8, 8)), ppap.guidance(f"{code}:breaks"), **FAST)
+    assert "my_loss.py' fails (line 2): NameError" in str(_explained(caught.value))
+    code.write_text("raise SystemExit('usage')\n")
+    with pytest.raises(OptionError, match="fails: SystemExit: usage"):
+        ppap.sample(GaussianWorld((8, 8)), ppap.guidance(f"{code}:breaks"), **FAST)
 
 
 def test_options_of_a_run_are_known() -> None:

@@ -941,6 +941,7 @@ TOLD = {
     "run -g depth -t photo:text.png": "'text.png' is not an image",
     "run -g depth -t ./none": "There is no file 'none'.",
     "run -g nobody.py:fn": "There is no file 'nobody.py'.",
+    "run -g my_loss.py": "'my_loss.py' names no code. Give FILE.py:NAME",
     "run --image none.png --mask full.png": "There is no file 'none.png'.",
     "run -b shapes --checkpoint none.pt": "There is no file 'none.pt'.",
     "run -g depth -t full.png -m ./none": "There is no file './none'.",

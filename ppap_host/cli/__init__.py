@@ -225,7 +225,7 @@ def _explained(error: Exception) -> PpapError | None:
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.config import OWN_CODE
 
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
         if str(frame.f_globals.get("__name__", "")).startswith(OWN_CODE):
             return OptionError(
                 f"The code {frame.f_code.co_filename!r} fails (line {line}): {in_a_line(error)}.",

@@ -464,7 +464,7 @@ def execute(settings: RunConfig, out: Path, moved: dict[str, str] | None = None)
 
     def begun(record: Mapping[str, Any]) -> None:
         """What was understood and chosen, while there is time to stop."""
-        for said in dict.fromkeys(row["understood"] for row in record["targets"]):
+        for said in filter(None, dict.fromkeys(row["understood"] for row in record["targets"])):
             remark(f"Target: {said}")
         used = record["used"]
         if used["quality"]:

@@ -124,7 +124,7 @@ class FunctionGuide(Guide):
         if isinstance(value, Tensor):
             got = f"a tensor of shape {list(value.shape)}"
         raise OptionError(
-            f"{self.name!r} returns {got} for {count} images.",
+            f"{self.name!r} returns {got} for {count} image{'s' * (count > 1)}.",
             remedy=f"It must return one number an image, a tensor of shape [{count}]: reduce over "
             "every dimension but the first, as .mean((1, 2, 3)) does.",
         )

@@ -330,7 +330,8 @@ def check_names(config: RunConfig, found: Registry) -> None:
     """Whether everything a configuration names exists; imports none of it.
 
     Raises:
-        OptionError: the sampler is a scheduler that guides cannot use.
+        OptionError: the sampler is a scheduler that guides cannot use, or a guide is half of
+            FILE.py:NAME.
         PluginError, UnknownNameError: as :meth:`ppap_host.plugins.registry.Registry.entry`.
     """
     if config.sampler not in (None, PIPELINE):
@@ -343,8 +344,14 @@ def check_names(config: RunConfig, found: Registry) -> None:
         if recipe is not None:
             found.entry("recipe", split_recipe(recipe)[0])
     for guide in config.guides:
-        if isinstance(guide.steers, str) and code_of(guide.steers) is None:
-            found.entry("guide", guide.steers)
+        if not isinstance(guide.steers, str) or code_of(guide.steers) is not None:
+            continue
+        if guide.steers.endswith(".py") or ":" in guide.steers:
+            raise OptionError(
+                f"{guide.steers!r} names no code.",
+                remedy="Give FILE.py:NAME, a guide or a function in a file.",
+            )
+        found.entry("guide", guide.steers)
 
 
 RECORD_FORMAT = 1

@@ -38,7 +38,7 @@ from ppap_host.runs.config import (
     check_names,
     code_of,
 )
-from ppap_host.runs.devices import pick_device, pick_dtype
+from ppap_host.runs.devices import DTYPES, pick_device, pick_dtype
 from ppap_host.runs.own import OwnSteps, itself
 from ppap_host.runs.quality import with_quality
 from ppap_host.sampling.evaluator import Guidance, told_apart
@@ -166,14 +166,14 @@ class Setup:
             if len(chosen) == 1:  # otherwise the stages of a cascade choose for themselves again
                 ((recipe, experts, scale),) = chosen
                 given = replace(given, scale=scale, experts=experts, recipe=recipe)
-            guides.append(replace(given, **(getattr(given.steers, "origin", None) or {})))
+            guides.append(replace(given, **_origin(given.steers, self.config.dtype)))
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
             quality=None, sampler=base.sampler, eta=base.eta,
             cfg=base.cfg if self.config.conditional else None,
             cfg_interval=base.cfg_interval.text if strengthens else None,
-            **(getattr(self.config.backbone, "origin", None) or {}),
+            **_origin(self.config.backbone, self.config.dtype),
         )  # fmt: skip
 
 
@@ -202,10 +202,11 @@ def set_up(
     ]
     config = replace(config, guides=tuple(told))
     objects: list[str] = []
+    config = _in_its_format(config)
     backbone, device = _backbone(config, found, objects)
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, batch=config.batch or backbone.default_batch)
-    loaded = [guide_of(g, found, objects) for g in config.guides]
+    loaded = [guide_of(g, found, objects, config.dtype) for g in config.guides]
     config, quality, doubts = with_quality(config, backbone, [guide for guide, *_ in loaded])
     inputs: dict[str, Reading] = {}
     own = itself(backbone, config, moved, (device, dtype), inputs)
@@ -256,6 +257,29 @@ def set_up(
     )
 
 
+def _in_its_format(config: RunConfig) -> RunConfig:
+    """The configuration in the number format of a backbone in memory, if nothing else has one."""
+    given = config.backbone
+    own = next((n for n, f in DTYPES.items() if f == getattr(given, "dtype", None)), config.dtype)
+    if own == config.dtype or any(isinstance(g.steers, str) for g in config.guides):
+        return config
+    if config.dtype != RunConfig.dtype:
+        raise OptionError(
+            f"The backbone {called(given)!r} is in {own}, not in {config.dtype}.",
+            remedy=f"Load it in that, or give the dtype {own}: what is given stays as it is.",
+        )
+    return replace(config, dtype=own)
+
+
+def _origin(thing: Any, dtype: str) -> Mapping[str, Any]:
+    """What loads a thing in memory by name as it is, in this number format; empty if none does."""
+    own = getattr(thing, "dtype", None)
+    if isinstance(thing, Guide):
+        own = next((p.dtype for p in thing.network().parameters()), None)
+    same = own in (None, DTYPES.get(dtype))
+    return (getattr(thing, "origin", None) or {}) if same else {}
+
+
 def _backbone(
     config: RunConfig, found: Registry, objects: list[str]
 ) -> tuple[Backbone, torch.device]:
@@ -269,7 +293,7 @@ def _backbone(
             f"The backbone {called(given)!r} is in memory, and a checkpoint or options are given.",
             remedy="Leave them out, or name the backbone.",
         )
-    if getattr(given, "origin", None) is None:
+    if not _origin(given, config.dtype):
         objects.append(f"the backbone {called(given)!r}")
     backbone = given if isinstance(given, Backbone) else as_backbone(given, found)
     if config.device != "auto" and pick_device(config.device) != backbone.device:
@@ -442,7 +466,7 @@ def _set_up_guide(
 
 
 def guide_of(
-    config: GuideConfig, found: Registry, objects: list[str]
+    config: GuideConfig, found: Registry, objects: list[str], dtype: str = "float32"
 ) -> tuple[Guide, bool, tuple[Path, ...]]:
     """What steers, whether the run owns it, and the file of code that it is in."""
     what = config.steers
@@ -457,7 +481,7 @@ def guide_of(
     targeted = config.target is not None
     if code is not None:
         return as_guide(_load_code(*code), config.name, targeted), True, (code[0],)
-    if getattr(what, "origin", None) is None:
+    if not _origin(what, dtype):
         objects.append(f"the guide {config.name!r}")
     return as_guide(what, config.name, targeted), False, ()
 
@@ -482,7 +506,7 @@ def _load_code(path: Path, name: str) -> Any:
     except (Exception, SystemExit) as error:  # a script may end itself
         del sys.modules[module_name]
         raise OptionError(
-            f"The code {str(path)!r} fails: {type(error).__name__}: {error}",
+            f"The code {str(path)!r} fails: {type(error).__name__}: {error}.",
             remedy="Mend it; --debug shows where it fails.",
         ) from error
     if not hasattr(module, name):
