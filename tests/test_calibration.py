@@ -544,7 +544,7 @@ def test_the_command_says_what_does_not_go_together(ppap_here: Any, folder: Path
         (("--harvest", "h", "--images", folder), "--harvest and --images exclude"),
         (("--harvest", "h"), "There is no folder"),
         (("-b", "gaussian", "--labels"), "no labelled images"),
-        (("-b", "gaussian", "--ranges", 0), "--ranges 0"),
+        (("-b", "gaussian", "--ranges", 0), "for '--ranges'"),
     ):
         outcome = ppap_here(*start, *arguments)
         assert outcome.code == 2

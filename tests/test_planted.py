@@ -8,7 +8,8 @@ import pytest
 from planted.__main__ import PAGE, ROOT, page
 from planted.equivalent import EQUIVALENT
 from planted.faults import FAULTS
-from planted.mutants import mutated, tests_of
+from planted.mutants import mutated
+from planted.mutants import tests_of as concerned
 
 
 def test_there_are_at_least_fifty_all_different() -> None:
@@ -32,7 +33,7 @@ def test_the_page_is_the_table() -> None:
 
 
 def test_mutants_have_tests_that_are_there_and_reasons_for_lines_of_their_own() -> None:
-    for test in {test for file in mutated() for test in tests_of(file)}:
+    for test in {test for file in mutated() for test in concerned(file)}:
         file, _, name = test.partition("::")
         assert name in (ROOT / file).read_text(encoding="utf-8")
     assert all(

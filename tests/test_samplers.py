@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 
-FLOWS = {n for n in DIFFUSERS if n.startswith(("flow", "ltx", "minimax"))}
+FLOWS = {n for n in DIFFUSERS if n.startswith(("flow", "ltx"))}
 MADE_FOR = {"edm-euler", "edm-dpmsolver++", "cosine-dpmsolver++", "consistency", "ipndm"}
 """Samplers whose noise levels are those of pipelines made for them."""
 

@@ -256,7 +256,7 @@ def test_churn_where_it_makes_no_sense_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("between", "low", "high"),
-    [(None, 0, math.inf), ("0.1:5", 0.1, 5), (":5", 0, 5), ("2:", 2, math.inf)],
+    [(None, 0.0, math.inf), ("0.1:5", 0.1, 5.0), (":5", 0.0, 5.0), ("2:", 2.0, math.inf)],
 )
 def test_churn_is_read_as_it_is_written(between: str | None, low: float, high: float) -> None:
     assert Churn.of(3.0, between, 1.1) == Churn(3.0, low, high, 1.1)

@@ -178,15 +178,10 @@ class VariancePreserving(Schedule):
 class FlowMatching(Schedule):
     """x = (1 - sigma) x_0 + sigma eps (Lipman et al., 2023; Esser et al., 2024, section 2).
 
-    The network predicts v = eps - x_0 and is told sigma times the number of training steps. The
-    networks of MiniMax H3 predict x_0 - eps.
+    The network predicts v = eps - x_0 and is told sigma times the number of training steps.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("flow_prediction",)
-
-    def __init__(self, scheduler: Any, shift: float | None = None) -> None:
-        super().__init__(scheduler, shift)
-        self._sign = -1.0 if type(scheduler).__name__ == "MiniMaxH3Scheduler" else 1.0
 
     def visited(self, scheduler: Any) -> tuple[NoiseLevel, ...]:
         """By the scheduler's own sigmas, shifted as it does."""
@@ -209,7 +204,7 @@ class FlowMatching(Schedule):
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:
         """x + alpha v."""
-        return x + self._sign * level.alpha * out
+        return x + level.alpha * out
 
 
 class Karras(Schedule):
@@ -343,9 +338,7 @@ class Wuerstchen(VariancePreserving):
         return _of_abar(float(abar), time)
 
 
-_FLOWS = (
-    "HeliosScheduler", "HeliosDMDScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler"
-)  # fmt: skip
+_FLOWS = ("HeliosScheduler", "HeliosDMDScheduler", "LTXEulerAncestralRFScheduler")
 """Schedulers for flows whose names and settings do not say so."""
 
 

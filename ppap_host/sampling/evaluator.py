@@ -1,5 +1,6 @@
 """One guided evaluation of a backbone: the part of a step that costs time."""
 
+# Long because everything that moves a step shares what one evaluation knows.
 from __future__ import annotations
 
 import math

@@ -77,7 +77,6 @@ DIFFUSERS: Mapping[str, Scheduled] = {
     "lcm": Scheduled("LCMScheduler", "Luo et al. 2023; few steps, for distilled models"),
     "lms": Scheduled("LMSDiscreteScheduler", "linear multistep, as in k-diffusion"),
     "ltx-euler-ancestral": Scheduled("LTXEulerAncestralRFScheduler", f"with noise, {_FLOW}"),
-    "minimax-h3": Scheduled("MiniMaxH3Scheduler", f"Euler of MiniMax H3, {_FLOW}"),
     "pndm": Scheduled("PNDMScheduler", "Liu et al. 2022; pseudo linear multistep"),
     "sa-solver": Scheduled("SASolverScheduler", "Xue et al. 2023; Adams with noise"),
     "tcd": Scheduled("TCDScheduler", "Zheng et al. 2024; few steps, for distilled models"),

@@ -348,8 +348,10 @@ def test_dsg_as_published_takes_its_radius_from_the_first_entry() -> None:
         length = np.sqrt((mixed**2).sum(axis=(1, 2, 3), keepdims=True))
         same(end(X + 0.1 * X0, known), x + radius * mixed / length, 1e-9)
         assert end(X, AT) is X, "no Gaussian"
-        (end,) = place(replace(AT, scale=0.5), G[:1], False).ends
-        alone = end((X + 0.1 * X0)[:1], replace(known, mean=X[:1], deviation=deviation[:1]))
+        first = {name: getattr(AT, name)[:1] for name in ("x", "x0", "eps")}
+        (end,) = place(replace(AT, scale=0.5, **first), G[:1], False).ends
+        one = replace(AT, mean=X[:1], deviation=deviation[:1], **first)
+        alone = end((X + 0.1 * X0)[:1], one)
         same(alone, (x + radius * mixed / length)[:1], 1e-9)
 
 

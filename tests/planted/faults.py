@@ -1084,8 +1084,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a harvest is known by its first shard",
         f"{_EXPERTS}/harvest.py",
-        "        for i in range(self.shards):\n            digest.update(",
-        "        for i in range(1):\n            digest.update(",
+        "            for i in range(self.shards):\n                found.update(",
+        "            for i in range(1):\n                found.update(",
         _teaching("a_harvest_is_known_by_all_its_images"),
     ),
     Fault(

@@ -108,17 +108,23 @@ def calibrate(
     ranges: Annotated[
         int | None,
         option(
-            "--ranges", panel=_MEASURING, metavar="NUMBER",
+            "--ranges", panel=_MEASURING, metavar="NUMBER", min=1,
             help="Noise ranges; default: the experts', else 5.",
         ),
     ] = None,
     levels: Annotated[
         int,
-        option("--levels", panel=_MEASURING, metavar="NUMBER", help="Noise levels in each range."),
+        option(
+            "--levels", panel=_MEASURING, metavar="NUMBER", min=1,
+            help="Noise levels in each range.",
+        ),
     ] = 2,
     bins: Annotated[
         int,
-        option("--bins", panel=_MEASURING, metavar="NUMBER", help="Of the reliability diagrams."),
+        option(
+            "--bins", panel=_MEASURING, metavar="NUMBER", min=1,
+            help="Of the reliability diagrams.",
+        ),
     ] = 15,
     batch: Annotated[
         int, option("--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time.")

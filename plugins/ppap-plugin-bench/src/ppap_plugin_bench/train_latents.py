@@ -1,8 +1,8 @@
 """Trains a latent backbone of the built-in world, in the form of Stable Diffusion.
 
-    python -m ppap_host.shapes.train_latents --work training --autoencoder
-    python -m ppap_host.shapes.train_latents --work training
-    python -m ppap_host.shapes.train_latents --work training --export latent-shapes
+    python -m ppap_plugin_bench.train_latents --work training --autoencoder
+    python -m ppap_plugin_bench.train_latents --work training
+    python -m ppap_plugin_bench.train_latents --work training --export latent-shapes
     ppap run --backbone diffusers --checkpoint latent-shapes --prompt "a red sphere"
 
 First a small autoencoder (Rombach et al., 2022, section 3.1, without its discriminator): 64 x 64
@@ -28,6 +28,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from ppap_host.files.models import from_pretrained
 from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.shapes.dataset import RenderedScenes
 from ppap_host.shapes.model import IMAGE_SIZE, MAX_WORDS, TEXT_WIDTH
@@ -189,7 +190,7 @@ def main() -> None:
     folder: Path = args.work / "vae"
     if not folder.is_dir():
         raise SystemExit(f"There is no autoencoder in {folder}: train it first, --autoencoder.")
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True).to(args.device)
+    vae = from_pretrained(AutoencoderKL, folder, use_safetensors=True).to(args.device)
     trained = subject(vae.requires_grad_(False).eval(), args.device)
     if args.export is None:
         launch(args, trained)
