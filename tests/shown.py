@@ -280,6 +280,8 @@ def taken(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
         if is_option(word):
             groups.append([])
         groups[-1].append(word)
+    if command.name == "tune" and "--estimate" not in arguments:
+        known -= {"--num"}  # of the harvest of an estimate alone
     return [word for group in groups if group[0] in known for word in group]
 
 

@@ -401,7 +401,7 @@ REFUSED = {
     "EntropyBoundScheduler", "VQDiffusionScheduler", "RFD4ProteinaScheduler",
     "KarrasVeScheduler", "ScoreSdeVeScheduler", "FlowMapEulerDiscreteScheduler",
     "HeliosDMDScheduler", "PiflowScheduler", "DDIMInverseScheduler",
-    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepInverseScheduler", "MiniMaxH3Scheduler",
 }  # fmt: skip
 
 

@@ -282,7 +282,7 @@ def test_a_fully_trained_expert_and_labels_go_through_the_same_code(lesson: Less
     guide = ColourGuide()
     truth = guide.from_labels(lesson.images(slice(None)).mean(dim=(2, 3)))
     labelled = Lesson(lesson.pixels, truth, {"kind": "labels"})
-    config = replace(CONFIG, experts=1, method="full", steps=60)
+    config = replace(CONFIG, experts=1, method="full", rank=None, steps=60)
     experts = tune(guide, labelled, LEVELS, config)
     (row,) = experts.metadata["quality"]
     assert row["expert"]["distance"] < row["off_the_shelf"]["distance"]

@@ -9,6 +9,7 @@ that a network uses every pixel that it is given, and takes the sizes that it is
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from ppap_host.files.errors import CheckpointError
@@ -339,15 +339,18 @@ _UNKNOWN = "?"
 
 
 def _trial(network: nn.Module) -> Callable[[tuple[int, int]], str | None]:
-    """Whether a network takes an image of a size, as :func:`_tried`, on the meta device."""
-    meta = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
+    """Whether a network takes an image of a size, as :func:`_tried`, on the meta device.
+
+    A copy is tried: libraries leave hooks behind where a network has run.
+    """
+    known: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
+    for weight in network.parameters():
+        empty = torch.empty_like(weight, device="meta")
+        known[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
+    copied = copy.deepcopy(network, known)
 
     def takes(size: tuple[int, int]) -> str | None:
-        pixels = torch.empty(1, 3, *size, device="meta")
-        return _tried(lambda: functional_call(network, meta, (pixels,)))
+        return _tried(lambda: copied(torch.empty(1, 3, *size, device="meta")))
 
     return takes
 
