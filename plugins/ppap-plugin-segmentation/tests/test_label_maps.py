@@ -24,6 +24,7 @@ from ppap_plugin_segmentation.palettes import (
 )
 from transformers import (
     BeitImageProcessor,
+    Mask2FormerImageProcessor,
     MaskFormerImageProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -130,11 +131,10 @@ def test_annotations_are_read_as_their_processor_reads_them(processor: Any) -> N
     np.testing.assert_array_equal(np.where(found < 0, 255, found), wanted)
 
 
-def test_annotations_are_read_as_maskformer_reads_them() -> None:
+@pytest.mark.parametrize("kind", [MaskFormerImageProcessor, Mask2FormerImageProcessor])
+def test_annotations_are_read_as_maskformer_reads_them(kind: Any) -> None:
     annotation = regions(21, seed=2)
-    processor = MaskFormerImageProcessor(
-        do_reduce_labels=True, ignore_index=255, do_resize=False, size_divisor=1
-    )
+    processor = kind(do_reduce_labels=True, ignore_index=255, do_resize=False, size_divisor=1)
     read_by = processor(
         Image.new("RGB", SIZE), segmentation_maps=Image.fromarray(annotation), return_tensors="pt"
     )
