@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
@@ -46,6 +46,12 @@ from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
 from ppap_host.sampling.streams import ImageNoise, derived, word
 
 
+def _no_number(value: Any) -> Any:
+    if isinstance(value, int | float):
+        raise ValueError("an autoencoder, or its hub name or folder")
+    return value
+
+
 @settings
 class SteeringOptions:
     """What is said of steering a pipeline besides its guidance.
@@ -64,7 +70,7 @@ class SteeringOptions:
     seed: Seed = 0
     balance: Literal["project", "sum"] = "project"
     frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
-    decoder: Any = None
+    decoder: Annotated[Any, AfterValidator(_no_number)] = None
     shrink: Annotated[int, Field(ge=1, le=8)] = 1
     start: Fraction = 0.0
     stop: Fraction = 1.0
