@@ -133,7 +133,7 @@ class Estimate:
         eps_kept: whether x_0 was moved and eps left as it was, so that they no longer make x_t.
         loss: the guide's loss of each image where the gradient was last taken, [b].
         memory: what the parts of one guide's move keep from step to step, by part.
-        scale: the user's scale of the guide whose move this is; for a blend (:attr:`Recipe.blend`)
+        scale: the user's scale of the guide whose move this is; for a blend (``Recipe.blend``)
             that of classifier-free guidance at this level.
         mean, deviation: of the Gaussian that the step draws the next state from, as the solver
             says; None and 0 where it draws from none. At a last step that draws nothing the
