@@ -732,7 +732,7 @@ def _wan_animate(name: str) -> Parts:
         image_size=224, patch_size=112,
     ))  # fmt: skip
     decoder = diffusers.AutoencoderKLWan(  # the network takes its factor for 8
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        base_dim=16, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
         temperal_downsample=[False, True, True], latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.1, 0.9, 1.0, 1.2],
     )  # fmt: skip
