@@ -36,6 +36,23 @@ def python_blocks(page: Path) -> list[str]:
     return [block.text for block in every if block.language == "python"]
 
 
+def test_what_hangs_on_the_backbone_is_made_again_by_a_step() -> None:
+    remake = script("remake")
+    kept = {path.resolve() for step in remake.STEPS for path in step.puts.values()}
+    experts = {
+        path
+        for guide in remake.NETWORKS
+        for path in remake.weights(guide).glob("*/*-?*.safetensors")
+    }
+    assert experts and experts <= kept
+    assert len({step.name for step in remake.STEPS}) == len(remake.STEPS)
+    # What is made by other commands: of networks that are trained for hours, of no backbone, or
+    # where several folders go into one file.
+    others = ("batches", "calibration", "capacity", "elucd", "targets")
+    results = {p for p in remake.RESULTS.iterdir() if not p.name.startswith(others)}
+    assert results == {path for path in kept if path.parent == remake.RESULTS}
+
+
 def test_generated_parts_are_up_to_date() -> None:
     for path, text in script("generate").pages().items():
         there = path.exists() and path.read_text(encoding="utf-8")
