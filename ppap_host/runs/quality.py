@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,8 +19,10 @@ from ppap_host.runs.config import GuideConfig, RunConfig
 FILES = "frontier*.json"
 """Frontiers lie beside a network's weights, one file for each backbone."""
 
-USUAL, OFF = "normal", "none"
-"""The quality of a run that names none, and the one that decides nothing."""
+USUAL: Final = "normal"
+"""The quality of a run that names none."""
+OFF: Final = "none"
+"""The quality that decides nothing."""
 
 _DOCUMENT = Document(
     "frontier", CheckpointError, "Delete it, or write it again with `ppap search --frontier`."
