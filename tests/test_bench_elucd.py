@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import GaussianBackbone
 
-from ppap_host.files.errors import OptionError, UnknownNameError
+from ppap_host.files.errors import OptionError, PpapError, UnknownNameError
 from ppap_host.files.images import to_pixels
 from ppap_host.guides.guide import Guide, Wrapped
 from ppap_host.guides.targets import Given, Target
@@ -547,9 +547,28 @@ def test_models_are_named() -> None:
 
 @pytest.mark.parametrize("text", ["a/shipped", "shipped=a", "=a", "x=", "a,b/a", "a,,b"])
 def test_models_without_a_name_of_their_own_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match="--models") as caught:
+    with pytest.raises(OptionError, match="--model ") as caught:
         named_models([text])
     assert "NAME=FOLDER" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("elucd", "--part", "grid", "--model", "m={}"), "does nothing without the part classif"),
+        (("elucd", "--model", "m={}/none.pt"), "There is no file"),
+        (("capacity", "--harvest", "{}", "--model", "shipped={}"), "is there already"),
+        (("capacity", "--harvest", "{}", "--model", "{},{}"), "has two classifiers"),
+    ],
+)
+def test_further_classifiers_are_looked_at_first(
+    tmp_path: Path, given: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "harvest.json").touch()
+    command = [word.format(tmp_path, tmp_path) for word in given]
+    with pytest.raises(PpapError, match=words):
+        app([*command, "--out", str(tmp_path / "out")], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_part_is_refused(tmp_path: Path) -> None:

@@ -32,15 +32,15 @@ def named_models(texts: Sequence[str]) -> dict[str, str]:
         if not equals:
             name, folder = Path(text).name, text
         if not name or not folder:
-            raise OptionError(f"--models {text!r} has no name.", remedy="Give NAME=FOLDER.")
+            raise OptionError(f"--model {text!r} has no name.", remedy="Give NAME=FOLDER.")
         if name == SHIPPED:
             raise OptionError(
-                f"--models {text!r}: the classifier {SHIPPED!r} is there already.",
+                f"--model {text!r}: the classifier {SHIPPED!r} is there already.",
                 remedy="Leave it out, or give another one another NAME=FOLDER.",
             )
         if name in found:
             raise OptionError(
-                f"--models has two classifiers {name!r}.", remedy="Give each its own NAME=FOLDER."
+                f"--model has two classifiers {name!r}.", remedy="Give each its own NAME=FOLDER."
             )
         found[name] = folder
     return found

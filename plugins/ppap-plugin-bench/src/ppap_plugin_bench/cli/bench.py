@@ -31,7 +31,7 @@ from ppap_host.cli.progress import progress_bar
 from ppap_host.cli.surroundings import INTERRUPTED
 from ppap_host.cli.tables import Column, show_table
 from ppap_host.files.errors import CheckpointError, OptionError, unknown_name
-from ppap_plugin_bench.benchmarks.elucd_options import PARTS, named_models
+from ppap_plugin_bench.benchmarks.elucd_options import PARTS, SHIPPED, named_models
 from ppap_plugin_bench.benchmarks.tasks import GROUNDS, REWARDS, STEERS, TASKS
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _check_installed(guides: Iterable[str]) -> None:
     if missing:
         raise OptionError(
             f"The benchmark needs {', '.join(missing)}.",
-            remedy="Install them with `pip install 'ppap-host[evaluation]'`.",
+            remedy=f"Install them with `pip install {' '.join(missing)}`.",
         )
     from ppap_host.plugins.registry import registry
 
@@ -147,6 +147,14 @@ def _check_harvest(folder: Path | None) -> None:
     if folder is not None:
         remedy = "Make one with `ppap harvest --out FOLDER`."
         check_folder(folder, "harvest.json", CheckpointError, remedy)
+
+
+def _models(texts: Sequence[str] | None) -> dict[str, str]:
+    """Further classifiers by name, whose weights are there."""
+    named = named_models(texts or [])
+    for folder in named.values():
+        check_weights(folder)
+    return named
 
 
 def _command() -> str:
@@ -317,7 +325,12 @@ def elucd(
     for name in parts:
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    named = named_models(model or [])
+    named = _models(model)
+    if named and "classifiers" not in parts:
+        raise OptionError(
+            "--model does nothing without the part classifiers.",
+            remedy="Leave it out, or add --part classifiers.",
+        )
     _check_installed(["classifier"])
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
@@ -363,8 +376,8 @@ def capacity(
     model: Annotated[
         list[str] | None,
         option(
-            "--model", "-m", panel=COMMON, metavar="NAME=FOLDER",
-            help="A classifier; the shipped one is first. Repeatable.",
+            "--model", "-m", panel=COMMON, metavar="[NAME=]FOLDER,...",
+            help="Further classifiers; the shipped one is first. Repeatable.",
         ),
     ] = None,
     images: Annotated[
@@ -395,13 +408,7 @@ def capacity(
 
     registry().entry("guide", "classifier")
     _check_harvest(harvest)
-    named: dict[str, str | None] = {"shipped": None}
-    for text in model or []:
-        name, equals, folder = text.partition("=")
-        if not equals:
-            raise OptionError(f"--model {text!r} has no name.", remedy="Give NAME=FOLDER.")
-        check_weights(folder)
-        named[name] = folder
+    named = {SHIPPED: None, **_models(model)}
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)
         from ppap_host.experts.harvest import Harvest
