@@ -68,7 +68,7 @@ run_configs = pictures.flatmap(
         device=text,
         dtype=text,
         unguided=st.booleans(),
-        quality=st.sampled_from([None, "draft", "normal", "best"]),
+        quality=st.sampled_from([None, "draft", "normal", "best", "none"]),
     )
 )
 

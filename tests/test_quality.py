@@ -15,6 +15,7 @@ import ppap_host as ppap
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.quality import OFF
 from ppap_host.runs.setup import Setup, set_up
 from ppap_host.shapes.backbone import ShapesBackbone
 
@@ -52,6 +53,8 @@ def made(model: Path, guide: Mapping[str, Any] | None = None, **run: Any) -> Set
     ("guide", "run", "expected"),
     [
         ({}, {"quality": "normal"}, (12, "x0", 5.0, "-6:2")),
+        ({}, {}, (12, "x0", 5.0, "-6:2")),
+        ({"scale": 2.0}, {"steps": 9}, (9, "x0", 2.0, "-6:2")),
         ({}, {"quality": "draft"}, (6, "x0:every=2", 2.5, None)),
         ({}, {"quality": "best"}, (40, "x0", 7.0, None)),
         ({"scale": 1.0}, {"quality": "draft"}, (6, "x0:every=2", 1.0, None)),
@@ -71,14 +74,15 @@ def test_what_is_given_wins_and_the_rest_comes_from_the_frontier(
     assert setup.doubts == []
     assert f"classifier {expected[1]} at scale" in (setup.quality or "")
     # A record holds the values, and asks no frontier again.
-    assert decided.quality is None
+    assert decided.quality == OFF
     assert set_up(decided).decided() == decided
 
 
 @pytest.mark.parametrize(
     ("guide", "run", "said"),
     [
-        ({}, {}, None),
+        ({}, {"quality": "none"}, None),
+        ({"recipe": "dps"}, {}, None),
         ({"recipe": "dps"}, {"quality": "draft"}, "No frontier was measured"),
         ({"absolute": True, "scale": 3.0}, {"quality": "draft"}, "No frontier was measured"),
         ({"model": None}, {"quality": "best", "checkpoint": "other"}, "No frontier was measured"),
@@ -141,6 +145,11 @@ def test_several_guides_get_their_own_points_and_the_most_steps(
     setup = set_up(RunConfig(guides=guides, quality="draft"))
     assert setup.stages[0].steps == 8
     assert [(g.scale, g.recipe.every) for g in setup.guides] == [(2.5, 2), (1.5, 3)]
+    # Nobody asked for a quality, and one of the two has no normal point: each has its defaults.
+    setup = set_up(RunConfig(guides=guides))
+    assert setup.stages[0].steps == ShapesBackbone.default_steps
+    assert [g.config.interval for g in setup.guides] == [None, None]
+    assert setup.doubts == []
 
 
 @pytest.mark.parametrize(

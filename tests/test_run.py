@@ -342,6 +342,7 @@ def test_ctrl_c_leaves_finished_images_and_a_valid_record(
     assert record["status"] == "interrupted"
     if when == "first image":
         assert len(record["images"]) >= 1
+    assert (out / "sheet.png").exists() == bool(record["images"])
     for entry in record["images"]:
         with Image.open(out / entry["file"]) as image:
             assert sha256_pixels(image) == entry["pixels_sha256"]

@@ -111,9 +111,10 @@ def run(
     quality: Annotated[
         str | None,
         option(
-            "--quality", panel=COMMON, metavar="draft|normal|best",
-            help="Point of the guides' measured frontiers; the options given here win over it.",
-            autocompletion=lambda: ["draft", "normal", "best"],
+            "--quality", panel=COMMON, metavar="draft|normal|best|none",
+            help="Point of the guides' measured frontiers; the options given here win over it. "
+            "[default: normal]",
+            autocompletion=lambda: ["draft", "normal", "best", "none"],
         ),
     ] = None,
     seed: Annotated[

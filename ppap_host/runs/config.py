@@ -140,7 +140,8 @@ class RunConfig:
         unguided: whether the same images are also made without guides, to compare.
         quality: point of the guides' measured frontiers (:mod:`ppap_host.runs.quality`) that steps,
             sampler, strengths, intervals and what their recipes leave open are taken from: draft,
-            normal or best; None takes the defaults.
+            normal or best. None is normal where every guide has one; none takes the backbone's and
+            the recipes' own.
     """
 
     guides: tuple[GuideConfig, ...] = ()
@@ -174,7 +175,7 @@ class RunConfig:
     device: str = "auto"
     dtype: str = "float32"
     unguided: bool = False
-    quality: Literal["draft", "normal", "best"] | None = None
+    quality: Literal["draft", "normal", "best", "none"] | None = None
 
     def __post_init__(self) -> None:
         if self.image is None and self.mask is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,11 @@ from ppap_host.runs.config import GuideConfig, RunConfig
 
 FILES = "frontier*.json"
 """Frontiers lie beside a network's weights, one file for each backbone."""
+
+USUAL: Final = "normal"
+"""The quality of a run that names none."""
+OFF: Final = "none"
+"""The quality that decides nothing."""
 
 _DOCUMENT = Document(
     "frontier", CheckpointError, "Delete it, or write it again with `ppap search --frontier`."
@@ -91,6 +96,8 @@ def with_quality(
 ) -> tuple[RunConfig, str | None, list[str]]:
     """The configuration with what its quality decides, as values; what was given stays.
 
+    Without one it is "normal" where every guide has such a point, and nothing is decided elsewhere.
+
     Args:
         guides: loaded, in the configuration's order.
 
@@ -101,8 +108,8 @@ def with_quality(
     Raises:
         CheckpointError: a file beside a guide's weights is no frontier.
     """
-    wanted = config.quality
-    if wanted is None:
+    wanted, asked = config.quality or USUAL, config.quality is not None
+    if wanted == OFF:
         return config, None, []
     told, doubts, taken = list(config.guides), [], list[Point]()
     for i, (given, guide) in enumerate(zip(config.guides, guides, strict=True)):
@@ -125,6 +132,8 @@ def with_quality(
             interval=given.interval if given.interval is not None else point.interval or None,
             recipe=_with_parameters(recipe or fitting[0].recipe, point.__pydantic_extra__),
         )
+    if doubts and not asked:  # the steps that were chosen for one guide may be few for another
+        return config, None, []
     if not config.guides:
         doubts.append(f"Quality {wanted!r} decides nothing: there is no guide.")
     decided = replace(config, guides=tuple(told))
@@ -149,7 +158,7 @@ def with_quality(
         said = f"Quality {wanted}, as measured: {', '.join(settings)}"
     elif taken:
         doubts.append(f"Quality {wanted!r} decides nothing: everything it decides was given.")
-    return decided, said, doubts
+    return decided, said, doubts if asked else []
 
 
 def _count(steps: int | str) -> int:

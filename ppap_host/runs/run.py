@@ -291,8 +291,11 @@ class Run:
         finally:
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
+                # A second failure here (a disk that is full) must not hide the first.
+                if record["images"] and not (self._folder.path / "sheet.png").exists():
+                    with suppress(Exception):
+                        self._folder.write_sheet(record, self._result.sheet())
                 if (self._folder.path / "run.json").exists():
-                    # A second failure here (a disk that is full) must not hide the first.
                     with suppress(OutputError):
                         self._write_record()
                 self._folder.close()

@@ -40,7 +40,7 @@ from ppap_host.runs.config import (
 )
 from ppap_host.runs.devices import DTYPES, pick_device, pick_dtype
 from ppap_host.runs.own import OwnSteps, itself
-from ppap_host.runs.quality import with_quality
+from ppap_host.runs.quality import OFF, with_quality
 from ppap_host.sampling.evaluator import Guidance, told_apart
 from ppap_host.sampling.names import PIPELINE
 from ppap_host.sampling.solvers import Churn, Solver
@@ -170,7 +170,7 @@ class Setup:
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
         return replace(
             self.config, guides=tuple(guides), steps=base.steps, upsampler_steps=upsampler,
-            quality=None, sampler=base.sampler, eta=base.eta,
+            quality=OFF, sampler=base.sampler, eta=base.eta,
             cfg=base.cfg if self.config.conditional else None,
             cfg_interval=base.cfg_interval.text if strengthens else None,
             **_origin(self.config.backbone, self.config.dtype),

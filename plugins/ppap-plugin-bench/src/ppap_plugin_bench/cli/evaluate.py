@@ -107,8 +107,8 @@ def evaluate(
     quality: Annotated[
         str | None,
         option(
-            "--quality", panel=COMMON, metavar="draft|normal|best",
-            autocompletion=complete.among(("draft", "normal", "best")),
+            "--quality", panel=COMMON, metavar="draft|normal|best|none",
+            autocompletion=complete.among(("draft", "normal", "best", "none")),
             help="Of guided images: a measured point for what is not given.",
         ),
     ] = None,

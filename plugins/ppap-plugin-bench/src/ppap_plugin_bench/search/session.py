@@ -36,7 +36,7 @@ from ppap_host.runs.batches import generate
 from ppap_host.runs.choice import choose, read_interval
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
-from ppap_host.runs.quality import read_solver, written
+from ppap_host.runs.quality import OFF, read_solver, written
 from ppap_host.runs.setup import ActiveGuide, Setup, set_up
 from ppap_host.sampling.evaluator import Health
 from ppap_host.sampling.loop import Event
@@ -457,6 +457,7 @@ class Trials:
             "scale": shown(values.get(SCALE, self.scale)),
             "steps": str(values.get(STEPS, self.steps)),
             "interval": str(values.get(INTERVAL, guide.interval or "")) or None,
+            "quality": OFF,  # or what is not given here would be that of an earlier frontier
         }  # fmt: skip
         usual = RunConfig()
         for key in ("backbone", "checkpoint", "prompt", "cfg", "sampler", "eta", "dtype"):
