@@ -71,8 +71,8 @@ def _frontier(guide: str) -> Step:
     )
 
 
-def _kept(folder: str, names: Sequence[str], under: str = "") -> dict[str, Path]:
-    return {f"{folder}/{name}": RESULTS / (under + Path(name).name) for name in names}
+def _kept(folder: str, names: Sequence[str]) -> dict[str, Path]:
+    return {f"{folder}/{name}": RESULTS / name for name in names}
 
 
 STEPS = (
