@@ -23,6 +23,11 @@ from ppap_host.shapes.scenes import VOCABULARY
 
 IMAGE_SIZE = 64
 PATCH = 2
+FIRST_STEP = 12
+"""Least noise that the networks know: they are told this step for every one below it, whose weight
+in the objective is next to nothing. Of 64 renders, what they then take for x_0 at step 0 is off by
+0.91 sigma instead of 1.18, and without the faint stripes (0.1 instead of 2.6 thousandths) that made
+power at the horizontal Nyquist frequency 1.8 times its neighbours'."""
 MAX_WORDS = 16
 TEXT_WIDTH = 128
 PAD = "<pad>"
@@ -163,7 +168,8 @@ class Networks(nn.Module):
             coefficient of Nichol and Dhariwal (2021), eq. 15, mapped to [-1, 1], [b, 3, h, w].
         """
         patches = nn.functional.pixel_unshuffle(x, PATCH)
-        out = self.unet(patches, timestep, encoder_hidden_states=states, class_labels=pooled).sample
+        told = timestep.clamp(min=FIRST_STEP)
+        out = self.unet(patches, told, encoder_hidden_states=states, class_labels=pooled).sample
         velocity, v = self.refiner(x, nn.functional.pixel_shuffle(out, PATCH)).chunk(2, dim=1)
         return velocity, v
 
