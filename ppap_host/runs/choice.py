@@ -162,7 +162,7 @@ def choose(
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:
             raise OptionError(
-                f"The recipe {recipe.name!r} needs experts, and --experts is none.",
+                f"--experts is none, and the recipe {recipe.name!r} needs experts.",
                 remedy="Leave out --experts none, or use --recipe x0.",
             )
         return Choice(guide, _within(recipe or load(usual), config), usual)

@@ -328,8 +328,8 @@ def refuse_code(config: RunConfig, source: str, named: Collection[str] = ()) -> 
     for guide in config.guides:
         if code_of(guide.steers) is not None and guide.steers not in named:
             raise OptionError(
-                f"{source} names the code {guide.steers!r}, which would be run.",
-                remedy=f"Look at it, and name it yourself: --guide {guide.steers}.",
+                f"The code {guide.steers!r} would be run, which {source} names.",
+                remedy="Look at it, and name it yourself with --guide.",
             )
 
 

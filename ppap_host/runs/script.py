@@ -416,6 +416,7 @@ def load_backbone(
         return as_backbone(what, registry())
     place = pick_device(str(device))
     checkpoint, format = _plain(checkpoint), pick_dtype(_plain(dtype), place)
+    read(RunConfig, {"checkpoint": checkpoint}, "ppap.load_backbone")
     made = load_backbone_named(registry(), what, checkpoint, options)
     made.to(place, format)
     made.device, made.dtype = place, format
@@ -442,6 +443,7 @@ def load_guide(
     """
     place = pick_device(str(device))
     model, format = _plain(model), pick_dtype(_plain(dtype), place)
+    read(GuideConfig, {"name": name, "model": model}, "ppap.load_guide")
     guide = load_guide_named(registry(), name, model).to(place, format)
     guide.origin = {"what": name, "model": model}
     return guide

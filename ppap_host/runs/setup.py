@@ -514,7 +514,7 @@ def _load_code(path: Path, name: str) -> Any:
         del sys.modules[module_name]
         raise OptionError(
             f"The code {str(path)!r} fails: {type(error).__name__}: {error}.",
-            remedy="Mend it; --debug shows where it fails.",
+            remedy="Mend it; the traceback, on the command line --debug, shows where it fails.",
         ) from error
     if not hasattr(module, name):
         offered = ", ".join(n for n in vars(module) if not n.startswith("_"))
