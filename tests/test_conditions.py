@@ -163,9 +163,9 @@ def test_a_filled_in_picture_can_be_made_again_from_its_copies(
 def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
     filling: RunConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(OptionError, match="there is no --image"):
+    with pytest.raises(OptionError, match="there is no `image`"):
         replace(filling, image=None)
-    with pytest.raises(OptionError, match="--image alone is where a pipeline"):
+    with pytest.raises(OptionError, match="`image` alone is where a pipeline"):
         set_up(replace(filling, mask=None), found=world())
     with pytest.raises(OptionError, match="cannot fill in"):
         set_up(replace(filling, backbone="gaussian"), found=world())
@@ -177,8 +177,8 @@ def test_picture_and_mask_belong_together_and_to_a_backbone_that_fills_in(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"churn_range": "0.1:10", "sampler": "heun"}, "--churn"),
-        ({"churn_noise": 1.01, "sampler": "heun"}, "--churn"),
+        ({"churn_range": "0.1:10", "sampler": "heun"}, "`churn"),
+        ({"churn_noise": 1.01, "sampler": "heun"}, "`churn"),
         ({"guides": (GuideConfig("colour", "0.5", interval="90:91"),)}, "never be asked"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_registered_set_is_for_one_guide_on_one_backbone(
 
 
 def test_what_excludes_each_other_is_refused(installed: Registry, experts: Path) -> None:
-    with pytest.raises(OptionError, match="--experts is none"):
+    with pytest.raises(OptionError, match="`experts` is none"):
         chosen(installed, "ppap", "none")
     with pytest.raises(OptionError, match="would never be asked") as never:
         chosen(installed, "x0", str(experts))

@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,7 @@ import ppap_host as ppap
 from ppap_host.cli import _explained
 from ppap_host.files.errors import OptionError, PpapError, RecordError
 from ppap_host.guides.guide import Guide
+from ppap_host.recipes.presets import CFG_PP, DPS
 from ppap_host.runs.config import RunConfig
 from ppap_host.testing.worlds import GaussianWorld
 
@@ -129,6 +131,37 @@ def test_what_was_in_memory_has_to_be_given_again(world: object, tmp_path: Path)
     with pytest.raises(RecordError, match="backbone"):
         ppap.rerun(tmp_path / "own")
     assert ppap.rerun(tmp_path / "own", backbone=GaussianBackbone()).measures == own.measures
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("of_run", [False, True])
+def test_a_recipe_in_memory_is_the_same_as_by_its_name(
+    world: object, tmp_path: Path, of_run: bool, absolute: bool
+) -> None:
+    def asked(recipe: object) -> dict[str, object]:
+        own, run = ({}, {"recipe": recipe}) if of_run else ({"recipe": recipe}, {})
+        guide = ppap.guidance("classifier", "red cube", scale=2.0, absolute=absolute, **own)
+        return {"guides": guide, **run}
+
+    own = replace(DPS, name="mine")
+    found = ppap.sample(world, **asked(own), **FAST, out=tmp_path / "out")
+    images = [p.tobytes() for p in found.images]
+    assert images == [p.tobytes() for p in ppap.sample(world, **asked("dps"), **FAST).images]
+    assert found.record["used"]["guides"][0]["recipe"] == "mine"
+    told = "the recipe 'mine'" if of_run else "the recipe of 'classifier'"
+    assert found.record["objects"] == [told]
+    with pytest.raises(RecordError, match=r"recipe .*object in memory.*Give"):
+        ppap.rerun(tmp_path / "out")
+    again = {"recipe": own} if of_run else asked(own)
+    assert images == [p.tobytes() for p in ppap.rerun(tmp_path / "out", **again).images]
+
+
+def test_a_process_in_memory_needs_no_guide(world: object) -> None:
+    asked = {"prompt": "a red cube", "cfg": 0.6, **FAST}
+    made = ppap.sample(world, recipe=replace(CFG_PP, name="mine"), **asked)
+    assert torch.equal(made.tensor, ppap.sample(world, recipe="cfg++", **asked).tensor)
+    with pytest.raises(OptionError, match="the name of a recipe, or a Recipe"):
+        ppap.guidance("depth", recipe=5)
 
 
 def test_the_trajectory_tells_what_every_guide_said(world: object) -> None:

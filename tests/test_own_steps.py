@@ -172,7 +172,7 @@ def test_what_goes_wrong_in_a_guide_comes_out() -> None:
         ("sd", {"strength": 0.5}, "takes no strength"),
         ("sd", {"guidance_scale": 3.0}, "one scale of guidance"),
         ("sd", {"pipeline": {"negativ_prompt": "x"}}, "Did you mean 'negative_prompt'"),
-        ("sd", {"pipeline": {"generator": 1}}, "--seed"),
+        ("sd", {"pipeline": {"generator": 1}}, "Give `seed`"),
         ("sd", {"steps": "ddim25"}, "no number of steps"),
         ("sd", {"class_": 3}, "knows no classes"),
         ("sd", {"churn": 1.0}, "sampler heun"),
@@ -197,7 +197,7 @@ def test_a_mask_without_a_picture_and_other_backbones_are_told_apart() -> None:
         ppap.sample("shapes", height=64, num=1)
     with pytest.raises(OptionError, match="no sampler of its own"):
         ppap.sample("shapes", sampler="pipeline", num=1)
-    with pytest.raises(OptionError, match="there is no --image"):
+    with pytest.raises(OptionError, match="there is no `image`"):
         ppap.sample("shapes", mask="half.png", num=1)
 
 

@@ -193,7 +193,7 @@ def test_what_a_network_is_also_shown_is_left_to_its_pipeline(
     """As of networks distilled for LCM; the pipeline's own steps show it, see test_own_steps.py."""
     pipe = tiny(name)
     pipe.register_modules(unet=unet(8 if name == "sd" else 16, **settings))
-    with pytest.raises(OptionError, match=f"also shown .*{words}.* Leave out --sampler"):
+    with pytest.raises(OptionError, match=f"also shown .*{words}.* Leave out `sampler`"):
         PipelineBackbone(pipe).encode_prompts(["a dog"])
 
 

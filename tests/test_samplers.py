@@ -161,7 +161,7 @@ def test_another_schedule_than_the_backbones_is_refused() -> None:
             load_sampler(registry(), name, world)
     with pytest.raises(OptionError, match="takes no ddim4 steps"):
         ppap.sample(GaussianBackbone(), sampler="euler", steps="ddim4")
-    with pytest.raises(OptionError, match="--eta is nothing that"):
+    with pytest.raises(OptionError, match="`eta` is nothing that"):
         ppap.sample(GaussianBackbone(), sampler="unipc", eta=0.5)
 
 

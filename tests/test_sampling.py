@@ -247,7 +247,7 @@ def test_eta_where_it_makes_no_sense_is_refused(name: str, eta: float) -> None:
 
 def test_churn_where_it_makes_no_sense_is_refused() -> None:
     world = GaussianBackbone()
-    with pytest.raises(OptionError, match="--churn is nothing that the sampler 'ddim'"):
+    with pytest.raises(OptionError, match="`churn` is nothing that the sampler 'ddim'"):
         load_sampler(registry(), "ddim", world, churn=Churn(1.0))
     assert load_sampler(registry(), "ddim", world, churn=Churn()).name == "ddim"
     with pytest.raises(ValueError, match="level_at"):

@@ -36,6 +36,7 @@ from ppap_host.files.errors import (
     PpapError,
 )
 from ppap_host.files.errors import UnknownNameError as _UnknownName
+from ppap_host.files.words import typed
 from ppap_host.plugins.containment import contained, in_a_line, warn_of
 from ppap_host.plugins.entry_points import (
     KNOWN_COMMANDS,
@@ -146,6 +147,7 @@ def _version(value: bool) -> bool:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -169,6 +171,7 @@ def _root(
     ] = False,
 ) -> None:  # fmt: skip
     """The options of the command line itself."""
+    context.with_resource(typed())
 
 
 _MAKE, _TEACH, _LOOK = "Make images", "Teach experts", "Look around"

@@ -18,7 +18,7 @@ from torch import Tensor
 from ppap_host.backbones.noise import NoiseLevel, NoiseRange
 from ppap_host.experts.patches import network_hash
 from ppap_host.experts.sets import MOST, ExpertSet, View, WithExperts
-from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.errors import CheckpointError, OptionError, foreign
 from ppap_host.files.reading import Document
 from ppap_host.files.writing import write_json
 from ppap_host.guides.guide import Guide, Wrapped
@@ -167,8 +167,8 @@ class Calibration:
             theirs = "it has some here" if self.experts is None else "it has others here"
         raise CheckpointError(
             f"The calibration of the guide {self.guide!r} was measured {mine}; {theirs}.",
-            remedy=f"Use --experts {self.experts or 'none'}, or calibrate this use of the guide "
-            "with `ppap calibrate --experts`.",
+            remedy=f"Use --experts {foreign(self.experts or 'none')}, or calibrate this use of the "
+            "guide with `ppap calibrate --experts`.",
         )
 
     def check_view(self, sees_noise: bool) -> None:

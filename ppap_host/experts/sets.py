@@ -27,7 +27,7 @@ from ppap_host.experts.patches import (
     network_hash,
     twin,
 )
-from ppap_host.files.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError, foreign
 from ppap_host.files.reading import Document
 from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.guide import Guide, Wrapped
@@ -208,7 +208,7 @@ class ExpertSet:
         if guide is not None and guide != guide_name:
             raise CheckpointError(
                 f"These experts were tuned for the guide {guide!r}, not for {guide_name!r}.",
-                remedy=f"Use them with --guide {guide}, or --experts none.",
+                remedy=f"Use them with --guide {foreign(guide)}, or --experts none.",
             )
         size = self.metadata.get("image_size")
         if size is not None and image_size is not None and tuple(size) != tuple(image_size):
@@ -223,7 +223,7 @@ class ExpertSet:
         found = network_hash(network)
         if tuned_on != found:
             model = self.metadata.get("model")
-            named = f" (--model {model})" if model else ""
+            named = f" of {model!r}" if model else ""
             raise CheckpointError(
                 f"These experts were tuned on the network {tuned_on[:12]}...{named}, "
                 f"the guide {guide_name!r} has {found[:12]}....",

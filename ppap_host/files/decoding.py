@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from ppap_host.files.errors import TargetError, nearest
+from ppap_host.files.errors import TargetError, foreign, nearest
 from ppap_host.files.reading import require_regular
 
 PICTURES = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
@@ -372,7 +372,7 @@ def _no_key(decoded: Decoded, key: str | None) -> Decoded:
     if key is not None:
         raise TargetError(
             f"{decoded.name} is {decoded.format} and holds one picture, not several by name.",
-            remedy=f"Leave out key={key}; it is for .npz and EXR.",
+            remedy=f"Leave out {foreign(f'key={key}')}; it is for .npz and EXR.",
         )
     return decoded if any(decoded.original) else replace(decoded, original=_size(decoded.pixels))
 
@@ -628,7 +628,7 @@ def _chosen(name: str, key: str | None, there: list[str], what: str) -> str:
     raise TargetError(
         f"{name} {said}: there are {listed}.",
         remedy="Name one of them with key=NAME before the colon, as in "
-        f"depth,key={(likely or there)[0]}:FILE.",
+        f"{foreign(f'depth,key={(likely or there)[0]}:FILE')}.",
     )
 
 

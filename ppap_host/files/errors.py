@@ -2,21 +2,27 @@
 
 Every error a user can cause is a :class:`PpapError`: it says what was wrong and where in its
 message, and what to do about it in its :attr:`~PpapError.remedy`. The command line prints both on
-standard error without a traceback and exits with :attr:`~PpapError.exit_code`.
+standard error without a traceback and exits with :attr:`~PpapError.exit_code`. Both name options as
+one types them there; where Python shows the exception, they are its arguments.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+from ppap_host.files.words import are_typed, in_python
 
 
 class PpapError(Exception):
     """Base class of all errors that are the user's to mend.
 
     Args:
-        message: what was wrong, naming the file, option or plugin.
-        remedy: what to do about it, as an instruction.
+        message: what was wrong, naming the file, option or plugin. One that names options begins
+            with one: ``--cfg 3 does nothing``.
+        remedy: what to do about it, as an instruction. What is not the host's own words in it
+            stands in quotes, or is :func:`foreign`.
     """
 
     exit_code = 2
@@ -25,9 +31,14 @@ class PpapError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self._typed = are_typed()
 
     def __str__(self) -> str:
-        return f"{self.message} {self.remedy}".strip()
+        message, remedy = self.message, self.remedy
+        if not self._typed:
+            message = in_python(message) if message.startswith("--") else message
+            remedy = in_python(remedy)
+        return f"{message} {remedy}".strip()
 
 
 class OptionError(PpapError):
@@ -82,6 +93,11 @@ class PluginWarning(UserWarning):
     """A plugin works, but did something to the process that had to be undone."""
 
 
+def foreign(text: str) -> str:
+    """Text from outside for a remedy: in quotes where an option or a quote might be seen in it."""
+    return repr(text) if re.search(r"--|`|(?<!\w)[bru]?['\"]", text) else text
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3, alike: float = 0.5) -> list[str]:
     """The known names most like ``name``, best first (empty when nothing comes close)."""
     lowered = {k.lower(): k for k in known}
@@ -94,5 +110,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str], extra: str = "") ->
     names = sorted(known)
     close = nearest(name, names)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-    there = f"Known: {', '.join(names)}." if names else f"No {kind} is installed."
+    there = f"Known: {', '.join(map(foreign, names))}." if names else f"No {kind} is installed."
     return UnknownNameError(f"Unknown {kind} {name!r}.", remedy=f"{hint}{there} {extra}".strip())

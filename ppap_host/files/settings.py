@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ppap_host.files.errors import OptionError, nearest
 from ppap_host.files.reading import beyond
+from ppap_host.files.words import ARGUMENTS
 
 T = TypeVar("T")
 
@@ -97,6 +98,7 @@ def settings(cls: type[T]) -> type[T]:
         return f"{type(self).__name__}({', '.join(kept)})"
 
     made.__init__, made.__repr__ = init, short
+    ARGUMENTS.update((field.name, field.name) for field in dataclasses.fields(made))
     result: type[T] = made
     return result
 

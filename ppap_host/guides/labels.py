@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ppap_host.files.errors import TargetError, nearest
+from ppap_host.files.errors import TargetError, foreign, nearest
 
 _NUMBER = re.compile("[+-]?[0-9]{1,99}")
 _SHOWN = 12
@@ -114,6 +114,6 @@ class Labels:
         hint = " or ".join(repr(name) for name in dict.fromkeys(close))
         hint = f"Did you mean {hint}? " if hint else ""
         if len(self) <= 2 * _SHOWN:
-            return f"{hint}Known: {', '.join(self.names)}."
-        some = ", ".join(self.short(k) for k in range(3))
+            return f"{hint}Known: {', '.join(map(foreign, self.names))}."
+        some = ", ".join(foreign(self.short(k)) for k in range(3))
         return f"{hint}There are {len(self)} classes, from {some} on; their numbers count from 0."

@@ -33,7 +33,7 @@ from ppap_host.files.decoding import (
     one_channel,
     to_srgb,
 )
-from ppap_host.files.errors import TargetError, nearest
+from ppap_host.files.errors import TargetError, foreign, nearest
 from ppap_host.files.images import fitted, from_tensor, means_file, to_tensor
 from ppap_host.files.reading import local_path
 
@@ -313,7 +313,7 @@ class Given:
             if f",{name}=" not in head and (kind == self.kind or name == "key"):
                 head += f",{name}={value}"
         if isinstance(self.value, str) and self.value.isprintable():
-            return f"{head}:{self.value}"
+            return foreign(f"{head}:{self.value}")
         return f"{head}:..."
 
     def bad_setting(self, name: str, remedy: str) -> TargetError:

@@ -60,11 +60,11 @@ def for_pictures(pipe: Any, config: RunConfig, pictures: Mapping[str, Image.Imag
     """
     takes = taken_by(pipe)
     if "mask" in pictures and "mask_image" not in takes:
-        return _relative(pipe, AutoPipelineForInpainting, "fills in --mask of --image")
+        return _relative(pipe, AutoPipelineForInpainting, "fills in a picture")
     if "image" in pictures and "mask" not in pictures:
         starts = "image" in takes and (config.strength is None or "strength" in takes)
         if not starts or ("mask_image" in takes and "mask_image" not in config.pipeline):
-            return _relative(pipe, AutoPipelineForImage2Image, "starts from --image")
+            return _relative(pipe, AutoPipelineForImage2Image, "starts from a picture")
     return pipe
 
 
@@ -218,8 +218,8 @@ class Arguments:
         if config.guidance_scale is not None:
             if len(known) < 2 or known[0] != "true_cfg_scale":
                 raise OptionError(
-                    f"{self._name} has one scale of guidance, and --guidance-scale is for those "
-                    "that have a true_cfg_scale beside it.",
+                    "--guidance-scale is for pipelines that have a true_cfg_scale beside it, and "
+                    f"{self._name} has one scale of guidance.",
                     remedy="Give --cfg.",
                 )
             self._fixed["guidance_scale"] = config.guidance_scale

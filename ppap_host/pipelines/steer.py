@@ -180,8 +180,8 @@ def _check_stays(pipe: Any) -> None:
         hook = getattr(module, "_hf_hook", None)
         if isinstance(hook, CpuOffload) and torch.device(hook.execution_device).type != "cpu":
             raise OptionError(
-                "The recipe's gradient goes back through networks that leave the device as soon as "
-                "another one computes (--offload model).",
+                "--offload model takes networks from the device as soon as another one computes, "
+                "and the recipe's gradient goes back through them.",
                 remedy="Use the recipe x0, or --offload sequential.",
             )
 

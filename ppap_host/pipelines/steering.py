@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
-from ppap_host.files.errors import GuidanceWarning, OptionError, SamplingError
+from ppap_host.files.errors import GuidanceWarning, OptionError, SamplingError, foreign
 from ppap_host.files.settings import Fraction, Many, Seed, read, settings
 from ppap_host.guides.guide import Guide, Wrapped
 from ppap_host.guides.targets import Target
@@ -731,6 +731,12 @@ def bounds(scheduler: Any) -> tuple[float, float] | None:
     return (-largest, largest)
 
 
+_HOST_STEPS = (
+    "the host's steps where they know the pipeline: ppap.sample(pipe, ..., sampler='ddim'), on the "
+    "command line --sampler ddim"
+)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Whether a recipe can be had in a pipeline that takes its steps itself.
 
@@ -741,14 +747,13 @@ def check_recipe(recipe: Recipe) -> None:
         raise OptionError(
             f"The recipe {recipe.name!r} changes how a step draws its noise or chooses among "
             "several, and a pipeline takes its steps itself.",
-            remedy="Use the recipe x0, or the host's steps where they know the pipeline: "
-            "ppap.sample(pipe, ..., sampler='ddim'), on the command line --sampler ddim.",
+            remedy=f"Use the recipe x0, or {_HOST_STEPS}.",
         )
     if recipe.recurrence > 1:
         raise OptionError(
             f"The recipe {recipe.name!r} takes every step {recipe.recurrence} times, and the loop "
             "of a pipeline takes it once.",
-            remedy=f"Use {recipe.name}:recurrence=1, or the host's steps: --sampler ddim.",
+            remedy=f"Use {foreign(recipe.name)}:recurrence=1, or {_HOST_STEPS}.",
         )
     if any(move.place.enters for move in recipe.moves):
         raise OptionError(

@@ -272,12 +272,16 @@ def load_sampler(
     return made
 
 
-def load_recipe(found: Registry, text: str) -> Recipe:
+def load_recipe(found: Registry, text: str | Recipe) -> Recipe:
     """A recipe as users write it (:func:`~ppap_host.recipes.settings.split_recipe`), settings made.
+
+    One in memory is there already.
 
     Raises:
         PpapError: there is no such recipe, or it has no such parameter or not this value for it.
     """
+    if not isinstance(text, str):
+        return text
     name, values = split_recipe(text)
     recipe = found.load("recipe", name)
     if not isinstance(recipe, Recipe):

@@ -316,11 +316,12 @@ class Registry:
                     f"The {kind} {name!r} of {plugin.label} cannot be made of {named!r}: "
                     f"{in_a_line(error)}.",
                     remedy="If the plugin can read others, the file is at fault: check it, or give "
-                    "another one. --debug shows where it fails.",
+                    "another one. The traceback, on the command line --debug, shows where.",
                 ) from error
             raise PluginError(
                 f"The {kind} {name!r} of {plugin.label} cannot be made: {in_a_line(error)}.",
-                remedy="This is a fault of the plugin; tell its authors (--debug shows where).",
+                remedy="This is a fault of the plugin; tell its authors. The traceback, on the "
+                "command line --debug, shows where.",
             ) from error
         if not isinstance(made, wanted):
             raise PluginError(

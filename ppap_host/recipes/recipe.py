@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppap_host.backbones.noise import EVERYWHERE, NoiseRange
-from ppap_host.files.errors import OptionError, unknown_name
+from ppap_host.files.errors import OptionError, foreign, unknown_name
 from ppap_host.guides.activations import Softened
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.ascents import Ascent, Gradient
@@ -330,7 +330,8 @@ class Recipe:
                 raise OptionError(
                     f"{name} of the recipe {self.name!r} says something with absolute strength "
                     "alone.",
-                    remedy=f"Leave it out, or write {self.name}:{ABSOLUTE}=yes,{name}={value}.",
+                    remedy="Leave it out, or write "
+                    f"{foreign(f'{self.name}:{ABSOLUTE}=yes,{name}={value}')}.",
                 )
             if not known:
                 raise OptionError(

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
 from ppap_host.files.errors import OptionError
 
+if TYPE_CHECKING:
+    from ppap_host.recipes.recipe import Recipe
 
-def split_recipe(text: str) -> tuple[str, dict[str, str]]:
+
+def checked_recipe(given: Any) -> Any:
+    """What is given as a recipe.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    from ppap_host.recipes.recipe import Recipe
+
+    if not isinstance(given, Recipe):
+        raise ValueError("the name of a recipe, or a Recipe")
+    return given
+
+
+def split_recipe(text: str | Recipe) -> tuple[str, dict[str, str]]:
     """The name and the parameters of a recipe as the user writes it, ``tfg:rho=0.5,mu=0.25``.
+
+    One in memory has its parameters in it.
 
     Raises:
         OptionError: what follows the colon is no list of settings.
     """
+    if not isinstance(text, str):
+        return text.name, {}
     name, _, settings = text.partition(":")
     values: dict[str, str] = {}
     for setting in filter(None, settings.split(",")):
@@ -24,12 +49,14 @@ def split_recipe(text: str) -> tuple[str, dict[str, str]]:
     return name.strip(), values
 
 
-def absolutely(text: str) -> str:
-    """The recipe as the user writes it, asked for with absolute strength.
+def absolutely(text: str | Recipe) -> str | Recipe:
+    """The recipe as the user gives it, asked for with absolute strength.
 
     Raises:
         OptionError: what follows the colon is no list of settings.
     """
+    if not isinstance(text, str):
+        return replace(text, absolute=True)
     name, values = split_recipe(text)
     settings = {"absolute": "yes"} | values | {"absolute": "yes"}
     return f"{name}:" + ",".join(f"{key}={value}" for key, value in settings.items())

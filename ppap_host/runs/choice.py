@@ -34,7 +34,8 @@ class Choice:
 
     Attributes:
         guide: the guide, with its experts if it has any.
-        recipe_text: the recipe as one would write it, with the settings that were chosen.
+        asked: the recipe as one would write it, with the settings that were chosen, or itself
+            where it was in memory.
         experts: name or path of the set, None without one.
         files: what was read of it.
         calibration_file: what the guide's calibration was read from, None without one.
@@ -42,7 +43,7 @@ class Choice:
 
     guide: Guide
     recipe: Recipe
-    recipe_text: str
+    asked: str | Recipe
     experts: str | None = None
     files: tuple[Path, ...] = ()
     calibration_file: Path | None = None
@@ -113,7 +114,7 @@ def _same_files(recorded: Mapping[str, str] | None, backbone: Backbone) -> bool:
 
 def choose(
     config: GuideConfig,
-    recipe_name: str | None,
+    recipe_name: str | Recipe | None,
     guide: Guide,
     backbone: Backbone,
     walk: Walk,
@@ -135,10 +136,10 @@ def choose(
         OptionError: the recipe and the experts exclude each other; names a recipe that fits.
     """
 
-    def asked(text: str) -> str:
+    def asked(text: str | Recipe) -> str | Recipe:
         return absolutely(text) if config.absolute else text
 
-    def load(text: str) -> Recipe:
+    def load(text: str | Recipe) -> Recipe:
         recipe = load_recipe(found, text)
         if recipe.guideless:
             raise OptionError(
@@ -146,7 +147,11 @@ def choose(
                 "its own.",
                 remedy="Leave out the guide, or give each guide a recipe of its own.",
             )
-        _check_scale(config, recipe, found)
+        # What is in memory is absolute because it was made so, or because that was asked for.
+        made_so = not config.absolute
+        if isinstance(text, str):
+            made_so = found.load("recipe", recipe.name).absolute
+        _check_scale(config, recipe, made_so)
         return recipe
 
     recipe_name = None if recipe_name is None else asked(recipe_name)
@@ -157,7 +162,7 @@ def choose(
     if wanted == NONE:
         if recipe is not None and recipe.needs_experts:
             raise OptionError(
-                f"The recipe {recipe.name!r} needs experts, and --experts is none.",
+                f"--experts is none, and the recipe {recipe.name!r} needs experts.",
                 remedy="Leave out --experts none, or use --recipe x0.",
             )
         return Choice(guide, _within(recipe or load(usual), config), usual)
@@ -188,13 +193,12 @@ def choose(
     return Choice(guide, _within(load(usual), config), usual)
 
 
-def _check_scale(config: GuideConfig, recipe: Recipe, found: Registry) -> None:
+def _check_scale(config: GuideConfig, recipe: Recipe, made_so: bool) -> None:
     """Whether a strength that was asked for as absolute is given.
 
     Raises:
         OptionError: it is not.
     """
-    made_so = found.load("recipe", recipe.name).absolute
     if recipe.absolute and not made_so and config.scale is None:
         raise OptionError(
             f"Absolute strength was asked for with the recipe {recipe.name!r} and the guide "
@@ -228,7 +232,7 @@ def _with_set(
     config: GuideConfig,
     guide: Guide,
     recipe: Recipe,
-    text: str,
+    text: str | Recipe,
     experts: ExpertSet,
     name: str,
     path: Path,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
+from pydantic import AfterValidator
 
 from ppap_host.files import reading
 from ppap_host.files.errors import OptionError, unknown_name
@@ -31,7 +32,7 @@ from ppap_host.files.settings import (
     settings,
 )
 from ppap_host.plugins.listing import check_sampler
-from ppap_host.recipes.settings import split_recipe
+from ppap_host.recipes.settings import checked_recipe, split_recipe
 from ppap_host.sampling.names import BALANCE_SUMMARIES, PIPELINE
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ STAGES = ("base", "upsampler", "both")
 """Of a cascade, for guides."""
 
 MOST_GUIDES = 32
+
+
+GivenRecipe = Annotated[Any, AfterValidator(checked_recipe)]
+"""A recipe by name, perhaps with settings, one in memory, or None."""
 
 
 @settings
@@ -59,7 +64,8 @@ class GuideConfig:
             it has no default. The same as the setting ``absolute=yes`` of the recipe.
         model: checkpoint, folder or hub name; None takes the network the plugin ships.
         recipe: its own recipe, perhaps with settings
-            (:func:`~ppap_host.recipes.settings.split_recipe`); None takes the run's.
+            (:func:`~ppap_host.recipes.settings.split_recipe`), or a
+            :class:`~ppap_host.recipes.recipe.Recipe` in memory; None takes the run's.
         experts: an expert set by name or path, or "none"; None takes a registered set that fits.
         interval: "low:high" in log-SNR, outside which the guide is not asked; either may be empty.
         stage: of a cascade that it guides: base, upsampler or both; None is the base.
@@ -72,7 +78,7 @@ class GuideConfig:
     target: Any = None
     scale: Finite | None = None
     model: str | None = None
-    recipe: str | None = None
+    recipe: GivenRecipe = None
     experts: str | None = None
     interval: str | None = None
     stage: Literal["base", "upsampler", "both"] | None = None
@@ -160,7 +166,7 @@ class RunConfig:
     cfg_interval: str | None = None
     guidance_scale: Finite | None = None
     pipeline: Table = field(default_factory=dict)
-    recipe: str | None = None
+    recipe: GivenRecipe = None
     balance: str = "project"
     steps: Steps | None = None
     upsampler_steps: Steps | None = None
@@ -322,8 +328,8 @@ def refuse_code(config: RunConfig, source: str, named: Collection[str] = ()) -> 
     for guide in config.guides:
         if code_of(guide.steers) is not None and guide.steers not in named:
             raise OptionError(
-                f"{source} names the code {guide.steers!r}, which would be run.",
-                remedy=f"Look at it, and name it yourself: --guide {guide.steers}.",
+                f"The code {guide.steers!r} would be run, which {source} names.",
+                remedy="Look at it, and name it yourself with --guide.",
             )
 
 
@@ -342,7 +348,7 @@ def check_names(config: RunConfig, found: Registry) -> None:
     if config.balance not in BALANCE_SUMMARIES:
         raise unknown_name("balance", config.balance, BALANCE_SUMMARIES)
     for recipe in (config.recipe, *(g.recipe for g in config.guides)):
-        if recipe is not None:
+        if isinstance(recipe, str):
             found.entry("recipe", split_recipe(recipe)[0])
     for guide in config.guides:
         if not isinstance(guide.steers, str) or code_of(guide.steers) is not None:

@@ -13,6 +13,7 @@ from ppap_host.files.errors import CheckpointError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.files.reading import Document
 from ppap_host.guides.guide import Guide
+from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.config import GuideConfig, RunConfig
 
@@ -60,8 +61,10 @@ class Frontier(BaseModel):
     experts: str | None
     qualities: Mapping[str, Point]
 
-    def serves(self, config: GuideConfig, recipe: str | None) -> bool:
+    def serves(self, config: GuideConfig, recipe: str | Recipe | None) -> bool:
         """Whether it was measured with what was asked for, as far as that was said."""
+        if not isinstance(recipe, str | None):
+            return False
         named = None if recipe is None else split_recipe(recipe)[0]
         return named in (None, self.recipe) and config.experts in (None, self.experts or "none")
 

@@ -26,6 +26,7 @@ from ppap_host.guides.guide import Guide
 from ppap_host.plugins.loading import load_backbone as load_backbone_named
 from ppap_host.plugins.loading import load_guide as load_guide_named
 from ppap_host.plugins.registry import registry
+from ppap_host.recipes.recipe import Recipe
 from ppap_host.runs.config import GuideConfig, RunConfig, called, code_of, refuse_code
 from ppap_host.runs.devices import pick_device, pick_dtype
 from ppap_host.runs.folder import RunFolder
@@ -60,7 +61,7 @@ def guidance(
     name: str | None = None,
     scale: float | None = None,
     model: str | None = None,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     experts: str | None = None,
     interval: str | None = None,
     stage: str | None = None,
@@ -340,10 +341,20 @@ def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
             f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",
             remedy="Give it again: ppap.rerun(..., backbone=...).",
         )
+    if isinstance(values.get("recipe"), Mapping):
+        raise RecordError(
+            f"The recipe {values['recipe'].get('object')!r} of {shown} was an object in memory.",
+            remedy="Give it again: ppap.rerun(..., recipe=...).",
+        )
     for guide in values.get("guides", ()):
         if isinstance(guide.get("what"), Mapping):
             raise RecordError(
                 f"The guide {guide.get('name')!r} of {shown} was an object in memory.",
+                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
+            )
+        if isinstance(guide.get("recipe"), Mapping):
+            raise RecordError(
+                f"The recipe of {guide.get('name')!r} in {shown} was an object in memory.",
                 remedy="Give the guidance again: ppap.rerun(..., guides=...).",
             )
         target = guide.get("target")
@@ -405,6 +416,7 @@ def load_backbone(
         return as_backbone(what, registry())
     place = pick_device(str(device))
     checkpoint, format = _plain(checkpoint), pick_dtype(_plain(dtype), place)
+    read(RunConfig, {"checkpoint": checkpoint}, "ppap.load_backbone")
     made = load_backbone_named(registry(), what, checkpoint, options)
     made.to(place, format)
     made.device, made.dtype = place, format
@@ -431,6 +443,7 @@ def load_guide(
     """
     place = pick_device(str(device))
     model, format = _plain(model), pick_dtype(_plain(dtype), place)
+    read(GuideConfig, {"name": name, "model": model}, "ppap.load_guide")
     guide = load_guide_named(registry(), name, model).to(place, format)
     guide.origin = {"what": name, "model": model}
     return guide

@@ -29,6 +29,7 @@ from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, lo
 from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
+from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.choice import NONE, Choice, choose, read_interval
 from ppap_host.runs.config import (
     OWN_CODE,
@@ -60,7 +61,7 @@ class ActiveGuide:
     guide: Guide
     targets: tuple[Target, ...]
     recipe: Recipe
-    recipe_text: str
+    asked: str | Recipe
     scale: float
     experts: str | None = None
     expert_files: tuple[Path, ...] = ()
@@ -162,9 +163,11 @@ class Setup:
         guides = []
         for given, last in zip(self.config.guides, self.guides, strict=True):
             steered = [g for stage in self.stages for g in stage.guides if g.config is last.config]
-            chosen = {(g.recipe_text, g.experts or NONE, g.scale) for g in steered}
-            if len(chosen) == 1:  # otherwise the stages of a cascade choose for themselves again
-                ((recipe, experts, scale),) = chosen
+            recipe, experts, scale = chosen = (last.asked, last.experts or NONE, last.scale)
+            # Otherwise the stages of a cascade choose for themselves again.
+            if all((g.asked, g.experts or NONE, g.scale) == chosen for g in steered):
+                # What is in memory is named where it was given, and has to be given again there.
+                recipe = recipe if isinstance(recipe, str) else given.recipe
                 given = replace(given, scale=scale, experts=experts, recipe=recipe)
             guides.append(replace(given, **_origin(given.steers, self.config.dtype)))
         upsampler = self.stages[1].steps if len(self.stages) > 1 else None
@@ -204,6 +207,8 @@ def set_up(
     objects: list[str] = []
     config = _in_its_format(config)
     backbone, device = _backbone(config, found, objects)
+    if not isinstance(config.recipe, str | None):
+        objects.append(f"the recipe {config.recipe.name!r}")
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, batch=config.batch or backbone.default_batch)
     loaded = [guide_of(g, found, objects, config.dtype) for g in config.guides]
@@ -249,8 +254,8 @@ def set_up(
     _refuse_what_does_nothing(config, stages)
     if _process(config, found) is not None and not config.conditional:
         doubts.append(
-            f"The recipe {config.recipe!r} strengthens a prompt or a class, and there is none: the "
-            "images are what the backbone makes by itself."
+            f"The recipe {split_recipe(config.recipe)[0]!r} strengthens a prompt or a class, and "
+            "there is none: the images are what the backbone makes by itself."
         )
     return Setup(
         config, stages, guides, device, _plugins(config, found), inputs, objects, doubts, quality
@@ -449,6 +454,8 @@ def _set_up_guide(
     given = [None if r is None else Given.of(r, guide.target_kinds, moved) for r in rows]
     if any(row is not None and row.in_memory for row in given):
         objects.append(f"the target of {config.name!r}")
+    if not isinstance(config.recipe, str | None):
+        objects.append(f"the recipe of {config.name!r}")
     sizes = {stage.backbone.image_size for stage in (*steered, stages[-1])}
     targets = {size: tuple(target_of(guide, row, size, device) for row in given) for size in sizes}
     active = []
@@ -457,7 +464,7 @@ def _set_up_guide(
         active.append(
             ActiveGuide(
                 config, choice.guide, targets[stage.backbone.image_size], choice.recipe,
-                choice.recipe_text, usual if config.scale is None else config.scale,
+                choice.asked, usual if config.scale is None else config.scale,
                 choice.experts, choice.files, choice.calibration_file, files, ours,
             )
         )  # fmt: skip
@@ -507,7 +514,7 @@ def _load_code(path: Path, name: str) -> Any:
         del sys.modules[module_name]
         raise OptionError(
             f"The code {str(path)!r} fails: {type(error).__name__}: {error}.",
-            remedy="Mend it; --debug shows where it fails.",
+            remedy="Mend it; the traceback, on the command line --debug, shows where it fails.",
         ) from error
     if not hasattr(module, name):
         offered = ", ".join(n for n in vars(module) if not n.startswith("_"))

@@ -72,7 +72,7 @@ def test_a_network_or_an_unknown_key_is_refused_with_what_there_is(factory: Fact
     with pytest.raises(OptionError, match="no option of the guide") as caught:
         factory("some/network")
     assert "measure" in caught.value.remedy
-    with pytest.raises(OptionError, match="no option 'measrue'") as caught:
+    with pytest.raises(OptionError, match="the option 'measrue', which the guide") as caught:
         factory("measrue=yes")
     assert "Did you mean 'measure'?" in caught.value.remedy
 

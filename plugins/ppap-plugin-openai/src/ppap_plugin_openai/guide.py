@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppap_host.backbones.noise import DiscreteSchedule, NoiseLevel
-from ppap_host.files.errors import CheckpointError, OptionError, TargetError
+from ppap_host.files.errors import CheckpointError, OptionError, TargetError, foreign
 from ppap_host.files.images import shortened
 from ppap_host.files.models import own_path
 from ppap_host.files.reading import read_text
@@ -254,7 +254,8 @@ def _identified(path: Path) -> tuple[ADMClassifierConfig, str]:
         )
     raise CheckpointError(
         f"{path}: none of the published classifiers.",
-        remedy=f"Write its flags to {path.name}.json beside it, or give one from {PUBLISHED_URL}.",
+        remedy=f"Write its flags to {foreign(path.name)}.json beside it, or give one from "
+        f"{PUBLISHED_URL}.",
     )
 
 

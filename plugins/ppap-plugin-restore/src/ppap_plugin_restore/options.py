@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppap_host.files.errors import OptionError, nearest
+from ppap_host.files.errors import OptionError, foreign, nearest
 
 _ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
@@ -43,7 +43,7 @@ class Options:
             if key not in known:
                 close = nearest(key, known, 1)
                 raise OptionError(
-                    f"The guide {guide!r} has no option {key!r} (in --model).",
+                    f"--model gives the option {key!r}, which the guide {guide!r} does not have.",
                     remedy=(f"Did you mean {close[0]!r}? " if close else "")
                     + f"Known: {', '.join(known)}.",
                 )
@@ -111,5 +111,6 @@ class Options:
     def _wrong(self, key: str, remedy: str) -> OptionError:
         value = self._values[key]
         return OptionError(
-            f"--model {key}={value} makes no sense to the guide {self.guide!r}.", remedy=remedy
+            f"--model {foreign(f'{key}={value}')} makes no sense to the guide {self.guide!r}.",
+            remedy=remedy,
         )

@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from ppap_host.files.decoding import Decoded, has_alpha
-from ppap_host.files.errors import TargetError
+from ppap_host.files.errors import TargetError, foreign
 from ppap_host.guides.labels import Labels, plain
 from ppap_host.guides.targets import Given, Reading, fit_numbers, how_fitted, origin
 from ppap_plugin_segmentation.palettes import (
@@ -114,8 +114,8 @@ def read_labels(
         where = "" if open_.all() else f" in its middle, which is resized to {size[1]} x {size[0]}"
         raise TargetError(
             f"The label map {given.text!r} holds nothing to compare{where}: all of it is ignored.",
-            remedy=f"Use indices from 0 ({conventions.names[0]}) to {count - 1} "
-            f"({conventions.names[-1]}).",
+            remedy=f"Use indices from 0 ({foreign(conventions.names[0])}) to {count - 1} "
+            f"({foreign(conventions.names[-1])}).",
         )
     there = len(np.unique(indices[~open_]))
     words = [f"label map from {origin(given, decoded)}", *decoded.notes, how]
@@ -340,7 +340,7 @@ class _Reader:
             raise TargetError(
                 "The network has none of the classes of Cityscapes, whose ids the target is said "
                 "to hold.",
-                remedy=f"It has {', '.join(self.names[:8])}{', ...' if self.count > 8 else ''}.",
+                remedy=f"It has {self._names(8)}.",
             )
         return np.array(found)
 
@@ -480,7 +480,7 @@ class _Reader:
                     f"In the palette {palette.name!r} the colour {shown} is {meant!r}, which the "
                     "network does not know.",
                     remedy="Call it as the network does, or 'void' to leave it open; its classes: "
-                    f"{', '.join(self.names[:30])}{', ...' if self.count > 30 else ''}.",
+                    f"{self._names(30)}.",
                 )
             if meant is None:
                 doubts.append(
@@ -547,6 +547,9 @@ class _Reader:
                     f"{self.given.as_('photo')} if it is a photograph.",
                 )
 
+    def _names(self, most: int) -> str:
+        return ", ".join(map(foreign, self.names[:most])) + ", ..." * (self.count > most)
+
     def _too_high(self, index: int) -> TargetError:
         more = "and the numbers that are ignored, such as 255"
         hint = ""
@@ -559,8 +562,8 @@ class _Reader:
         return TargetError(
             f"The label map {self.given.text!r} holds the index {index}, but the network has "
             f"{self.count} classes.",
-            remedy=f"Use indices from 0 ({self.names[0]}) to {self.count - 1} ({self.names[-1]}) "
-            f"{more}, and name others with ignore={index}.{hint}",
+            remedy=f"Use indices from 0 ({foreign(self.names[0])}) to {self.count - 1} "
+            f"({foreign(self.names[-1])}) {more}, and name others with ignore={index}.{hint}",
         )
 
     def _no_indices(self, low: float, high: float) -> TargetError:
@@ -575,8 +578,8 @@ class _Reader:
         return TargetError(
             f"The target {self.given.text!r} is black and white, a mask of a class it does not "
             "name.",
-            remedy=f"Name the class that white stands for, as in {self.names[-1]}={what} or "
-            f"mask,of={self.names[-1]}:{what}.",
+            remedy="Name the class that white stands for, as in "
+            f"{foreign(f'{self.names[-1]}={what} or mask,of={self.names[-1]}:{what}')}.",
         )
 
     def _either_way(self) -> TargetError:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppap_host.files.errors import TargetError
+from ppap_host.files.errors import TargetError, foreign
 from ppap_host.guides.labels import Labels
 from ppap_host.guides.targets import Given
 
@@ -81,7 +81,7 @@ def split_class(given: Given, labels: Sequence[str]) -> tuple[int, Given] | None
     if not path.strip():
         raise TargetError(
             f"The target {given.text!r} names no file.",
-            remedy=f"Give a mask, white where the class is to be: {name}=mask.png.",
+            remedy=f"Give a mask, white where the class is to be: {foreign(name)}=mask.png.",
         )
     mask = Given.of(path.strip(), ("mask",), given.moved)
     said = str(index) if set(name) & set(",:") else name  # as it may stand in a head

@@ -270,7 +270,7 @@ class Trials:
         self.recipe.check(guide, self.targets[:1])
         self._active = ActiveGuide(
             asked, choice.guide, tuple(Target("", row[None]) for row in self.targets), self.recipe,
-            choice.recipe_text, self.scale, choice.experts, choice.files,
+            choice.asked, self.scale, choice.experts, choice.files,
         )  # fmt: skip
         if stage.solver is None and any(d.name in (STEPS, SOLVER) for d in self.space):
             raise OptionError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppap_host.files.checkpoints import conversion
-from ppap_host.files.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError, foreign
 from ppap_host.files.models import CONFIG, PICKLES, ModelFolder, own_path
 from ppap_host.guides.preprocessing import accepted
 from ppap_plugin_classifier.checkpoint import from_timm
@@ -79,9 +79,9 @@ def _found(name: str) -> Checkpoint:
         raise CheckpointError(
             f"The model file {name!r} is a pickle of weights, which does not say what network "
             "they are for.",
-            remedy=f"Write ARCHITECTURE:{name} for an architecture of timm, such as "
-            f"resnet18:{name}, or torchvision:ARCHITECTURE:{name}. For a folder with a config.json "
-            "convert it where you trust it: " + conversion(name),
+            remedy="Write ARCHITECTURE:FILE for an architecture of timm, such as "
+            f"{foreign(f'resnet18:{name}')}, or torchvision:ARCHITECTURE:FILE. For a folder with a "
+            "config.json convert it where you trust it: " + conversion(name),
         )
     if "/" in name or name.startswith((".", "~")) or "\\" in name:
         return _described(name, ModelFolder(name, "classifier", REMEDY))
