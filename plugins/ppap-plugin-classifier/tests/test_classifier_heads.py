@@ -330,7 +330,7 @@ def test_patches_that_are_not_merged_are_refused_and_others_told(tmp_path: Path)
         {name: tensor.contiguous() for name, tensor in patched.state_dict().items()},
         tmp_path / "model.safetensors",
     )
-    with pytest.raises(CheckpointError, match="LoRA.* not merged") as caught:
+    with pytest.raises(CheckpointError, match=r"LoRA.* not merged") as caught:
         ClassifierGuide(str(tmp_path))
     assert "merge_and_unload" in caught.value.remedy
     # What its remedy says leads there.

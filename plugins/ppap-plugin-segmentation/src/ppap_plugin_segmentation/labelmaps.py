@@ -214,23 +214,22 @@ class _Reader:
         if clear is not None:
             indices = np.where(clear, OPEN, indices)
         looks = "labels" if self.said else _looks(values, colours)
-        if bad is None and looks == "labels":
-            doubts += self._odd_numbers(values, seen)
         if bad is None:
             # A photograph of 8 bits is seldom so dark, and one of more bits never.
             as_shown = colours is None and self.decoded.step == 1
-            if looks == "labels" or not small or (as_shown and int(indices.max()) < 16):
-                return indices, how, doubts
-            if looks == "photo":
+            clearly = looks == "labels" or not small or (as_shown and int(indices.max()) < 16)
+            if looks == "photo" and not clearly:
                 self.doubts = (
                     f"{self.decoded.name} was taken for a photograph, though all of its numbers "
                     f"could be classes. If it is a label map, give {self.given.as_('labels')}.",
                 )
                 return None
-            doubts.append(
-                f"{self.decoded.name} was taken for a label map, though it is as uneven as some "
-                f"photographs. If it is one, give {self.given.as_('photo')}."
-            )
+            doubts += self._odd_numbers(values, seen)
+            if not clearly:
+                doubts.append(
+                    f"{self.decoded.name} was taken for a label map, though it is as uneven as "
+                    f"some photographs. If it is one, give {self.given.as_('photo')}."
+                )
             return indices, how, doubts
         if looks == "photo":
             self._doubt_flat(_colours(self.decoded))
