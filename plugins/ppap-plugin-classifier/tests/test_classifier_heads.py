@@ -316,6 +316,7 @@ def test_a_problem_that_transformers_does_not_know_is_refused(tmp_path: Path) ->
 # Low-rank patches
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_patches_that_are_not_merged_are_refused_and_others_told(tmp_path: Path) -> None:
     theirs = vit(tmp_path, 3)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
