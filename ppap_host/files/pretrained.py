@@ -113,8 +113,7 @@ def load_pretrained(
         name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in without_wrappers(folder.weights()).items()
     }
-    if folder.find(_ADAPTER) is not None:
-        folder.forget(_ADAPTER)
+    if folder.folder is not None and (folder.folder / _ADAPTER).is_file():
         folder.remarks.append(
             f"{folder.name!r} holds an adapter as well ({_ADAPTER}), which is not used."
         )

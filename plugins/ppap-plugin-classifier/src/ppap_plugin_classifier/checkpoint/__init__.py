@@ -97,13 +97,15 @@ def _folder(name: str, folder: Path) -> ModelFolder:
 def _described(name: str, folder: ModelFolder, weights: Path | None = None) -> Checkpoint:
     """A folder or repository in either format, or one file of it."""
     folder.name = name
-    if folder.folder is not None and folder.find(CONFIG) is None:
-        folder.remedy = (
-            "It says which architecture the weights are for. Without one, write "
-            "ARCHITECTURE:FILE.safetensors, such as resnet18:model.safetensors."
-        )
-    folder.need(CONFIG)
-    config = folder.json(CONFIG) or {}
+    config = folder.json(CONFIG)
+    if config is None:
+        if folder.folder is not None:
+            folder.remedy = (
+                "It says which architecture the weights are for. Without one, write "
+                "ARCHITECTURE:FILE.safetensors, such as resnet18:model.safetensors."
+            )
+        folder.need(CONFIG)
+        config = {}
     if _is_transformers(config):
         from ppap_plugin_classifier.checkpoint import from_transformers
 
