@@ -513,3 +513,9 @@ def test_one_of_several_channels_is_no_picture(kind: Any, things: int) -> None:
     ones = np.eye(things)[regions(things)].astype(kind)
     with pytest.raises(TargetError, match="one number a pixel"):
         read(ones, Conventions(ADE))
+
+
+def test_smoothed_numbers_of_many_classes_are_no_photograph_in_silence() -> None:
+    smooth = Image.fromarray(regions(150, 40)).resize((256, 256), Image.Resampling.BICUBIC)
+    found, doubts = read_labels(Given(smooth), SIZE, Conventions(ADE))
+    assert found is None and "a few flat colours" in doubts[0]

@@ -686,9 +686,14 @@ def _is_flat(colours: NDArray[np.uint8]) -> bool:
         return False
     step = max(1, max(colours.shape[:2]) // 256)
     around = np.lib.stride_tricks.sliding_window_view(colours, (3, 3), (0, 1))[::step, ::step]
-    calm = np.ptp(around, axis=(3, 4)).max(axis=2) <= 8
+    change = np.ptp(around, axis=(3, 4)).max(axis=2)
+    calm = change <= 8
     if calm.mean() < 0.25:
         return False
+    if (change == 0).mean() > 0.5:  # smoothed, and so many of them that they lie close
+        _, counts = np.unique(_packed(around[change == 0][:, :, 1, 1]), return_counts=True)
+        if (counts >= 0.01 * calm.size).sum() >= 3:
+            return True
     inside = _packed(around[calm][:, :, 1, 1])
     packed, counts = np.unique(inside, return_counts=True)
     there = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
