@@ -465,3 +465,8 @@ def test_a_head_that_is_none_is_told_where_the_file_is_there(
     with pytest.raises(TargetError) as caught:
         Given.of(text, TAKEN).photo()
     assert "known are photo" in caught.value.remedy
+
+
+def test_an_address_is_told_as_it_was_given() -> None:
+    with pytest.raises(TargetError, match=r"'http://example\.org/a\.png' is an address"):
+        Given.of("http://example.org/a.png").photo()

@@ -217,8 +217,9 @@ def check_regular(path: Path) -> None:
             remedy="Decode it, save it as a file, and give its path.",
         )
     if "://" in text or text.startswith(("http:", "https:")):
+        address = re.sub("^(https?:)/+", r"\1//", text)  # a path has lost one of them
         raise TargetError(
-            f"The target {text!r} is an address.",
+            f"The target {address!r} is an address.",
             remedy="Download the image first and give its path.",
         )
     try:

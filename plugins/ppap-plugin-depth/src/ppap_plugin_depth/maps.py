@@ -112,7 +112,8 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
         raise TargetError(
             f"{decoded.name} holds nothing to compare: all of it is holes (0, negative, NaN or "
             "infinity).",
-            remedy="Check how it was written; depth is above zero.",
+            remedy="Check how it was written; depth is above zero, and a camera's z that is below "
+            "zero needs its sign changed.",
         )
     if metric:
         numbers, what, unsure = _metres(given, decoded, stored, known, kind, stretched, values)
