@@ -20,6 +20,7 @@ EXPECTED = {
     "programs have other names and places": "on Windows",
     "libraries are copied there": "on Windows",
     "the page was made with another diffusers": "with the lowest versions, or newer ones",
+    "this transformers has no EoMT": "with the lowest versions",
     "pages show commands of a POSIX shell": "on Windows",
 }
 """Reasons that tests give, and where that is so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -418,3 +419,54 @@ def test_masked_arrays_know_their_holes() -> None:
     values = np.ma.masked_greater(np.arange(6.0).reshape(2, 3) + 1, 4)
     numbers, _, _ = target(values, "depth").numbers()
     assert np.isnan(numbers).tolist() == values.mask.tolist()
+
+
+def test_a_photograph_that_is_half_transparent_is_doubted(tmp_path: Path) -> None:
+    """So is one whose depth is in its alpha channel; a soft edge is not."""
+    alpha = np.linspace(1, 254, 48 * 64).reshape(48, 64, 1).astype(np.uint8)
+    edge = np.where(np.arange(64)[None, :, None] < 4, alpha, 255).astype(np.uint8)
+    for name, layer, doubted in (("depth", alpha, True), ("edge", edge, False)):
+        Image.fromarray(np.dstack([rgb(), layer])).save(tmp_path / f"{name}.png")
+        doubts = Given.of(tmp_path / f"{name}.png").photo().doubts
+        assert any("half transparent" in doubt for doubt in doubts) == doubted
+
+
+def test_an_array_with_transparency_is_read_as_the_picture_that_it_is(tmp_path: Path) -> None:
+    pixels = np.dstack([rgb(), np.where(np.arange(64)[None] < 30, 0, 255).repeat(48, 0)])
+    pixels = pixels.astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "layer.png")
+    np.save(tmp_path / "layer.npy", pixels)
+    photos = [
+        Given.of(value).photo()
+        for value in (tmp_path / "layer.png", tmp_path / "layer.npy", pixels)
+    ]
+    assert len({photo.image.tobytes() for photo in photos}) == 1
+    masks = [
+        replace(Given.of(value), kind="mask", settings={"by": "alpha"}).mask((48, 64)).share
+        for value in (tmp_path / "layer.png", tmp_path / "layer.npy", pixels)
+    ]
+    assert masks[0].mean() == pytest.approx(34 / 64)
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
+def test_inks_without_a_profile_are_doubted(tmp_path: Path) -> None:
+    Image.fromarray(rgb()).convert("CMYK").save(tmp_path / "ink.tif")
+    photo = Given.of(tmp_path / "ink.tif").photo()
+    assert "inks (CMYK) have no profile" in photo.understood and "in sRGB" in photo.doubts[0]
+    assert np.abs(np.asarray(photo.image).astype(int) - rgb()).max() <= 2
+
+
+@pytest.mark.parametrize("text", ["Photo:room.png", "image,unit=mm:room.png"])
+def test_a_head_that_is_none_is_told_where_the_file_is_there(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(rgb()).save("room.png")
+    with pytest.raises(TargetError) as caught:
+        Given.of(text, TAKEN).photo()
+    assert "known are photo" in caught.value.remedy
+
+
+def test_an_address_is_told_as_it_was_given() -> None:
+    with pytest.raises(TargetError, match=r"'http://example\.org/a\.png' is an address"):
+        Given.of("http://example.org/a.png").photo()

@@ -83,6 +83,11 @@ def library_of(names: Iterable[str]) -> str:
     return found[0] if found else ""
 
 
+def other_kind(head: bytes) -> str:
+    """What a file is that begins so, if it is one of models that is not read; "" if unknown."""
+    return next((what for start, what in _OTHER_KINDS.items() if head.startswith(start)), "")
+
+
 def conversion(source: str = "pytorch_model.bin", target: str = "model.safetensors") -> str:
     """The line that makes safetensors of a pickled state dict, whatever its tensors share."""
     code = (
@@ -247,7 +252,7 @@ def read_state_dict(
     is_pickle = head.startswith((b"PK\x03\x04", b"\x80"))
     is_safetensors = head[8:9] == b"{"
     if not (is_pickle or is_safetensors):
-        other = next((what for start, what in _OTHER_KINDS.items() if head.startswith(start)), "")
+        other = other_kind(head)
         raise CheckpointError(
             f"{path}: neither a PyTorch nor a safetensors file "
             f"(it {f'is {other}' if other else f'starts with {head[:8]!r}'}).",

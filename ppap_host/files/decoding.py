@@ -217,8 +217,9 @@ def check_regular(path: Path) -> None:
             remedy="Decode it, save it as a file, and give its path.",
         )
     if "://" in text or text.startswith(("http:", "https:")):
+        address = re.sub("^(https?:)/+", r"\1//", text)  # a path has lost one of them
         raise TargetError(
-            f"The target {text!r} is an address.",
+            f"The target {address!r} is an address.",
             remedy="Download the image first and give its path.",
         )
     try:
@@ -377,10 +378,13 @@ def _no_key(decoded: Decoded, key: str | None) -> Decoded:
     return decoded if any(decoded.original) else replace(decoded, original=_size(decoded.pixels))
 
 
-def _without_batch(values: NDArray[Any]) -> NDArray[Any]:
-    """An array without leading axes of length one."""
+def _without_batch(values: NDArray[Any]) -> NDArray[Any] | Image.Image:
+    """An array without leading axes of length one; a picture if it is one with transparency."""
     while values.ndim > 2 and values.shape[0] == 1:
         values = values[0]
+    four = values.ndim == 3 and values.shape[2] == 4 and values.dtype == np.uint8
+    if four and values.any() and values.max() > 1:  # else they are truth values of four things
+        return Image.fromarray(np.ascontiguousarray(values))
     return values
 
 
@@ -754,6 +758,8 @@ def _managed(image: Image.Image, named: str = "") -> tuple[Image.Image, str]:
     """
     profile = image.info.get("icc_profile")
     plain = image.convert("RGB") if image.mode != "LAB" else _from_lab(image)
+    if not profile and image.mode == "CMYK":
+        return plain, "taken for sRGB, though its inks (CMYK) have no profile"
     if not profile:
         return plain, f"taken for sRGB, though it names {named}" if named else "sRGB"
     try:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from ppap_host.files.checkpoints import conversion, read_state_dict
+from ppap_host.files.checkpoints import conversion, other_kind, read_head, read_state_dict
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.reading import Document, local_path
@@ -49,11 +49,24 @@ def local_folder(name: str, remedy: str = "") -> Path | None:
     """The folder of this name, ``~`` being the user's own; None where it can only be a hub name.
 
     Raises:
-        CheckpointError: it is written like a path, and there is no such folder.
+        CheckpointError: it is a file or an address, or is written like a path, and there is no such
+            folder.
     """
     folder = own_path(name)
     if os.path.isdir(folder):  # Path.is_dir raises for names that are too long
         return folder
+    if "://" in name and not name.startswith("file:"):
+        raise CheckpointError(
+            f"{name!r} is an address, and nothing is fetched from one.",
+            remedy=f"Name a model of the hub as OWNER/NAME. {remedy}",
+        )
+    if os.path.isfile(folder):
+        what = other_kind(read_head(folder))
+        raise CheckpointError(
+            f"{name!r} is a file{f' ({what})' if what else ''}, and the folder of a model is "
+            "wanted.",
+            remedy=remedy,
+        )
     if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"There is no model folder {name!r}.", remedy=remedy)
     return None
@@ -164,8 +177,8 @@ class ModelFolder:
                 f"The hub model {self.name!r} has no {file}.",
                 remedy="Models with safetensors weights are read. " + self.remedy,
             )
-        there = (p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
-        others = sorted(name for name in there if not _NO_MODEL.search(name))
+        there = sorted(path.name for path in self.folder.iterdir())
+        others = [n for n in there if n.endswith(PICKLES) and not _NO_MODEL.search(n)]
         if file.endswith(".safetensors") and others and re.search(r"-\d+-of-\d+\.", others[0]):
             raise CheckpointError(
                 f"There is no {file} in {str(self.folder)!r}, only pickles in parts "
@@ -179,9 +192,13 @@ class ModelFolder:
                 "is never read in place of safetensors.",
                 remedy="Convert it where you trust it: " + conversion(others[0], file),
             )
+        adapter = "It is an adapter (LoRA): merge it into its model (peft's merge_and_unload), and "
         raise CheckpointError(
-            f"There is no {file} in {str(self.folder)!r}: the model {self.name!r} has no {file}.",
-            remedy=self.remedy,
+            f"There is no {file} in {str(self.folder)!r}; it holds "
+            f"{', '.join(there[:6]) or 'nothing'}{', ...' if len(there) > 6 else ''}.",
+            remedy=f"{adapter}save that by save_pretrained."
+            if "adapter_config.json" in there
+            else self.remedy,
         )
 
     def json(self, file: str) -> dict[str, Any] | None:

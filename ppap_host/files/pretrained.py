@@ -51,6 +51,8 @@ _NOT_READ = {
     "torch_dtype", "tp_plan", "transformers_weights",
 }  # fmt: skip
 _TABLES = {"id2label", "label2id"}
+_LOW_RANK = re.compile(r"\blora_(A|B|up|down)\b|\b(lokr|hada)_w")
+_ADAPTER = "adapter_config.json"
 _PLAIN_NAME = re.compile(r"[\w.\-]+")
 
 
@@ -99,7 +101,9 @@ def load_pretrained(
     inverse = _inverse(clean)
     names = _by_number(folder, clean.pop("id2label", None) or inverse)
     clean.pop("label2id", None)
-    if inverse and not _agree(inverse, names):
+    if inverse and names == {k: f"LABEL_{k}" for k in names}:  # which says nothing
+        names = _by_number(folder, inverse)
+    elif inverse and not _agree(inverse, names):
         folder.remarks.append(
             f"The id2label and label2id of {folder.name!r} contradict each other; id2label counts."
         )
@@ -109,6 +113,10 @@ def load_pretrained(
         name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in without_wrappers(folder.weights()).items()
     }
+    if folder.folder is not None and (folder.folder / _ADAPTER).is_file():
+        folder.remarks.append(
+            f"{folder.name!r} holds an adapter as well ({_ADAPTER}), which is not used."
+        )
     images = _processor_of(folder, library)
     with _staged({CONFIG: clean, PROCESSOR: images}) as place, _explained(folder, place, described):
         made = _Made(folder, place, config, model, state)
@@ -408,6 +416,13 @@ def _check_whole(
 ) -> None:  # fmt: skip
     """Refuses a model some of whose weights were not in the file, or of another shape."""
     name, kind = folder.name, folder.kind
+    patches = [key for key in state if _LOW_RANK.search(key)]
+    if patches:
+        raise CheckpointError(
+            f"{len(patches)} of the weights of {name!r} are low-rank patches (LoRA) that are not "
+            f"merged into the others, such as {patches[0]!r}.",
+            remedy="Merge them (peft's merge_and_unload), and save the model by save_pretrained.",
+        )
     lost = sorted(str(k) for k in report["missing_keys"] if not str(k).startswith(tuple(unneeded)))
     # Name, shape in the file and shape in the network.
     odd = sorted((str(row[0]), *map(tuple, row[1:3])) for row in report["mismatched_keys"])
@@ -464,6 +479,8 @@ def _explained(folder: ModelFolder, place: Path, described: Mapping[str, Any]) -
         if isinstance(described.get("auto_map"), dict):
             raise _needs_code(folder, "its class", described["auto_map"]) from error
         reason = first_line(error).replace(str(place), folder.name)
+        if reason.startswith("Unrecognized configuration class"):
+            reason = f"it has no {folder.kind} of the type {described.get('model_type')!r}."
         raise CheckpointError(
             f"The {folder.kind} {folder.name!r} cannot be loaded by transformers: {reason}",
             remedy="Install the library that is missing where ppap is installed (pip install)."

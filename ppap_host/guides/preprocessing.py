@@ -285,7 +285,11 @@ def accepted(
     takes = _trial(network)
     sized = preparation.size is not None or preparation.shortest_edge is not None
     if sized and takes(smallest) in (None, _UNKNOWN):
-        return preparation
+        oblong = preparation.output_size(LEAST_TRIED, 2 * LEAST_TRIED)
+        if oblong == smallest or takes(oblong) in (None, _UNKNOWN):
+            return preparation
+        _note(remarks, name, f"images of {smallest[1]} x {smallest[0]} pixels alone")
+        return replace(preparation, size=smallest, shortest_edge=None, keep_aspect_ratio=False)
     failed = _tried(lambda: network(torch.zeros(1, 3, *smallest)))
     if failed is None:
         return preparation

@@ -350,6 +350,10 @@ class Given:
             remedy = f"There is one that is called {self.text!r}: write ./{self.text} for it."
         elif self.kind is None and other.kind is not None and os.path.exists(other.path):
             remedy = f"This guide's targets have no heads: give {other.value!r}."
+        elif self.kind is None and (rest := _after_a_head(self.value)) and os.path.exists(
+            self._place(rest)
+        ):  # fmt: skip
+            remedy = f"If it begins with a head, known are {', '.join(KINDS)}, in small letters."
         else:
             return
         raise TargetError(f"There is no file {self.value!r}.", remedy=remedy)
@@ -563,6 +567,12 @@ def _with_head(given: Given, kinds: Collection[str]) -> Given:
     return replace(given, value=rest[1:], kind=found[0], settings=settings)
 
 
+def _after_a_head(text: str) -> str:
+    """What follows something that is written like a head; "" if nothing is."""
+    found = re.match(r"[A-Za-z-]+(,[^:]*)?:\s*", text)
+    return text[found.end() :] if found else ""
+
+
 def _called(kind: str) -> str:
     return f"{kind} ({KINDS[kind]})" if kind in KINDS else kind
 
@@ -663,12 +673,15 @@ def _photo_doubts(decoded: Decoded, colour: str) -> tuple[str, ...]:
             "it in sRGB."
         )
     image = decoded.image
-    if (
-        "on white" in colour
-        and image is not None
-        and not image.convert("RGBA").getchannel("A").getbbox()
-    ):
-        doubts.append(f"{decoded.name} is transparent everywhere, and so all white.")
+    if "on white" in colour and image is not None:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if not alpha.any():
+            doubts.append(f"{decoded.name} is transparent everywhere, and so all white.")
+        elif ((alpha > 0) & (alpha < 255)).mean() > 0.5:
+            doubts.append(
+                f"Most of {_lower(decoded.name)} is half transparent, and was laid on white. If "
+                "its alpha channel holds something else, such as depth, save it without."
+            )
     if image is not None and not image.mode.startswith("I"):
         return tuple(doubts)
     values = np.asarray(decoded.pixels)

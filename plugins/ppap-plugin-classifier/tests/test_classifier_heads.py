@@ -228,9 +228,17 @@ def test_timms_heads_are_multi_label_where_they_say_so(tmp_path: Path) -> None:
             "contradict each other",
         ),
         ({"label2id": {"b": 1, "a": 0, "c": 2}}, ["a", "b", "c"], ""),
+        (
+            {
+                "id2label": {str(k): f"LABEL_{k}" for k in range(3)},
+                "label2id": {"b": 1, "a": 0, "c": 2},
+            },
+            ["a", "b", "c"],
+            "",
+        ),
         ({}, ["class 0", "class 1", "class 2"], ""),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_tables_with_gaps_or_from_one_name_the_right_outputs(
     tmp_path: Path, table: dict[str, Any], names: list[str], said: str
@@ -288,3 +296,66 @@ def test_namesakes_are_refused_with_their_numbers(tmp_path: Path) -> None:
     vit(tmp_path, 3, {"id2label": {"0": "Crane", "1": "dog", "2": "crane"}})
     with pytest.raises(TargetError, match="means 2 classes: 0 is Crane; 2 is crane"):
         ClassifierGuide(str(tmp_path)).read_target("crane", SIZE)
+
+
+def test_a_name_that_is_the_number_of_another_class_is_doubted(tmp_path: Path) -> None:
+    vit(tmp_path, 3, {"id2label": {"0": "1", "1": "2", "2": "7"}})
+    guide = ClassifierGuide(str(tmp_path))
+    found = guide.read_target("1", SIZE)
+    assert found.value.argmax() == 0 and "the number of another, '2'" in found.doubts[0]
+    for clear in ("7", "0"):
+        assert not guide.read_target(clear, SIZE).doubts
+
+
+def test_a_problem_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
+    vit(tmp_path, 3, {"problem_type": "multi_label"})
+    with pytest.raises(CheckpointError, match="'multi_label', which is not known"):
+        ClassifierGuide(str(tmp_path))
+
+
+# Low-rank patches
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_patches_that_are_not_merged_are_refused_and_others_told(tmp_path: Path) -> None:
+    theirs = vit(tmp_path, 3)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    guide = ClassifierGuide(str(tmp_path))
+    assert "an adapter as well" in " ".join(guide.remarks())
+    assert "adapter_config.json" not in {file.name for file in guide.files()}
+    peft = pytest.importorskip("peft")
+    targets = [name for name, part in theirs.named_modules() if isinstance(part, nn.Linear)][:2]
+    config = peft.LoraConfig(target_modules=targets, r=2)
+    patched = peft.get_peft_model(theirs, config)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in patched.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"LoRA.* not merged") as caught:
+        ClassifierGuide(str(tmp_path))
+    assert "merge_and_unload" in caught.value.remedy
+    # What its remedy says leads there.
+    merged = patched.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    x = images()
+    found = ClassifierGuide(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(found.see(x), merged(pixel_values=found.prepare(x)).logits)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match="it holds adapter_config") as caught:
+        ClassifierGuide(str(tmp_path))
+    assert "It is an adapter" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "head", "said"),
+    [("model.onnx", b"\x08\x07", "an ONNX file"), ("model.gguf", b"GGUF", "a GGUF file"),
+     ("config.json", b"{}", "is a file, and the folder")],
+)  # fmt: skip
+def test_a_file_for_a_folder_is_called_one(
+    tmp_path: Path, file: str, head: bytes, said: str
+) -> None:
+    (tmp_path / file).write_bytes(head)
+    with pytest.raises(CheckpointError, match=said):
+        ClassifierGuide(str(tmp_path / file))

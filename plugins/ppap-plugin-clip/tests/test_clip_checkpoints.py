@@ -176,7 +176,7 @@ def test_other_models_are_refused(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "preprocessor_config.json"])
 def test_a_missing_file_is_said(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {file}"):
+    with pytest.raises(CheckpointError, match=f"(There is|has) no {file}"):
         ClipGuide(str(folder))
 
 

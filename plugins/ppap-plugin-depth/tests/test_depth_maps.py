@@ -262,7 +262,11 @@ def test_zeros_of_inverse_depth_are_doubted_and_can_be_holes() -> None:
     assert found.value[0].isnan().numpy().tolist() == (near == 0).tolist()
 
 
-@pytest.mark.parametrize("course", ["jet", "turbo", "viridis", "inferno", "magma", "Spectral"])
+@pytest.mark.parametrize(
+    "course",
+    ["jet", "turbo", "viridis", "inferno", "inferno_r", "magma", "magma_r", "Spectral", "hot",
+     "coolwarm"],
+)  # fmt: skip
 @pytest.mark.parametrize(("ending", "saved"), [("jpg", {"quality": 75}), ("webp", {"quality": 60})])
 def test_a_map_painted_for_people_is_doubted_also_after_loss(
     course: str, ending: str, saved: dict[str, int], tmp_path: Path
@@ -288,3 +292,22 @@ def test_photographs_and_renders_are_not_taken_for_painted_maps(tmp_path: Path) 
         picture.convert("RGB").save(tmp_path / f"{k}.jpg", quality=85)
         understood = guide.read_target(str(tmp_path / f"{k}.jpg"), (64, 64))
         assert not any("painted from" in doubt for doubt in understood.doubts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("inverse", {"unit": "mm"}), ("disparity", {"focal": 1, "baseline": 0.01}),
+     ("depth", {"unit": "mm"})],
+)  # fmt: skip
+def test_metres_that_cannot_be_meant_are_doubted(kind: str, settings: dict[str, Any]) -> None:
+    values = slope() if kind == "depth" else 1 / slope()
+    found = read(target(values, kind, **settings), metric=True)
+    assert any("as it was read (its median)" in doubt for doubt in found.doubts)
+    usual = {"inverse": {"unit": "m"}, "disparity": {"focal": 10, "baseline": 0.1}}
+    assert not read(target(values, kind, **usual.get(kind, {"unit": "m"})), metric=True).doubts
+
+
+@pytest.mark.parametrize("shape", [(2, *SIZE), (*SIZE, 2), (2, 3, *SIZE)])
+def test_several_maps_in_an_array_are_refused_as_maps(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TargetError, match="a map has one number a pixel"):
+        DepthGuide().read_target(np.ones(shape), SIZE)

@@ -457,3 +457,65 @@ def test_things_in_memory_are_read_as_files_are() -> None:
         torch.testing.assert_close(target.value.argmax(dim=1), wanted)
     mask = guide.read_target(Given(labels == 2, "mask", {"of": "cone"}), SIZE)
     assert mask.value[0, -1].sum() == (labels == 2).sum()
+
+
+@pytest.mark.parametrize("side", [48, 90, 100])
+@pytest.mark.parametrize("filter", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_numbers_that_were_smoothed_are_refused(side: int, filter: Image.Resampling) -> None:
+    conventions = Conventions(ADE)
+    sharp = Image.fromarray(regions(6, 12) + 3)
+    smooth = np.asarray(sharp.resize((side, side), filter))
+    with pytest.raises(TargetError, match="mostly numbers between theirs"):
+        read(smooth, conventions)
+    given = Given(smooth, "labels")
+    found, _ = read_labels(given, SIZE, conventions)
+    assert found is not None and any("between theirs" in doubt for doubt in found.doubts)
+    nearest = read(np.asarray(sharp.resize((side, side), Image.Resampling.NEAREST)), conventions)
+    assert nearest is not None and not any("between theirs" in doubt for doubt in nearest.doubts)
+
+
+def test_pieces_of_any_shape_are_not_taken_for_smoothed() -> None:
+    """Many small pieces, and classes in their order, as of heights."""
+    y, x = np.mgrid[:64, :64]
+    heights = ((np.hypot(y - 20, x - 30) // 8) % 9).astype(np.uint8)
+    for labels in (regions(6, 60), regions(150, 60), regions(19, 200, 128), heights):
+        found = read(labels, Conventions(ADE))
+        assert found is not None and not any("between" in doubt for doubt in found.doubts)
+
+
+def test_numbers_that_were_multiplied_are_doubted() -> None:
+    labels = regions(6)
+    for times, doubted in ((1, False), (2, False), (20, True)):
+        found = read(labels * np.uint8(times), Conventions(ADE))
+        assert found is not None
+        assert any(f"multiples of {times}" in doubt for doubt in found.doubts) == doubted
+    said, _ = read_labels(Given(labels * 20, "labels", {"ids": "train"}), SIZE, Conventions(ADE))
+    assert said is not None and not said.doubts
+
+
+def test_numbers_for_networks_of_coco_may_have_its_gaps() -> None:
+    stuff = Conventions(tuple(f"LABEL_{i}" for i in range(171)))
+    labels = regions(6) + 30
+    labels[:5] = 255
+    found = read(labels, stuff)
+    assert found is not None and "up to 182" in found.doubts[0]
+    said, _ = read_labels(Given(labels, "labels", {"ids": "train"}), SIZE, stuff)
+    assert said is not None and not said.doubts
+    labels[5:20] = 181
+    with pytest.raises(TargetError) as caught:
+        read(labels, stuff)
+    assert "have gaps" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.bool_])
+@pytest.mark.parametrize("things", [3, 4])
+def test_one_of_several_channels_is_no_picture(kind: Any, things: int) -> None:
+    ones = np.eye(things)[regions(things)].astype(kind)
+    with pytest.raises(TargetError, match="one number a pixel"):
+        read(ones, Conventions(ADE))
+
+
+def test_smoothed_numbers_of_many_classes_are_no_photograph_in_silence() -> None:
+    smooth = Image.fromarray(regions(150, 40)).resize((256, 256), Image.Resampling.BICUBIC)
+    found, doubts = read_labels(Given(smooth), SIZE, Conventions(ADE))
+    assert found is None and "a few flat colours" in doubts[0]

@@ -52,6 +52,7 @@ NAMES: dict[str, Any] = dict(
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 LRASPP, DEEPLAB = "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"
 BY_MASKS = ["mask2former", "maskformer"]
+NO_EOMT = "this transformers has no EoMT"
 
 
 def _mask2former() -> nn.Module:
@@ -186,6 +187,41 @@ def test_the_network_is_the_librarys(models: dict[str, str], name: str) -> None:
     assert guide.labels == ("sky", "road", "car")
     names = {f.name for f in guide.files()}
     assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+def test_eomt_is_read_as_its_library_reads_it(tmp_path: Path) -> None:
+    """Its network takes one size alone, whatever its processor says."""
+    eomt = pytest.importorskip("transformers.models.eomt", reason=NO_EOMT)
+    torch.manual_seed(0)
+    config = eomt.EomtConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16,
+        image_size=64, patch_size=16, num_blocks=1, num_queries=4, num_upscale_blocks=1, **NAMES,
+    )  # fmt: skip
+    model = eomt.EomtForUniversalSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    processor = eomt.EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
+    processor.save_pretrained(tmp_path)
+    guide = SegmentationGuide(str(tmp_path))
+    assert "64 x 64 pixels alone" in " ".join(guide.remarks())
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    with torch.no_grad():
+        output = model(**processor(images=picture, return_tensors="pt"))
+        found = guide.see(to_tensor(picture))
+        oblong = guide.see(torch.zeros(2, 3, 64, 96))
+    expected = log_scores(output.class_queries_logits, output.masks_queries_logits)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert oblong.shape == (2, 3, *found.shape[-2:])
+
+
+def test_a_type_that_transformers_does_not_segment_with_is_called_so(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no segmentation model of the type 'vit'"):
+        SegmentationGuide(str(tmp_path))
 
 
 # --- torchvision

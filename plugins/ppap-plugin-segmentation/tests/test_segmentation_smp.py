@@ -200,6 +200,16 @@ def test_what_a_network_takes_is_found(
             accepted(Picky(lambda h, w: False), sized, "x")
 
 
+def test_a_network_of_one_size_is_found_where_the_shorter_side_is_asked_for() -> None:
+    from ppap_host.guides.preprocessing import Preparation
+
+    remarks: list[str] = []
+    preparation = Preparation(shortest_edge=64)
+    found = accepted(Picky(lambda h, w: (h, w) == (64, 64)), preparation, "x", remarks)
+    assert found.output_size(40, 90) == (64, 64) and "64 x 64 pixels alone" in remarks[0]
+    assert accepted(Picky(lambda h, w: min(h, w) == 64), preparation, "x") == preparation
+
+
 # What a folder may not say
 
 

@@ -102,7 +102,16 @@ class ClassifierGuide(Guide):
         kind = "class" if len(wanted) == 1 else "classes"
         understood = f"{kind} {numbers} of {len(self.labels)}, {called}"
         pictures = {"target": chart([(self.labels.short(k), 1.0) for k in wanted[:3]])}
-        return Target(given.words, self._row(wanted), pictures, understood=understood)
+        number = given.words.strip()
+        doubts = []
+        if number.isdecimal() and wanted != [int(number)] and int(number) < len(self.labels):
+            doubts.append(
+                f"The target {number!r} is the name of class {wanted[0]}, and the number of "
+                f"another, {self.labels.short(int(number))!r}. The name counts."
+            )
+        return Target(
+            given.words, self._row(wanted), pictures, understood=understood, doubts=doubts
+        )
 
     def _classes(self, text: str) -> list[int]:
         """The class that a text names, or several where they do not exclude each other."""

@@ -58,11 +58,15 @@ class DepthMap(Reading):
 
 
 def holds_numbers(decoded: Decoded) -> bool:
-    """Whether a target of no kind holds one number a pixel with more than a picture's 8 bits."""
-    image = decoded.image
-    if image is not None:
-        return image.mode == "F" or image.mode.startswith("I")
-    return decoded.numbers() is not None
+    """Whether a target of no kind holds one number a pixel with more than a picture's 8 bits.
+
+    So does an array that is no picture: reading it as a map says what is wrong with it.
+    """
+    image, values = decoded.image, decoded.pixels
+    if isinstance(values, np.ndarray):
+        picture = values.ndim == 3 and {values.shape[0], values.shape[2]} & {3, 4}
+        return not picture or decoded.numbers() is not None
+    return image is not None and (image.mode == "F" or image.mode.startswith("I"))
 
 
 def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
@@ -108,7 +112,8 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
         raise TargetError(
             f"{decoded.name} holds nothing to compare: all of it is holes (0, negative, NaN or "
             "infinity).",
-            remedy="Check how it was written; depth is above zero.",
+            remedy="Check how it was written; depth is above zero, and a camera's z that is below "
+            "zero needs its sign changed.",
         )
     if metric:
         numbers, what, unsure = _metres(given, decoded, stored, known, kind, stretched, values)
@@ -121,6 +126,9 @@ def read_depth(given: Given, size: tuple[int, int], metric: bool) -> DepthMap:
                 f"{decoded.name} holds numbers up to {most}, {seen.max():.3g} m. If they mark what "
                 f"is not known, say {given.as_(f'{kind},holes={most}')}."
             )
+        middle = float(np.median(seen)) if seen.size else 1.0
+        if not 0.05 <= middle <= FARTHEST_MEDIAN:
+            doubts.append(f"{decoded.name} is {middle:.3g} m away as it was read (its median).")
         span = f"{seen.min():.3g} to {seen.max():.3g} m" if seen.size else ""
     else:
         numbers, what = _nearness(given, stored, known, kind, stretched or _is_8_bit(values))
@@ -306,11 +314,7 @@ def _metres(
     median = float(np.median(stored[known]))
     if "unit" in given.settings:
         metres = stored * _unit(given, 1.0)
-        far = median * _unit(given, 1.0)
-        odd = [] if 0.05 <= far <= FARTHEST_MEDIAN else [
-            f"{decoded.name} is {far:.3g} m away in this unit (its median)."
-        ]  # fmt: skip
-        return metres, f"depth in {_called(given.settings['unit'])}", odd
+        return metres, f"depth in {_called(given.settings['unit'])}", []
     whole = bool((stored[known] == np.round(stored[known])).all())
     if median <= FARTHEST_MEDIAN and values.dtype.kind == "f" and not stretched:
         near = float(stored[known].max()) <= 1
@@ -433,23 +437,28 @@ def _is_packed(rgb: NDArray[np.uint8]) -> bool:
 
 
 def _follows_a_course(picture: Image.Image) -> bool:
-    """Whether brightness alone, or hue alone, says what colour there is, over many hues.
+    """Whether one number says what colour there is, and not along a straight line.
 
-    So it is in pictures painted by a colour map, also after loss or resizing: within 10 (by
-    brightness) and 35 (by hue) of 255, summed over the channels. Photographs have 18 and 36 and
-    more, or few hues.
+    So it is in pictures painted by a colour map, also after loss or resizing. The number is the
+    brightness; of maps with two arms, such as coolwarm, brightness and the arm; or the hue, of
+    which there are many. Within 10 (35 by hue) of 255, summed over the channels, where photographs
+    have 12 (36) and more, or colours along a line, as tinted ones.
     """
     small = picture.reduce(2) if min(picture.size) > 1 else picture
     rgb = np.asarray(small).reshape(-1, 3).astype(float)
+    light = np.asarray(small.convert("L")).reshape(-1) // 4
+    off_the_line = float(np.sqrt(np.linalg.eigvalsh(np.cov(rgb.T, bias=True))[1].clip(0)))
+    arms = light + np.uint8(64) * (rgb[:, 0] > rgb[:, 2])
+    if (off_the_line >= 16 and _left_open(rgb, light) < 10) or (
+        off_the_line >= 40 and _left_open(rgb, arms) < 10
+    ):
+        return True
     hue, saturation, value = np.asarray(small.convert("HSV")).reshape(-1, 3).T
     vivid = (saturation > 64) & (value > 64)
     if vivid.mean() < 0.6:
         return False
-    there = np.flatnonzero(np.bincount(hue[vivid] // 8, minlength=32) > 0.003 * vivid.sum())
-    span = 32 - int(np.diff([*there, there[0] + 32]).max())
-    by_brightness = _left_open(rgb, np.asarray(small.convert("L")).reshape(-1) // 4)
-    by_hue = _left_open(rgb[vivid], hue[vivid] // 8)
-    return (span >= 10 and by_brightness < 10) or (len(there) >= 15 and by_hue < 35)
+    there = np.bincount(hue[vivid] // 8, minlength=32) > 0.003 * vivid.sum()
+    return bool(there.sum() >= 15) and _left_open(rgb[vivid], hue[vivid] // 8) < 35
 
 
 def _left_open(rgb: NDArray[Any], of: NDArray[np.uint8]) -> float:

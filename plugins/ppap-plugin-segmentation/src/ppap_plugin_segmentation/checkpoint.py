@@ -1,9 +1,9 @@
 """Loads segmentation models of three libraries, with their preprocessing and class names.
 
 Read are folders that ``save_pretrained`` of segmentation-models-pytorch wrote, of any of its
-architectures, transformers' models for semantic segmentation and its MaskFormer and Mask2Former,
-all with safetensors weights, and torchvision's segmentation models. Nothing is ever unpickled or
-run.
+architectures, transformers' models for semantic segmentation and its MaskFormer, Mask2Former and
+EoMT, all with safetensors weights, and torchvision's segmentation models. Nothing is ever unpickled
+or run.
 """
 
 from __future__ import annotations

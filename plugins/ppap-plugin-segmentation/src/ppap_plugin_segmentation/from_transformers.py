@@ -14,7 +14,7 @@ from ppap_plugin_segmentation.files import explained
 from ppap_plugin_segmentation.model import Checkpoint, SegmentationNetwork
 from ppap_plugin_segmentation.queries import log_scores
 
-_CLASSIFY_MASKS = ("maskformer", "mask2former")
+_CLASSIFY_MASKS = ("maskformer", "mask2former", "eomt")
 
 
 def load_transformers(folder: ModelFolder, config: Mapping[str, Any]) -> Checkpoint:

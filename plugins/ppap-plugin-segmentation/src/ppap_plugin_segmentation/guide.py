@@ -35,8 +35,8 @@ class SegmentationGuide(Guide):
     Args:
         model: a local folder or a hub name of a model that segmentation-models-pytorch saved (Unet,
             FPN, DeepLabV3 ...) or of one for transformers' semantic segmentation (SegFormer ...,
-            MaskFormer, Mask2Former), or one of torchvision, ``torchvision:deeplabv3_resnet50``;
-            None for the one that knows the built-in world.
+            MaskFormer, Mask2Former, EoMT), or one of torchvision,
+            ``torchvision:deeplabv3_resnet50``; None for the one that knows the built-in world.
 
     Attributes:
         labels: names of the network's classes.

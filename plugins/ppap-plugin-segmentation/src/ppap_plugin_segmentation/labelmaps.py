@@ -39,6 +39,8 @@ SETTINGS = ("palette", "ids", "reduce", "ignore", "by", "key")
 _IGNORED = (255, 65535)
 _BACKGROUND = [[name] for name in ("background", *NOTHING)]
 _SAMPLE = 1024
+_COCO = {80: 90, 133: 200, 171: 182}
+"""The highest id of COCO's things, of its panoptic classes and of COCO-Stuff, by their number."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class _Reader:
         pixels = self.decoded.pixels
         if isinstance(pixels, np.ndarray) and not _has_colours(pixels):
             colours = pixels.ndim == 3 and {pixels.shape[0], pixels.shape[2]} & {1, 3, 4}
-            if self.said or not colours or pixels.dtype == np.bool_:
+            if self.said or not colours or set(np.unique(pixels)) == {0, 1}:
                 self.given.numbers()  # says what is wrong with it
             return None
         return self._coloured(clear)
@@ -215,22 +217,57 @@ class _Reader:
         if bad is None:
             # A photograph of 8 bits is seldom so dark, and one of more bits never.
             as_shown = colours is None and self.decoded.step == 1
-            if looks == "labels" or not small or (as_shown and int(indices.max()) < 16):
-                return indices, how, doubts
-            if looks == "photo":
+            clearly = looks == "labels" or not small or (as_shown and int(indices.max()) < 16)
+            if looks == "photo" and not clearly:
                 self.doubts = (
                     f"{self.decoded.name} was taken for a photograph, though all of its numbers "
                     f"could be classes. If it is a label map, give {self.given.as_('labels')}.",
                 )
                 return None
-            doubts.append(
-                f"{self.decoded.name} was taken for a label map, though it is as uneven as some "
-                f"photographs. If it is one, give {self.given.as_('photo')}."
-            )
+            doubts += self._odd_numbers(values, seen)
+            if not clearly:
+                doubts.append(
+                    f"{self.decoded.name} was taken for a label map, though it is as uneven as "
+                    f"some photographs. If it is one, give {self.given.as_('photo')}."
+                )
             return indices, how, doubts
         if looks == "photo":
+            self._doubt_flat(_colours(self.decoded))
             return None
         raise self._too_high(bad)
+
+    def _odd_numbers(self, values: NDArray[np.int64], seen: NDArray[np.int64]) -> list[str]:
+        """What is doubted of numbers that were smoothed, or multiplied to be seen.
+
+        Raises:
+            TargetError: they were smoothed, and the target does not say that they are classes.
+        """
+        doubts = []
+        if _is_smoothed(values):
+            what = (
+                f"{self.decoded.name} has, where two classes meet, mostly numbers between theirs, "
+                "as after resizing with smoothing, which makes up classes."
+            )
+            remedy = "Resize label maps by the nearest neighbour."
+            if not self.said:
+                raise TargetError(
+                    what, remedy=f"{remedy} {self.given.as_('labels')} says that they are meant."
+                )
+            doubts.append(f"{what} {remedy}")
+        kept = seen[(seen > 0) & ~np.isin(seen, sorted(self._ignored()))]
+        step = int(np.gcd.reduce(kept, initial=0))
+        if len(kept) > 1 and step ** min(len(kept), 10) >= 1000 and not self._counting_is_said:
+            doubts.append(
+                f"All numbers in {self.decoded.name[0].lower()}{self.decoded.name[1:]} are "
+                f"multiples of {step}, as in label maps that were multiplied to be seen. Divide "
+                f"them if so; {self.given.as_('labels,ids=train')} says that they are classes."
+            )
+        return doubts
+
+    @property
+    def _counting_is_said(self) -> bool:
+        """Whether the target says what its numbers count."""
+        return bool(self.given.settings.keys() & {"reduce", "ids"})
 
     def _classes(
         self, values: NDArray[np.int64], seen: NDArray[np.int64]
@@ -270,9 +307,17 @@ class _Reader:
 
         Nothing in such a map tells them apart, but a number that is open marks what 0 would.
         """
-        said = self.given.settings.keys() & {"reduce", "ids"} or self.conventions.sure
         first = plain(self.names[0]).split()[:1]
-        if said or self.conventions.is_cityscapes or (not reduced and first in _BACKGROUND):
+        if self._counting_is_said or self.conventions.sure or self.conventions.is_cityscapes:
+            return []
+        if not reduced and self.count in _COCO:
+            return [
+                f"{self.decoded.name} was taken for numbers of the network's {self.count} classes. "
+                f"COCO's own ids have gaps and go up to {_COCO[self.count]}: bring those to "
+                f"numbers without gaps first. {self.given.as_('labels,ids=train')} says that it "
+                "holds none."
+            ]
+        if not reduced and first in _BACKGROUND:
             return []
         if reduced:
             if int(seen.max(initial=0)) >= self.count:
@@ -557,6 +602,8 @@ class _Reader:
             hint = f" If it holds label ids, give {self.given.as_('labels,ids=cityscapes')}."
         elif index == self.count and not self.conventions.reduced:
             hint = f" If it counts from 1, give {self.given.as_('labels,reduce=yes')}."
+        elif self.count <= index <= _COCO.get(self.count, 0):
+            hint = " If it holds COCO's own ids, which have gaps, bring them to numbers without."
         if not self.said:
             hint += f" If it is a photograph, give {self.given.as_('photo')}."
         return TargetError(
@@ -598,7 +645,8 @@ class _Reader:
 
 
 def _has_colours(pixels: NDArray[Any]) -> bool:
-    return pixels.ndim == 3 and pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4)
+    whole = pixels.ndim == 3 and pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4)
+    return whole and bool(pixels.max(initial=0) > 1)
 
 
 def _transparent(image: Image.Image | None) -> NDArray[np.bool_] | None:
@@ -641,9 +689,14 @@ def _is_flat(colours: NDArray[np.uint8]) -> bool:
         return False
     step = max(1, max(colours.shape[:2]) // 256)
     around = np.lib.stride_tricks.sliding_window_view(colours, (3, 3), (0, 1))[::step, ::step]
-    calm = np.ptp(around, axis=(3, 4)).max(axis=2) <= 8
+    change = np.ptp(around, axis=(3, 4)).max(axis=2)
+    calm = change <= 8
     if calm.mean() < 0.25:
         return False
+    if (change == 0).mean() > 0.5:  # smoothed, and so many of them that they lie close
+        _, counts = np.unique(_packed(around[change == 0][:, :, 1, 1]), return_counts=True)
+        if (counts >= 0.01 * calm.size).sum() >= 3:
+            return True
     inside = _packed(around[calm][:, :, 1, 1])
     packed, counts = np.unique(inside, return_counts=True)
     there = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
@@ -654,6 +707,23 @@ def _is_flat(colours: NDArray[np.uint8]) -> bool:
         near, kinds = near + same, kinds + (same >= 0.01 * calm.size)
         counts[apart <= 10] = 0
     return kinds >= 3 and near >= 0.75 * len(inside)
+
+
+def _is_smoothed(values: NDArray[np.int64]) -> bool:
+    """Whether a map of pieces has numbers in between wherever two pieces meet.
+
+    At a sharp border a pixel has the lowest or the highest number around it.
+    """
+    if min(values.shape) < 3:
+        return False
+    top, left = ((n - min(n, _SAMPLE)) // 2 for n in values.shape)
+    part = values[top : top + _SAMPLE, left : left + _SAMPLE]
+    around = np.lib.stride_tricks.sliding_window_view(part, (3, 3))
+    low, high = around.min(axis=(2, 3)), around.max(axis=(2, 3))
+    border = high - low >= 2
+    inside = part[1:-1, 1:-1]
+    between = (low < inside) & (inside < high) & border
+    return bool((low == high).mean() > 0.25 and between.sum() > 0.25 * max(border.sum(), 8))
 
 
 def _is_ramp(greys: dict[int, int]) -> bool:

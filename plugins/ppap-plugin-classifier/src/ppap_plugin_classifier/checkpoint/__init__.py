@@ -99,13 +99,13 @@ def _described(name: str, folder: ModelFolder, weights: Path | None = None) -> C
     folder.name = name
     config = folder.json(CONFIG)
     if config is None:
-        if folder.folder is None:
-            folder.need(CONFIG)
-        raise CheckpointError(
-            f"There is no {CONFIG} in {str(folder.folder)!r}.",
-            remedy="It says which architecture the weights are for. Without one, write "
-            "ARCHITECTURE:FILE.safetensors, such as resnet18:model.safetensors.",
-        )
+        if folder.folder is not None:
+            folder.remedy = (
+                "It says which architecture the weights are for. Without one, write "
+                "ARCHITECTURE:FILE.safetensors, such as resnet18:model.safetensors."
+            )
+        folder.need(CONFIG)
+        config = {}
     if _is_transformers(config):
         from ppap_plugin_classifier.checkpoint import from_transformers
 

@@ -99,6 +99,11 @@ def finished(
         )
     told = list(remarks)
     frozen = network.float().eval().requires_grad_(False)
+    if problem not in (None, "", MULTI_LABEL, "single_label_classification"):
+        raise CheckpointError(
+            f"The model {name!r} says that its problem_type is {problem!r}, which is not known.",
+            remedy=f"Write single_label_classification or {MULTI_LABEL} in its config.json.",
+        )
     if classes == 1:
         frozen = YesOrNo(frozen).eval()
         both = list(names or ())
