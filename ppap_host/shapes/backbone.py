@@ -21,11 +21,11 @@ from ppap_host.shapes.model import IMAGE_SIZE, CaptionEncoder, Networks, Refiner
 WEIGHTS = Path(__file__).parent / "weights" / "backbone"
 _TRAIN_STEPS = 1000
 _WALKED_STEPS = 997
-"""Sampling starts here. At the cosine schedule's last step alpha is 5e-5, so x_0 = (x - sigma eps) /
-alpha would enlarge rounding errors 20,000 times, and images would depend on the batch they are made
-in. A start that is less noisy shows: pure noise has no mean, where x_t has alpha times the image's.
-From step 979 on, images came out darker than renders by 6 of 255 (Lin et al., 2024,
-https://arxiv.org/abs/2305.08891, section 3.4)."""
+"""Sampling starts here. At the cosine schedule's last step alpha is 5e-5, so x_0, which is
+(x - sigma eps) / alpha, would enlarge rounding errors 20,000 times, and images would depend on the
+batch they are made in. A start that is less noisy shows: pure noise has no mean, where x_t has
+alpha times the image's. From step 979 on, images came out darker than renders by 6 of 255 (Lin et
+al., 2024, https://arxiv.org/abs/2305.08891, section 3.4)."""
 
 _PARTS = {"unet": UNet2DConditionModel, "refiner": Refiner, "text_encoder": CaptionEncoder}
 
