@@ -178,9 +178,7 @@ def csv_text(heads: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[A
     writer = csv.writer(buffer, lineterminator="\n")
     for row in (heads, *rows):
         cells = [row.get(head, "") for head in heads] if isinstance(row, Mapping) else row
-        writer.writerow(
-            [f"'{c}" if isinstance(c, str) and _FORMULA.match(c) else c for c in cells]
-        )
+        writer.writerow([f"'{c}" if isinstance(c, str) and _FORMULA.match(c) else c for c in cells])
     return buffer.getvalue()
 
 
