@@ -22,7 +22,7 @@ from ppap_host.experts.calibration import Calibrated, calibration_file, load_cal
 from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
-from ppap_host.guides.guide import Guide
+from ppap_host.guides.guide import Guide, bare
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, load_sampler
@@ -384,6 +384,12 @@ def _idle(config: RunConfig, stages: Sequence[Stage], process: Recipe | None) ->
                 yield (
                     f"The interval of the guide {g.name!r} does nothing: the recipe "
                     f"{g.recipe.name!r} does not ask it within the steps."
+                )
+            asked = split_recipe(g.recipe_text)[1].keys() & {"joint", "marginal"}
+            if asked and type(bare(g.guide)).tempered is Guide.tempered:
+                yield (
+                    f"The temperatures of the recipe {g.recipe.name!r} ({', '.join(sorted(asked))})"
+                    f" do nothing: the guide {g.name!r} knows no classes."
                 )
             if abs(g.scale) < torch.finfo(torch.float32).tiny and not g.recipe.replaces:
                 yield f"The guide {g.name!r} steers nothing: its scale is {g.scale:g}."
