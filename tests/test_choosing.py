@@ -135,6 +135,7 @@ def test_what_changes_nothing_is_said(
     recipe: str | None, guide: dict[str, Any], run: dict[str, Any], said: str
 ) -> None:
     world, pull = GaussianBackbone(shape=(3, 8, 8)), PullGuide()
+
     def made(guide: dict[str, Any], run: dict[str, Any]) -> ppap.Result:
         guides = None if recipe is None else ppap.guidance(pull, "0.5", recipe=recipe, **guide)
         return ppap.sample(world, guides, num=2, steps=3, **run)

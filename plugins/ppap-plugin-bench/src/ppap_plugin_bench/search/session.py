@@ -22,7 +22,7 @@ from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.files.reading import Document
-from ppap_host.files.settings import Number, Positive, settings
+from ppap_host.files.settings import MoreImages, Number, Positive, settings
 from ppap_host.files.writing import csv_text, write_file, write_json
 from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide, load_sampler
@@ -156,7 +156,7 @@ class SearchConfig:
     scale_range: tuple[Positive, Positive] | None = None
     weights: Weights = USUAL
     budget: Number = 50
-    confirm: NonNegativeInt = 0
+    confirm: MoreImages = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.run.seed, tuple):
