@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ppap_host.experts.harvest import Lesson
 from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
-from ppap_host.files.errors import OptionError, UnknownNameError
+from ppap_host.files.errors import DamageWarning, OptionError, UnknownNameError
 from ppap_host.files.images import from_tensor, to_pixels, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.targets import Given, Target
@@ -242,9 +243,17 @@ def test_a_damaged_cell_is_made_anew(tmp_path: Path, file: str) -> None:
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(whole[:-9])
     cells = Cells(tmp_path)
-    assert cells.get("one", {}, make).tensors["x"].tolist() == [1, 1, 1]
+    with pytest.warns(DamageWarning, match="one"):
+        assert cells.get("one", {}, make).tensors["x"].tolist() == [1, 1, 1]
     assert cells.made == ["one"]
     assert (tmp_path / file).read_bytes() == whole
+
+
+def test_a_cell_that_measured_nothing_is_made_once(tmp_path: Path) -> None:
+    cells = Cells(tmp_path)
+    for _ in range(2):
+        assert math.isnan(cells.get("one", {}, lambda: Cell({"a": math.nan})).values["a"])
+    assert cells.reused == ["one"]
 
 
 def test_an_interrupted_cell_leaves_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from worlds import GaussianBackbone
 
 import ppap_host as ppap
 from ppap_host.cli import app
-from ppap_host.files.errors import OptionError
+from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.testing.worlds import PullGuide
 
 CHOOSING = ["best-of-n", "fk", "svdd"]
 
@@ -115,3 +116,47 @@ def test_what_cfgpp_cannot_do_is_said() -> None:
     own = ppap.guidance(ppap.reward(darkness), recipe="best-of-n:particles=2")
     both = ppap.sample("shapes", own, recipe="cfg++", prompt="a cube", num=1, steps=2)
     assert both.record["used"]["guides"][0]["recipe"] == "best-of-n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "guide", "run", "said"),
+    [
+        (None, {}, {"recipe": "x0"}, "there is no guide"),
+        ("x0", {}, {"recipe": "mpgd"}, "every guide has its own"),
+        ("x0", {}, {"balance": "sum"}, "no two guides"),
+        (None, {}, {"unguided": True}, "no guide to compare"),
+        ("x0", {"scale": 0.0}, {}, "its scale is 0"),
+        ("x0", {"scale": 1e-60}, {}, "its scale is 1e-60"),
+        ("best-of-n", {"scale": 3.0}, {}, "any other of its sign"),
+        ("best-of-n", {"interval": "30:"}, {}, "interval"),
+    ],
+)
+def test_what_changes_nothing_is_said(
+    recipe: str | None, guide: dict[str, Any], run: dict[str, Any], said: str
+) -> None:
+    world, pull = GaussianBackbone(shape=(3, 8, 8)), PullGuide()
+
+    def made(guide: dict[str, Any], run: dict[str, Any]) -> ppap.Result:
+        guides = None if recipe is None else ppap.guidance(pull, "0.5", recipe=recipe, **guide)
+        return ppap.sample(world, guides, num=2, steps=3, **run)
+
+    plain, done = made({}, {}), made(guide, run)
+    assert said in " ".join(done.warnings) and said not in " ".join(plain.warnings)
+    if guide.get("scale", 1) >= 1:
+        assert torch.equal(plain.tensor, done.tensor), "it does change something"
+
+
+def test_temperatures_of_a_guide_without_classes_are_said_to_do_nothing() -> None:
+    def warnings(recipe: str) -> str:
+        world, guide = GaussianBackbone(shape=(3, 8, 8)), ppap.guidance(PullGuide(), "0.5")
+        return " ".join(ppap.sample(world, guide, recipe=recipe, num=1, steps=2).warnings)
+
+    assert "recipe 'elucd' (joint) do nothing" in warnings("elucd:joint=2")
+    assert "do nothing" not in warnings("elucd")
+
+
+@pytest.mark.parametrize("recipe", ["best-of-n:every=2", "dno:every=2", "x0:every=2,every=3"])
+def test_settings_of_recipes_that_say_nothing_are_refused(recipe: str) -> None:
+    with pytest.raises(PpapError, match="every"):
+        ppap.sample(GaussianBackbone(shape=(3, 8, 8)),
+                    ppap.guidance(PullGuide(), "0.5", recipe=recipe), num=1, steps=2)  # fmt: skip

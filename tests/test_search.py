@@ -35,7 +35,11 @@ from ppap_plugin_bench.search import (
 )
 from ppap_plugin_bench.search.score import chosen
 from ppap_plugin_bench.search.space import plain, shown
-from ppap_plugin_bench.search.validation import of_targets, peak_signal_to_noise
+from ppap_plugin_bench.search.validation import (
+    Validation,
+    of_targets,
+    peak_signal_to_noise,
+)
 from processes import Outcome as Called
 from teaching import world
 from worlds import ColourGuide, GaussianBackbone, QuadraticGuide
@@ -49,6 +53,7 @@ from ppap_host.sampling.evaluator import Guidance
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.solvers import DDIM
 from ppap_host.sampling.streams import ImageNoise
+from ppap_host.testing.worlds import PullGuide
 
 Call = Callable[..., Called]
 
@@ -336,6 +341,21 @@ def test_a_frontier_holds_what_nothing_beats_and_each_quality_is_one_of_it() -> 
 
 
 # Who judges
+
+
+def test_a_judge_with_the_guides_own_network_is_the_guide_itself() -> None:
+    class Learned(PullGuide):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self._network = torch.nn.Linear(1, 1)
+            torch.nn.init.constant_(self._network.weight, weight)
+            torch.nn.init.zeros_(self._network.bias)
+
+    def judged(by: float) -> Validation:
+        return of_targets(Learned(1.0), ["0.1"], 1, (8, 8), judge=Learned(by))
+
+    assert judged(by=1.0).own and "itself" in judged(by=1.0).by
+    assert not judged(by=2.0).own
 
 
 def test_targets_go_round_and_another_guide_can_judge_them() -> None:

@@ -137,7 +137,9 @@ def backbone_options(others: list[str] | None, **named: str | None) -> dict[str,
     """
     options = {key: value for key, value in named.items() if value is not None}
     for key, value in _pairs("--backbone-option", others):
-        options[key.replace("-", "_")] = value
+        name = key.replace("-", "_")
+        if options.setdefault(name, value) != value:
+            raise _twice("--backbone-option", key)
     return options
 
 
@@ -165,7 +167,13 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
             raise OptionError(
                 f"{option} {key + equals + value!r} has no value.", remedy="Give KEY=VALUE."
             )
+        if [key for key, *_ in pairs].count(key) > 1:
+            raise _twice(option, key)
     return [(key, value) for key, _, value in pairs]
+
+
+def _twice(option: str, key: str) -> OptionError:
+    return OptionError(f"{option} {key!r} is given twice.", remedy="Leave one of them out.")
 
 
 def refuse_idle(context: typer.Context, names: Collection[str], where: str, remedy: str) -> None:

@@ -72,7 +72,7 @@ def check(
     size: Annotated[
         int,
         option(
-            "--size", panel=COMMON, metavar="PIXELS", min=8,
+            "--size", panel=COMMON, metavar="PIXELS", min=8, max=4096,
             help="Of a side of the images that a guide is shown.",
         ),
     ] = 64,

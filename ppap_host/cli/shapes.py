@@ -17,7 +17,7 @@ app = Application("The built-in world: rooms with coloured solids.")
 @app.command()
 def render(
     out: Annotated[Path, options.out("Folder to write.")],
-    num: Annotated[int, options.num("Scenes to render.", min=1)] = 16,
+    num: Annotated[int, options.num("Scenes to render.", min=1, max=100_000_000)] = 16,
     seed: Annotated[int, options.seed("Scene k depends on seed and k.", min=0)] = 0,
     size: Annotated[
         int,

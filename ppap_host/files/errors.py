@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 from ppap_host.files.words import are_typed, in_python
 
@@ -105,10 +107,16 @@ def nearest(name: str, known: Iterable[str], count: int = 3, alike: float = 0.5)
     return [lowered[h] for h in hits]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], extra: str = "") -> UnknownNameError:
-    """An :class:`UnknownNameError` that suggests the nearest names and lists what there is."""
+def unknown_name(kind: str, name: Any, known: Iterable[str], extra: str = "") -> UnknownNameError:
+    """An :class:`UnknownNameError` that suggests the nearest names and lists what there is.
+
+    Args:
+        name: what stands where a name should.
+    """
     names = sorted(known)
-    close = nearest(name, names)
+    close = nearest(name, names) if isinstance(name, str) else []
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     there = f"Known: {', '.join(map(foreign, names))}." if names else f"No {kind} is installed."
-    return UnknownNameError(f"Unknown {kind} {name!r}.", remedy=f"{hint}{there} {extra}".strip())
+    return UnknownNameError(
+        f"Unknown {kind} {reprlib.repr(name)}.", remedy=f"{hint}{there} {extra}".strip()
+    )

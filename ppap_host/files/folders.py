@@ -38,7 +38,13 @@ class Job:
     def __init__(self, folder: Path) -> None:
         from filelock import FileLock, Timeout
 
-        self.folder, self._key = folder, os.path.realpath(folder)
+        try:
+            self.folder, self._key = folder, os.path.realpath(folder)
+        except ValueError as error:  # half a character, or a byte 0
+            raise OutputError(
+                f"{str(folder)!r} is no name of a folder ({error}).",
+                remedy="Give another with --out.",
+            ) from None
         self._lock, self.created = None, False
         if _held.get(self._key) == get_ident():
             return

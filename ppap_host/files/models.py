@@ -195,8 +195,8 @@ class ModelFolder:
         raise CheckpointError(
             f"There is no {file} in {str(self.folder)!r}; it holds "
             f"{', '.join(there[:6]) or 'nothing'}{', ...' if len(there) > 6 else ''}.",
-            remedy="It is an adapter (LoRA): merge it into its model (peft's merge_and_unload), and "
-            "save that by save_pretrained."
+            remedy="It is an adapter (LoRA): merge it into its model by peft's merge_and_unload, "
+            "and save that by save_pretrained."
             if "adapter_config.json" in there
             else self.remedy,
         )

@@ -30,6 +30,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Images = Annotated[int, Field(ge=1, le=100_000_000)]
 """A number of images to make."""
+MoreImages = Annotated[int, Field(ge=0, le=100_000_000)]
+"""The same where none may be wanted."""
 Batch = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]

@@ -10,13 +10,15 @@ that folder (:class:`ppap_host.files.folders.Job`) removes it.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -159,6 +161,25 @@ def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
         OutputError: as :func:`write_file`.
     """
     write_file(path, f"{json_text(values, indent)}\n".encode())
+
+
+# How spreadsheets tell a formula; intervals and numbers with a sign are none.
+_FORMULA = re.compile(r"[=@\t\r\n]|[+-](?!(?:[\d.:e+-]|inf)*\Z)")
+
+
+def csv_text(heads: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> str:
+    """A table as CSV in which a spreadsheet runs nothing: a text that it would take for a formula
+    gets a single quote before it, as spreadsheets themselves have it.
+
+    Args:
+        rows: by heads, where what is missing is left empty; or in their order.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in (heads, *rows):
+        cells = [row.get(head, "") for head in heads] if isinstance(row, Mapping) else row
+        writer.writerow([f"'{c}" if isinstance(c, str) and _FORMULA.match(c) else c for c in cells])
+    return buffer.getvalue()
 
 
 def copy_file(source: Path, path: Path, error: type[PpapError], size: int = 1 << 30) -> str:

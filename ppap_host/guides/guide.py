@@ -385,3 +385,10 @@ class Wrapped(Guide):
         tempered = copy(self)
         tempered.guide = self.guide.tempered(joint, marginal)
         return tempered
+
+
+def bare(guide: Guide) -> Guide:
+    """What is within all that is wrapped around a guide."""
+    while isinstance(guide, Wrapped):
+        guide = guide.guide
+    return guide

@@ -14,6 +14,7 @@ nothing between its steps, and otherwise becomes a change of x_0 that moves a st
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,8 +47,10 @@ from ppap_host.sampling.evaluator import Evaluator, Guidance, Health, Said
 from ppap_host.sampling.streams import ImageNoise, derived, word
 
 
-def _no_number(value: Any) -> Any:
-    if isinstance(value, int | float):
+def _decodes(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not (value is None or (isinstance(value, str) and value) or hasattr(value, "config")):
         raise ValueError("an autoencoder, or its hub name or folder")
     return value
 
@@ -69,8 +72,8 @@ class SteeringOptions:
 
     seed: Seed = 0
     balance: Literal["project", "sum"] = "project"
-    frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many] = 3
-    decoder: Annotated[Any, AfterValidator(_no_number)] = None
+    frames: Annotated[int, Field(ge=1)] | Annotated[tuple[int, ...], Many, Field(min_length=1)] = 3
+    decoder: Annotated[Any, AfterValidator(_decodes)] = None
     shrink: Annotated[int, Field(ge=1, le=8)] = 1
     start: Fraction = 0.0
     stop: Fraction = 1.0
@@ -231,8 +234,10 @@ class Steering:
         decoder: Any = None,
         shrink: int = 1,
     ) -> None:
-        given = {"seed": seed, "balance": balance, "frames": frames, "shrink": shrink}
-        read(SteeringOptions, given, "the steering of a pipeline")
+        given = {
+            "seed": seed, "balance": balance, "frames": frames, "decoder": decoder, "shrink": shrink
+        }  # fmt: skip
+        decoder = read(SteeringOptions, given, "the steering of a pipeline").decoder
         self.pipe, self.asked, self.seed = pipe, list(asked), seed
         self.balance: Balance = BALANCES[balance]
         self.decoder = Decoder(pipe, frames, decoder, shrink)

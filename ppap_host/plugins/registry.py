@@ -277,6 +277,8 @@ class Registry:
             PluginError: two plugins claim the name, or it belongs to a broken plugin.
             UnknownNameError: nobody offers it; says the nearest name and how to install it.
         """
+        if not isinstance(name, str):  # from a script
+            raise unknown_name(kind, name, self._claims[kind])
         claims = self._claims[kind].get(name, [])
         if len(claims) == 1:
             return claims[0][1]

@@ -142,7 +142,8 @@ class LinearPosterior(Energy):
         image = question.decode(state)
         spread = question.level.sigma / question.level.scale
         with torch.no_grad():
-            ratio = (self.noise / spread) ** 2 if spread else 0.0
+            # Beyond it there is no pull left, and a square that no number can hold.
+            ratio = min(self.noise / spread, 1e100) ** 2 if spread else 0.0
             residual = question.target.to(image) - operator(image)
             pull = operator.pseudo_inverse(residual, ratio)
         return -(pull * image).flatten(1).sum(dim=1)

@@ -235,6 +235,19 @@ class Recipe:
         return self.view is None
 
     @property
+    def asks_in_steps(self) -> bool:
+        """Whether the guide is asked within steps, not before the first or after the last alone."""
+        selects = self.selection is not None and not self.selection.at_end
+        return bool(self.moves) or selects
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the guide is asked for values of which the best is taken, however far it is."""
+        chosen = self.selection
+        drawn = chosen is None or not (chosen.at_end or (chosen.branches > 1 and not chosen.draws))
+        return not drawn and not self.moves and self.start is None
+
+    @property
     def particles(self) -> int:
         """How many are alive for each image."""
         return 1 if self.selection is None else self.selection.size
@@ -295,12 +308,12 @@ class Recipe:
         A recipe made from another one with other parts has lost those that were in them, and one
         with relative strength those that say something with absolute strength alone.
         """
+        corrected = self.selection is not None and self.selection.corrected
         common = [] if self.guideless else [
-            Parameter("every", ("every",), 1.0, 5.0),
+            *[Parameter("every", ("every",), 1.0, 5.0)] * self.asks_in_steps,
+            *[Parameter("recurrence", ("recurrence",), 1.0, 4.0)] * (not corrected),
             Parameter("softplus", ("softplus",), 1.0, 30.0, log=True),
         ]  # fmt: skip
-        if not self.guideless and not (self.selection is not None and self.selection.corrected):
-            common.insert(1, Parameter("recurrence", ("recurrence",), 1.0, 4.0))
         own = (
             p for p in self.parameters if not p.astray(self) and (self.absolute or not p.absolute)
         )

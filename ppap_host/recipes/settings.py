@@ -45,6 +45,10 @@ def split_recipe(text: str | Recipe) -> tuple[str, dict[str, str]]:
                 f"{setting!r} in the recipe {text!r} sets nothing.",
                 remedy="Write NAME:PARAMETER=VALUE,PARAMETER=VALUE, such as tfg:rho=0.5,mu=0.25.",
             )
+        if key in values:
+            raise OptionError(
+                f"The recipe {text!r} sets {key!r} twice.", remedy="Leave one of them out."
+            )
         values[key] = value
     return name.strip(), values
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from ppap_host.files import reading
 from ppap_host.files.errors import OptionError, unknown_name
@@ -74,7 +74,7 @@ class GuideConfig:
             memory (a guide, a module, a function, or a reward of one of them).
     """
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     target: Any = None
     scale: Finite | None = None
     model: str | None = None

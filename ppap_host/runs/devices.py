@@ -50,7 +50,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         UnknownNameError: there is none of this name.
         DeviceError: the device cannot compute in it.
     """
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
     dtype = DTYPES[name]
     try:

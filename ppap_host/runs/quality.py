@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files.errors import CheckpointError
+from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.files.reading import Document
+from ppap_host.files.settings import Finite, Number
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
+from ppap_host.runs.choice import read_interval
 from ppap_host.runs.config import GuideConfig, RunConfig
 
 FILES = "frontier*.json"
@@ -25,21 +27,30 @@ USUAL: Final = "normal"
 OFF: Final = "none"
 """The quality that decides nothing."""
 
+_Word = Annotated[str, Field(pattern=r"^[\w.:+-]*$")]  # no settings beside the one it is of
 _DOCUMENT = Document(
     "frontier", CheckpointError, "Delete it, or write it again with `ppap search --frontier`."
 )
+
+
+def _an_interval(text: str) -> str:
+    try:
+        read_interval(text or ":")
+    except OptionError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 class Point(BaseModel):
     """Settings of one point; what is not named here is a parameter of the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, int | float | str | bool] = Field(init=False)
+    __pydantic_extra__: dict[str, int | float | bool | _Word] = Field(init=False)
 
-    scale: float | int
-    steps: int | str
-    interval: str = ""
-    solver: str = Field("", pattern=r"^(|[a-z0-9+_-]+(:[01]?\.?\d*)?)$")
+    scale: Finite
+    steps: Number | Annotated[str, Field(pattern=r"^(ddim)?[1-9]\d{0,5}(,[1-9]\d{0,5})*$")]
+    interval: Annotated[str, AfterValidator(_an_interval)] = ""
+    solver: str = Field("", pattern=r"^(|[a-z0-9+_-]+(:(0|1|0?\.\d+))?)$")
 
 
 class Frontier(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import platform
+import reprlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppap_host.files import images
-from ppap_host.files.errors import OutputError, SamplingError
+from ppap_host.files.errors import OptionError, OutputError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
 from ppap_host.files.previews import array_bytes, as_written, is_image, previews
 from ppap_host.guides.sight import fitting
@@ -190,6 +191,11 @@ class Run:
         keep_gradients: bool = False,
         clock: Stopwatch | None = None,
     ) -> None:
+        if watch is not None and not callable(watch):
+            raise OptionError(
+                f"{reprlib.repr(watch)} stands where a function is to be told of progress.",
+                remedy="Give watch=f with f(what, done, total), or leave it out.",
+            )
         self.setup, self.health, self.clock = setup, Health(), clock or Stopwatch()
         self._watch = watch or (lambda what, done, total: None)
         self._folder, self._keep_gradients = out, keep_gradients

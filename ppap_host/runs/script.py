@@ -101,11 +101,11 @@ def guidance(
     return read(
         GuideConfig,
         dict(
-            name=name or label, target=_tuple(target), scale=_plain(scale), model=_plain(model),
-            recipe=recipe, experts=_plain(experts), interval=interval, stage=stage,
-            calibration=_plain(calibration), what=steers, absolute=absolute,
+            name=label if name is None else name, target=_tuple(target), scale=_plain(scale),
+            model=_plain(model), recipe=recipe, experts=_plain(experts), interval=interval,
+            stage=stage, calibration=_plain(calibration), what=steers, absolute=absolute,
         ),
-        f"the guidance {name or label!r}",
+        f"the guidance {label if name is None else name!r}",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ppap_host.experts.calibration import Calibrated, calibration_file, load_cal
 from ppap_host.files.errors import DeviceError, OptionError, TargetError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.guides.functions import as_guide
-from ppap_host.guides.guide import Guide
+from ppap_host.guides.guide import Guide, bare
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given, Reading, Target, read_known
 from ppap_host.plugins.loading import load_backbone, load_guide, load_recipe, load_sampler
@@ -252,11 +252,7 @@ def set_up(
     for stage in stages:
         _give_noise(stage, config, found)
     _refuse_what_does_nothing(config, stages)
-    if _process(config, found) is not None and not config.conditional:
-        doubts.append(
-            f"The recipe {split_recipe(config.recipe)[0]!r} strengthens a prompt or a class, and "
-            "there is none: the images are what the backbone makes by itself."
-        )
+    doubts += _idle(config, stages, _process(config, found))
     return Setup(
         config, stages, guides, device, _plugins(config, found), inputs, objects, doubts, quality
     )
@@ -359,11 +355,55 @@ def _refuse_what_does_nothing(config: RunConfig, stages: Sequence[Stage]) -> Non
         levels = [level.log_snr for level in stage.walk.levels[:-1]]
         for g in stage.guides:
             asked = levels[:: g.recipe.every]
-            if not any(level in g.recipe.interval for level in asked):
+            inside = any(level in g.recipe.interval for level in asked)
+            if g.recipe.asks_in_steps and not inside:
                 raise OptionError(
                     f"The guide {g.name!r} would never be asked: none of its {len(asked)} steps "
                     "is in its interval of noise levels.",
                     remedy=f"The steps go from log-SNR {levels[0]:.1f} to {levels[-1]:.1f}.",
+                )
+
+
+def _idle(config: RunConfig, stages: Sequence[Stage], process: Recipe | None) -> Iterator[str]:
+    """What was asked for and changes nothing, a sentence each."""
+    steered = [g for stage in stages for g in stage.guides]
+    name = config.recipe and split_recipe(config.recipe)[0]
+    if process is not None:
+        if not config.conditional:
+            yield (
+                f"The recipe {name!r} strengthens a prompt or a class, and there is none: "
+                "the images are what the backbone makes by itself."
+            )
+    elif name is not None and all(g.recipe.name != name for g in steered):
+        why = "every guide has its own" if steered else "there is no guide"
+        yield f"The recipe {name!r} does nothing: {why}."
+    if config.balance != RunConfig.balance and all(len(stage.guides) < 2 for stage in stages):
+        yield f"The balance {config.balance!r} does nothing: no two guides steer the same step."
+    if config.unguided and not steered:
+        yield "All images are unguided, and are made once: there is no guide to compare with."
+    for stage in stages:
+        for g in stage.guides:
+            if g.config.interval is not None and not g.recipe.asks_in_steps:
+                yield (
+                    f"The interval of the guide {g.name!r} does nothing: the recipe "
+                    f"{g.recipe.name!r} does not ask it within the steps."
+                )
+            asked = split_recipe(g.asked)[1].keys() & {"joint", "marginal"}
+            if asked and type(bare(g.guide)).tempered is Guide.tempered:
+                yield (
+                    f"The temperatures of the recipe {g.recipe.name!r} ({', '.join(sorted(asked))})"
+                    f" do nothing: the guide {g.name!r} knows no classes."
+                )
+            if abs(g.scale) < torch.finfo(torch.float32).tiny and not g.recipe.replaces:
+                yield f"The guide {g.name!r} steers nothing: its scale is {g.scale:g}."
+            elif (
+                g.recipe.takes_best
+                and len(stage.guides) == 1
+                and g.scale not in (1, g.guide.usual_scale(g.recipe.name))
+            ):
+                yield (
+                    f"The scale {g.scale:g} of the guide {g.name!r} does what any other of its "
+                    f"sign does: the recipe {g.recipe.name!r} takes what is best."
                 )
 
 

@@ -179,7 +179,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "PiGDM is deaf to noise",
         f"{_RECIPES}/energies.py",
-        "ratio = (self.noise / spread) ** 2 if spread else 0.0",
+        "ratio = min(self.noise / spread, 1e100) ** 2 if spread else 0.0",
         "ratio = 0.0",
         _part("the_linear_posterior_pulls_as_pigdm"),
     ),

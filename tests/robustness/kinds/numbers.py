@@ -222,7 +222,7 @@ def _every_parameter(name: str) -> Make:
 
         recipe = load_recipe(registry(), name)
         world = GaussianWorld(size=(8, 8))
-        target = ppap.target(Image.new("RGB", (8, 8), "red"))
+        made = 0
         for parameter in recipe.tunable():
             for value in ("nan", "inf", "-1", "0", "1", "1e18", "1e300", "1e-300", "100", "0.5",
                           "1e400", "x", "", "2.5", "-inf", "10" * 400):  # fmt: skip
@@ -232,13 +232,14 @@ def _every_parameter(name: str) -> Make:
                     _check_remedy(error)
                     continue
                 guidance = ppap.guidance(
-                    PullGuide(world), target, recipe=f"{name}:{parameter}={value}",
+                    PullGuide(world), "0.5", recipe=f"{name}:{parameter}={value}",
                     experts="none" if not recipe.needs_experts else None,
                 )  # fmt: skip
                 try:
-                    ppap.sample(world, guidance, num=1, steps=2)
+                    made += len(ppap.sample(world, guidance, num=1, steps=2))
                 except (SamplingError, PpapError) as error:
                     print(f"{parameter}={value}: {error}")
+        assert made or recipe.needs_experts or recipe.guideless
 
     return check
 
@@ -250,8 +251,19 @@ def _idle() -> Iterator[Case]:
     for words in (
         "--interval 100:200", "--interval 30:", "--interval :-30", "--recipe pigdm",
         "--recipe ppap --experts none", "--stage upsampler", "--calibration no.json",
+        "--recipe best-of-n:every=2", "--recipe dno:every=2", "--recipe x0:every=2,every=3",
     ):  # fmt: skip
         yield Case(words, 4, _nothing, (*_GUIDED, *words.split()))
+    for begun, words in (
+        (_RUN, "--recipe mpgd"), (_RUN, "--balance sum"), (_RUN, "--unguided"),
+        (_GUIDED, "--balance sum"), (_GUIDED, "--scale 0"), (_GUIDED, "--scale 1e-60"),
+        (_GUIDED, "--recipe best-of-n:particles=2 --scale 3"),
+        (_GUIDED, "--recipe svdd:branches=2 --scale 3"),
+        (_GUIDED, "--recipe best-of-n:particles=2 --interval -3:3"),
+    ):  # fmt: skip
+        command = (*begun, *words.split())
+        says = "nothing|any other|unguided"
+        yield Case(f"{words}, {len(begun)}", 4, _nothing, command, says, codes=(0,))
     tune = ("tune", "classifier", "--device", "cpu", "--harvest", "h", "--out", "t")
     evaluate, estimate = ("shapes", "evaluate"), (*tune[:4], "--estimate")
     for command, words in (

@@ -36,6 +36,7 @@ def cases() -> Iterator[Case]:
         ("configuration", _TOML, _toml, _configured),
         ("familiarity", _FAMILIAR, _familiar, _familiarity),
         ("state", _STATE, _state, _tuning_state),
+        ("frontier", _FRONTIER, _frontier, _quality),
         ("index", _INDEX, _pipeline, _backbone("diffusers", "m")),
         ("model", _of("config.json"), _model("config.json"), _guide("depth")),
         ("processor", _of("preprocessor_config.json"), _model("preprocessor_config.json"),
@@ -86,6 +87,13 @@ _STATE: dict[str, Any] = {
     "fingerprint": "", "step": 1, "losses": [0.5], "finished": [False], "waited": [0],
     "best": [0.5], "history": [{"step": 0, "loss": [None], "held_out": [0.5]}],
     "off_the_shelf": [0.5],
+}  # fmt: skip
+_FRONTIER: dict[str, Any] = {
+    "format": 1, "guide": "pull", "backbone": "gaussian-world", "backbone_files": {},
+    "recipe": "x0", "experts": None,
+    "qualities": {"normal": {
+        "scale": 2.0, "steps": "ddim8", "interval": "-4:6", "solver": "ddim:0.5", "every": 2,
+    }},
 }  # fmt: skip
 _INDEX: dict[str, Any] = {
     "_class_name": "DDPMPipeline", "_diffusers_version": "0.30.0",
@@ -143,6 +151,25 @@ def _familiarity(folder: Path) -> None:
     from ppap_host.guides.familiarity import load_familiarity
 
     load_familiarity(folder / "f.safetensors")
+
+
+def _frontier(folder: Path, values: Any = _FRONTIER) -> None:
+    (folder / "weights").write_bytes(b"")
+    (folder / "frontier.json").write_bytes(stock.text_of(values))
+
+
+def _quality(folder: Path) -> None:
+    from ppap_host.runs.config import GuideConfig, RunConfig
+    from ppap_host.runs.quality import with_quality
+    from ppap_host.testing.worlds import GaussianWorld, PullGuide
+
+    class Measured(PullGuide):
+        def files(self) -> tuple[Path, ...]:
+            return (folder / "weights",)
+
+    config = RunConfig(guides=(GuideConfig("pull"),))
+    _, said, _ = with_quality(config, GaussianWorld(), [Measured()])
+    assert said is None or "measured" in said
 
 
 def _state(folder: Path, values: Any = _STATE) -> None:

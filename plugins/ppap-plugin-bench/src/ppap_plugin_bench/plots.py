@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppap_host.cli.output import clean
 from ppap_host.files.writing import write_file
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008): told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
+
+_OWN_MATHS = re.compile(r"\$(x_[t0]|\\gamma|\\beta)\$")
+_LONGEST = 1000  # characters of a name that anyone may have written
 
 
 def new_figure(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
@@ -37,9 +42,23 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    _take_no_orders(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_file(path, buffer.getvalue())
+
+
+def _take_no_orders(figure: Figure) -> None:
+    """Shows names from files and plugins as they are: matplotlib would set what is between dollar
+    signs as TeX, and fail where it is none."""
+    from matplotlib.text import Text
+
+    ticks = [t for ax in figure.axes for t in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    for text in {*figure.findobj(Text), *ticks}:  # texts of ticks are made when they are asked for
+        assert isinstance(text, Text)
+        shown = text.get_text()
+        text.set_parse_math("$" not in _OWN_MATHS.sub("", shown))
+        text.set_text("\n".join(clean(line) for line in shown[:_LONGEST].split("\n")))
 
 
 def plot_tuning(record: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ppap_host.files.errors import OutputError
+from ppap_host.files.errors import DamageWarning, OutputError
 from ppap_host.files.reading import Document, read_bytes
 from ppap_host.files.writing import write_file
 
 FORMAT = 1
-_CELL = Document("part of a benchmark", OutputError, "It is made again.", 1 << 30)
+# What was measured of nothing is NaN, and is kept like anything else.
+_CELL = Document("part of a benchmark", OutputError, "It is made again.", 1 << 30, infinite=True)
 
 
 class _Stored(BaseModel):
@@ -81,6 +83,8 @@ class Cells:
 
     def _read(self, stem: str, wanted: dict[str, Any]) -> Cell | None:
         """The cell that is there, if it is whole and of these settings; it is made again if not."""
+        if not (self.folder / f"{stem}.json").exists():
+            return None
         try:
             stored = _CELL.read(self.folder / f"{stem}.json", _Stored)
             if stored.settings != wanted:
@@ -89,9 +93,10 @@ class Cells:
                 return Cell(stored.values)
             data = read_bytes(self.folder / f"{stem}.safetensors", OutputError, size=8 << 30)
             if hashlib.sha256(data).hexdigest() != stored.sha256:
-                return None
+                raise OutputError(f"{stem}.safetensors is damaged.", remedy=_CELL.remedy)
             return Cell(stored.values, load(data))
-        except (OutputError, SafetensorError):
+        except (OutputError, SafetensorError) as error:
+            warnings.warn(f"{error}", DamageWarning, stacklevel=3)
             return None
 
     def _write(self, stem: str, wanted: dict[str, Any], cell: Cell) -> None:

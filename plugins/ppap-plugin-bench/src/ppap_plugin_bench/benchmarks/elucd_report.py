@@ -5,8 +5,6 @@ Every sentence about the outcome is made from the numbers.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ppap_host.files.images import contact_sheet, from_tensor, to_unit
-from ppap_host.files.writing import write_file, write_png
+from ppap_host.files.writing import csv_text, write_file, write_png
 from ppap_plugin_bench.benchmarks.arms import ArmResult
 from ppap_plugin_bench.benchmarks.elucd import (
     MEASURES,
@@ -551,12 +549,7 @@ def table_csv(outcome: Outcome) -> str:
             who = f"{result.name};gates={soft.gates:g}"
             add("gates", who, soft.arm.scale, {**soft.arm.measures, **known})
             add("gates, closest", who, soft.closest.scale, {**soft.closest.measures, **known})
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
 # Plots

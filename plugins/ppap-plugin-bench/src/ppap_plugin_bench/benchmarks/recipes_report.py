@@ -5,8 +5,6 @@ Every sentence about the outcome is made from the numbers.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_host.files.images import from_tensor, to_unit
-from ppap_host.files.writing import write_file, write_png
+from ppap_host.files.writing import csv_text, write_file, write_png
 from ppap_plugin_bench.benchmarks.recipes import (
     BUDGETS,
     FLOORS,
@@ -384,11 +382,7 @@ def table_csv(outcome: Outcome) -> str:
     fields = list(dict.fromkeys(key for row in rows for key in row if key not in names))
     fields = [f for f in fields if f != "absent" and not f.endswith("_standard_error")]
     fields += [f for n in names for f in (n, f"{n}_standard_error")] + ["absent"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(fields, rows)
 
 
 def rows_of(outcome: Outcome, group: str, budget: Budget) -> tuple[list[str], list[list[str]]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppap_host.files.images import contact_sheet, from_tensor, to_unit
-from ppap_host.files.writing import write_file, write_png
+from ppap_host.files.writing import csv_text, write_file, write_png
 from ppap_plugin_bench.benchmarks.arms import ArmResult
 from ppap_plugin_bench.benchmarks.ppap import Curve, Outcome, PairResult, TaskResult
 from ppap_plugin_bench.evaluation import Measure
@@ -278,9 +276,7 @@ def table_csv(outcome: Outcome) -> str:
     fields += [f for n in names for f in (n, f"{n}_standard_error")]
     fields += ["seconds_per_image", "experts", "trainable_parameters"]
     fields += ["expert_share_of_network", "images"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for result in outcome.tasks:
         for arm in result.arms:
             row: dict[str, Any] = {
@@ -298,8 +294,8 @@ def table_csv(outcome: Outcome) -> str:
                 error = json_number(m.error)
                 row[name] = "" if json_number(m.value) is None else m.value
                 row[f"{name}_standard_error"] = "" if error is None else error
-            writer.writerow(row)
-    return buffer.getvalue()
+            rows.append(row)
+    return csv_text(fields, rows)
 
 
 # Plots

@@ -55,12 +55,14 @@ class Weights:
             OptionError: it is no such text.
         """
         try:
-            pairs = dict(part.split("=") for part in text.split(",") if part.strip())
-            values = {key.strip(): float(value) for key, value in pairs.items()}
+            pairs = [part.split("=") for part in text.split(",") if part.strip()]
+            values = {key.strip(): float(value) for key, value in pairs}
+            if len(values) != len(pairs):
+                raise ValueError("twice")
         except ValueError:
             raise OptionError(
                 f"--score {text!r} gives no weights.",
-                remedy="Give distance=NUMBER,cost=NUMBER, both at least 0.",
+                remedy="Give distance=NUMBER,cost=NUMBER, each once and at least 0.",
             ) from None
         return read(cls, values, f"--score {text!r}")
 

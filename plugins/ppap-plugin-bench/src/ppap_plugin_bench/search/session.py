@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shlex
@@ -24,8 +22,8 @@ from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
 from ppap_host.files.images import to_pixels, to_unit
 from ppap_host.files.reading import Document
-from ppap_host.files.settings import Number, Positive, settings
-from ppap_host.files.writing import write_file, write_json
+from ppap_host.files.settings import MoreImages, Number, Positive, settings
+from ppap_host.files.writing import csv_text, write_file, write_json
 from ppap_host.guides.targets import Target
 from ppap_host.plugins.loading import load_guide, load_sampler
 from ppap_host.plugins.plugin import Kind
@@ -158,7 +156,7 @@ class SearchConfig:
     scale_range: tuple[Positive, Positive] | None = None
     weights: Weights = USUAL
     budget: Number = 50
-    confirm: NonNegativeInt = 0
+    confirm: MoreImages = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.run.seed, tuple):
@@ -706,13 +704,11 @@ def table(trials: Sequence[Trial], space: Sequence[Dimension], checked: Validati
     names = [d.name for d in space]
     details = list(dict.fromkeys(k for t in trials if t.judged for k in t.judged.details))
     others = [name for name in details if name != checked.objective]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     heading = [
-        "score", checked.objective, "standard error", "frechet", "gigaflops", *others, "judged by",
-        "seconds", "problem",
+        "trial", *names, "score", checked.objective, "standard error", "frechet", "gigaflops",
+        *others, "judged by", "seconds", "problem",
     ]  # fmt: skip
-    writer.writerow(["trial", *names, *heading])
+    rows = []
     for trial in trials:
         row: list[Any] = [trial.number, *(shown(trial.values[name]) for name in names)]
         if trial.judged is None:
@@ -723,8 +719,8 @@ def table(trials: Sequence[Trial], space: Sequence[Dimension], checked: Validati
             row += [_number(trial.judged.error), _number(measured.distance)]
             row += [_number(measured.cost / 1e9)]
             row += [_number(trial.judged.details.get(name)) for name in others]
-        writer.writerow([*row, checked.by, f"{trial.seconds:.1f}", trial.problem or ""])
-    return out.getvalue()
+        rows.append([*row, checked.by, f"{trial.seconds:.1f}", trial.problem or ""])
+    return csv_text(heading, rows)
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppap_host.experts.patches import network_hash
 from ppap_host.files.errors import OptionError, unknown_name
 from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
@@ -152,13 +153,16 @@ def of_targets(
             f"Whether more or less of {objective!r} is better is not known.",
             remedy="Add --higher-is-better or --lower-is-better.",
         )
+    networks = [each.network() for each in (who, guide)]
+    learned = all(any(True for _ in network.parameters()) for network in networks)
+    own = who is guide or (learned and len(set(map(network_hash, networks))) == 1)
     return Validation(
         targets=targets,
         judge=measures,
         objective=objective,
         higher_is_better=higher,
-        by=f"the guide {who.name!r}" + (" itself" if judge is None else ""),
-        own=judge is None,
+        by=f"the guide {who.name!r}" + (" itself" if own else ""),
+        own=own,
         distance=lambda x: None,
         example=texts[0],
         identity={"targets": list(texts)},
