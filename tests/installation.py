@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ensurepip
 import os
 import shutil
 import site
-import sys
 import sysconfig
+import tarfile
+import tempfile
 import venv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
+import hatchling.build
 import pytest
 from environments import Environment
 from filelock import FileLock
@@ -52,19 +55,22 @@ def copy_of_project(source: Path, into: Path) -> Path:
     return target
 
 
-def build(project: Path, into: Path, *options: str) -> None:
-    """Builds a project without a network, in a process of its own.
+def build(project: Path, into: Path, through_sdist: bool = True) -> None:
+    """Builds an sdist and a wheel by the backend that ``python -m build`` would ask.
 
     Args:
         project: a folder with a ``pyproject.toml``, which the build may litter.
         into: where the files go.
-        options: of ``python -m build``. None: an sdist, and a wheel made from it.
-
-    Raises:
-        RuntimeError: the build failed.
+        through_sdist: the wheel is made from the sdist, not from the folder.
     """
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into)]
-    run_process([*command, *options, str(project)], into.parent).success()
+    into.mkdir(exist_ok=True)
+    with contextlib.chdir(project):
+        sdist = hatchling.build.build_sdist(str(into))
+    with tempfile.TemporaryDirectory() as name, tarfile.open(into / sdist) as packed:
+        packed.extractall(name, filter="data")
+        unpacked = Path(name) / sdist.removesuffix(".tar.gz")
+        with contextlib.chdir(unpacked if through_sdist else project):
+            hatchling.build.build_wheel(str(into))
 
 
 def make_wheelhouse(folder: Path) -> Path:

@@ -136,8 +136,8 @@ def test_what_work_leaves_in_its_folder_is_not_published(tmp_path: Path) -> None
     for name in ("harvest", "my-run"):
         (tmp_path / "edges" / name).mkdir()
         (tmp_path / "edges" / name / "large.bin").write_bytes(b"images")
-    build(tmp_path / "edges", tmp_path / "dist", "--sdist")
-    with tarfile.open(next((tmp_path / "dist").iterdir())) as sdist:
+    build(tmp_path / "edges", tmp_path / "dist")
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as sdist:
         tops = {name.split("/")[1] for name in sdist.getnames()}
     own = {"LICENSE", "README.md", "pyproject.toml", "src", "tests"}
     assert own <= tops <= own | {".gitignore", "PKG-INFO"}
