@@ -379,8 +379,9 @@ def test_the_order_of_installing_makes_no_difference(empty: Installation, wheelh
             # Byte code takes half of the time; the next test has it.
             empty.pip("install", "--no-deps", "--no-compile", *map(str, archives)).success()
         left.append(contents(empty))
-        assert states(empty.ppap("list", "--json")) == ALL_WELL
-        empty.pip("check").success()
+        if len(left) == 1:  # the others are the same files
+            assert states(empty.ppap("list", "--json")) == ALL_WELL
+            empty.pip("check").success()
         empty.pip("uninstall", "--yes", *ALL_WELL).success()
     assert left[0] == left[1] == left[2]
 
