@@ -483,7 +483,8 @@ def test_folders_without_what_is_needed_are_refused(folder: Path, tmp_path: Path
 
 @pytest.fixture
 def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``ppap`` knows this world alone."""
+    """``ppap`` knows this world alone, and resamples little: that takes most of the time."""
+    monkeypatch.setattr(measurement, "_RESAMPLINGS", 10)
     plugin = ModuleType("calibration_world")
     plugin.ppap_interface = 1  # type: ignore[attr-defined]
     plugin.ShadeGuide, plugin.world = ShadeGuide, small_gaussian  # type: ignore[attr-defined]
