@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import skips
 from hypothesis import HealthCheck, settings
@@ -12,6 +17,37 @@ from hypothesis import HealthCheck, settings
 # A machine that does other things as well is no fault of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+_jaxtyped = jaxtyping.jaxtyped
+_SHAPE = re.compile(r"\b(Bool|Complex|Float|Int|UInt)\d*\[")
+
+
+def has_shapes(thing: Any) -> bool:
+    """Whether the annotations of a function, or of a class's attributes, name shapes."""
+    inner = getattr(thing, "fget", thing)  # of a property; of class and static methods next
+    inner = getattr(inner, "__func__", inner)
+    home = vars(sys.modules[inner.__module__])
+    for hint in inspect.get_annotations(inner).values():
+        words = re.findall(r"\w+", hint) if isinstance(hint, str) else ()
+        if any(_SHAPE.search(str(text)) for text in (hint, *map(home.get, words))):
+            return True
+    return False
+
+
+def only_where_shapes_are(*, typechecker: Any) -> Callable[[Any], Any]:
+    """Jaxtyping's decorator, which leaves alone what has no shape in its annotations.
+
+    Jaxtyping wraps every function of the packages that are checked (``--jaxtyping-packages``). Most
+    have no shapes, mypy knows their types, and half of the time of a sampling test went there.
+    """
+
+    def decorated(thing: Any) -> Any:
+        return _jaxtyped(thing, typechecker=typechecker) if has_shapes(thing) else thing
+
+    return decorated
+
+
+jaxtyping.jaxtyped = only_where_shapes_are
 
 
 def skipped(reporter: Any) -> list[str]:

@@ -5,8 +5,8 @@ them once; a small script in place of each program hands it the arguments, the f
 environment and its own standard streams, and ends as the command does. POSIX only.
 
 Served are ``ppap``, ``python -m MODULE`` and, as far as pages need them without a network,
-``pip install`` and ``curl -O`` (:mod:`offline`). Programs that start other processes are run as
-they are, with the shortening options appended.
+``pip install`` and ``curl -O`` (:mod:`offline`). What ``torchrun`` starts is forked as well; other
+programs that start processes are run as they are, with the shortening options appended.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -30,21 +31,21 @@ from typing import Any
 import offline
 import shown
 
-_LAUNCHERS = {
-    "torchrun": "torch.distributed.run",
-    "accelerate": "accelerate.commands.accelerate_cli",
-}
-PROGRAMS = ("ppap", "python", "pip", "curl", *_LAUNCHERS)
+PROGRAMS = ("ppap", "python", "pip", "curl", "torchrun", "accelerate")
 APPENDED = "SHOWN_OPTIONS"
 """Environment variable with the options that are appended to commands that take them, as JSON."""
 
 _HEAVY = (
-    "torch", "ppap_host.runs.run", "ppap_host.runs.harvesting", "ppap_host.experts.tuning",
-    "ppap_plugin_bench.evaluation",
-    "ppap_plugin_bench.plots", "ppap_host.pipelines", "ppap_plugin_openai.named",
+    "torch", "torch.distributed.run", "diffusers", "timm", "torchvision.models", "pillow_heif",
+    "transformers.image_utils", "transformers.models.dpt.modeling_dpt",
+    "transformers.models.dpt.image_processing_dpt",
+    "ppap_host.cli.run", "ppap_host.runs.run", "ppap_host.runs.harvesting",
+    "ppap_host.runs.processes", "ppap_host.experts.tuning", "ppap_host.pipelines",
+    "ppap_host.plugins.builtin", "ppap_host.shapes.backbone",
+    "ppap_plugin_bench.evaluation", "ppap_plugin_bench.plots", "ppap_plugin_openai.named",
     "ppap_plugin_dit.backbone", "ppap_plugin_edm.backbone", "ppap_plugin_depth.guide",
     "ppap_plugin_classifier.guide", "ppap_plugin_segmentation.guide", "ppap_plugin_clip.networks",
-    "diffusers", "timm", "transformers.image_utils", "torchvision.models",
+    "ppap_plugin_restore",
 )  # fmt: skip
 _CLIENT = """\
 import json, os, socket, struct, sys
@@ -93,13 +94,18 @@ def served(environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _serve(address: str) -> None:
+    import gc
     import importlib
 
+    import PIL.Image
     import stand_ins
 
     for module in _HEAVY:
         importlib.import_module(module)
+    PIL.Image.init()
     stand_ins.shrink()
+    # What is here will stay: a fork that collects garbage need not look through it, nor copy it.
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -164,6 +170,8 @@ def _run(program: str, arguments: list[str], folder: str, environment: dict[str,
 
 
 def _call(program: str, arguments: list[str]) -> Any:
+    if program == "python" and arguments[0] == "-u":  # as torchrun starts its processes
+        arguments = arguments[1:]
     own = shown.of_ppap([program, *arguments])
     if own is not None:
         arguments = arguments + shown.taken(own, json.loads(os.environ.get(APPENDED, "[]")))
@@ -176,11 +184,24 @@ def _call(program: str, arguments: list[str]) -> Any:
         return offline.pip(arguments[2 * (program != "pip") :])
     if program == "curl":
         return offline.curl(arguments)
+    if program == "torchrun":
+        # Its own way to name another interpreter: that of the folder of programs.
+        os.environ.update({"PYTHON_EXEC": str(shutil.which("python")), APPENDED: "[]"})
+        from torch.distributed.run import main as torchrun
+
+        return torchrun(arguments)
     if program == "python" and arguments[:1] == ["-m"]:
         sys.argv = arguments[1:]
         sys.path.insert(0, os.getcwd())
         return runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    launcher = ["-m", _LAUNCHERS[program]] if program in _LAUNCHERS else []
+    if program == "python" and arguments[0].endswith(".py"):
+        sys.argv = arguments
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+        return runpy.run_path(arguments[0], run_name="__main__")
+    if program == "python" and arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        return exec(arguments[1], {"__name__": "__main__"})
+    launcher = ["-m", "accelerate.commands.accelerate_cli"] if program == "accelerate" else []
     return sys.exit(subprocess.call([sys.executable, *launcher, *arguments]))
 
 

@@ -8,6 +8,7 @@ too.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import pickle
@@ -70,8 +71,10 @@ def shrink() -> None:
     """Makes the published networks of this process as small as the stand-ins.
 
     Changes the plugins' tables of what was published (sizes of the networks, and sizes and digests
-    of the files), and the size of the images that torchvision's segmentation is shown.
+    of the files), the size of the images that torchvision's segmentation is shown, and how many
+    silhouettes are rendered for pictures to be compared with.
     """
+    from ppap_plugin_bench import geometry
     from ppap_plugin_dit import dit
     from ppap_plugin_dit import published as dit_files
     from ppap_plugin_openai import adm, glide
@@ -91,6 +94,7 @@ def shrink() -> None:
     networks |= {name: _small_dit(config) for name, config in networks.items()}
     # torchvision's own network is as large as ever.
     DeepLabV3_ResNet50_Weights.DEFAULT.transforms.keywords["resize_size"] = 64
+    vars(geometry)["silhouettes"] = functools.cache(lambda: geometry.Silhouettes(scenes=300))
     for module in (dit_files, openai_files):
         files = [replace(file, size=None, sha256=None) for file in module.PUBLISHED]
         vars(module)["PUBLISHED"] = tuple(files)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import colours
 import pytest
 import torch
 from PIL.Image import Image
@@ -144,7 +145,7 @@ ACTIVATIONS: dict[str | None, type[nn.Module]] = {
 }  # fmt: skip
 
 
-class ColourWorld:
+class ColourWorld(colours.ColourWorld):
     """Gaussian pixels, judged by the channel that stands out."""
 
     objectives = {"classifier": ("Class", "accuracy", True)}  # noqa: RUF012
@@ -162,9 +163,6 @@ class ColourWorld:
         pixels = self.real(5, count)
         labels = as_logits(pixels / 127.5 - 1).argmax(dim=1)
         return Material(pixels, F.one_hot(labels, 6).float(), {"count": count})
-
-    def features(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
 
     def real(self, seed: int, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -190,9 +188,6 @@ class ColourWorld:
             {"validation": validation},
             lambda x: [COLOURS[k] for k in seen(x).tolist()],
         )
-
-    def quality(self, images: Tensor) -> dict[str, Measure]:
-        return {"brightness": Measure(float(images.mean()))}
 
     def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
         return {}

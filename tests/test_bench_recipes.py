@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import colours
 import pytest
 import torch
+from colours import ColourGuide
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL.Image import Image
@@ -38,7 +39,7 @@ from ppap_plugin_bench.benchmarks.restoring import (
 )
 from ppap_plugin_bench.benchmarks.tasks import TASKS
 from ppap_plugin_bench.cli.bench import app
-from ppap_plugin_bench.evaluation import Measure, mean_measure
+from ppap_plugin_bench.evaluation import Measure
 from torch import Tensor, nn
 from worlds import GaussianBackbone
 
@@ -46,9 +47,8 @@ from ppap_host.backbones.noise import uniform_ranges
 from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.files.errors import UnknownNameError
-from ppap_host.files.images import from_tensor, to_pixels, to_unit
+from ppap_host.files.images import to_unit
 from ppap_host.guides.guide import Guide
-from ppap_host.guides.operators import LinearOperator
 from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
 from ppap_host.recipes.presets import FREEDOM, X0, X0_THROUGH
@@ -58,78 +58,16 @@ TINY = Settings(num=5, evaluations=6, batch=3, references=12, rounds=1)
 SOME = ("naive", "ppap", "x0", "x0-through", "freedom", "pigdm")
 
 
-class Identity(LinearOperator):
-    """Measures everything."""
+class ColourWorld(colours.ColourWorld):
+    """With a guide that measures linearly, and a strength of its own for one recipe."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y
-
-    def pseudo_inverse(self, y: Tensor, ratio: float = 0.0) -> Tensor:
-        return y / (1 + ratio)
-
-
-class ColourGuide(Guide):
-    """Wants every pixel to have one colour."""
-
-    default_scale: Mapping[str, float] = {"": 1.0, "x0": 2.0}
-
-    def __init__(self, name: str, linear: bool = False) -> None:
-        self.name, self.linear = name, linear
-        self._network = nn.Conv2d(3, 3, 1)
-        with torch.no_grad():
-            self._network.weight.copy_(torch.eye(3)[:, :, None, None])
-            self._network.bias.zero_()  # type: ignore[union-attr]
-
-    def network(self) -> nn.Module:
-        return self._network
-
-    def understand(self, given: Given, size: tuple[int, int]) -> Target:
-        return Target(given.words, torch.full((1, 3, *size), float(given.words)))
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return 0.1 * (output - target).square().sum(dim=(1, 2, 3))
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.loss(student, teacher)
-
-    def operator(self, target: Tensor) -> LinearOperator | None:
-        return Identity() if self.linear else None
-
-    def picture(self, output: Tensor) -> list[Image]:
-        return from_tensor(output)
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        return {"rmse": (output - target).square().mean(dim=(1, 2, 3)).sqrt().tolist()}
-
-
-class ColourWorld:
-    """Gaussian pixels, judged by their distance to the colour that was asked for."""
-
-    objectives = {  # noqa: RUF012
-        "classifier": ("Class", "accuracy", True),
-        "depth": ("Depth", "depth_error", False),
-        "super-resolution": ("Super-resolution", "psnr", True),
-    }
-
-    def __init__(self) -> None:
-        self.backbone = GaussianBackbone(shape=(3, 8, 8), mean=0.0, spread=0.2)
+    objectives = colours.ColourWorld.objectives | {"classifier": ("Class", "accuracy", True)}
 
     def guide(self, name: str) -> Guide:
         torch.manual_seed(0)
-        return ColourGuide(name, linear=name == "super-resolution")
-
-    def features(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-    def real(self, seed: int, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return to_pixels(0.2 * torch.randn(count, 3, 8, 8, generator=generator))
+        guide = ColourGuide(name, linear=name == "super-resolution")
+        guide.default_scale = {"": 1.0, "x0": 2.0}
+        return guide
 
     def labelled(self, guide: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -138,28 +76,11 @@ class ColourWorld:
         self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
     ) -> Assignment:
         assert not validation
-        colours = torch.linspace(-0.4, 0.4, 24)[:count]
-        rows = [guide.read_target(f"{colour:.4f}", (8, 8)).value for colour in colours]
-        targets = torch.cat(rows)
-        name = self.objectives[guide.name][1]
-
-        def judge(x: Tensor) -> dict[str, Measure]:
-            error = (x - targets).abs().mean(dim=(1, 2, 3))
-            return {name: mean_measure(error if name == "depth_error" else 1 - error)}
-
-        return Assignment(targets, seed, judge, {"colours": True}, lambda x: ["word"] * len(x))
-
-    def quality(self, images: Tensor) -> dict[str, Measure]:
-        return {"brightness": Measure(float(images.mean()))}
-
-    def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
-        return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
+        return super().assignment(guide, count, seed, folder, validation=validation)
 
     def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
-        if guide.name == "classifier":
-            return []
-        pictures = from_tensor(to_unit(self.real(1, count)))
-        return [(title, [("", p) for p in pictures]) for title in ("target", "seen")]
+        shown = super().pictures(guide, count)
+        return [] if guide.name == "classifier" else [*shown, ("seen", shown[0][1])]
 
     def wanted(self, guide: Guide, count: int) -> list[str]:
         return ["a colour" if guide.name == "classifier" else ""] * count

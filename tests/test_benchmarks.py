@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL.Image import Image
+from colours import ColourGuide, ColourWorld
 from ppap_plugin_bench.benchmarks import ppap as benchmark
 from ppap_plugin_bench.benchmarks import world as world_module
 from ppap_plugin_bench.benchmarks.arms import Assignment, Sampling
@@ -21,12 +21,10 @@ from ppap_plugin_bench.benchmarks.report import shown, write_report
 from ppap_plugin_bench.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
 from ppap_plugin_bench.cli.bench import app
 from ppap_plugin_bench.cli.evaluate import app as evaluate_app
-from ppap_plugin_bench.evaluation import Measure, Search, mean_measure
+from ppap_plugin_bench.evaluation import Measure, Search
 from ppap_plugin_bench.shapes import FRESH_SEED
 from ppap_plugin_bench.steered import steered
-from torch import Tensor, nn
 from typer.testing import CliRunner
-from worlds import GaussianBackbone
 
 import ppap_host as ppap
 from ppap_host.backbones.noise import NoiseLevel, uniform_ranges
@@ -35,7 +33,7 @@ from ppap_host.experts.patches import Patch
 from ppap_host.experts.sets import ExpertSet
 from ppap_host.experts.tuning import Predictor
 from ppap_host.files.errors import DamageWarning, OptionError, UnknownNameError
-from ppap_host.files.images import from_tensor, to_pixels, to_unit
+from ppap_host.files.images import from_tensor, to_unit
 from ppap_host.guides.guide import Guide
 from ppap_host.guides.targets import Given, Target
 from ppap_host.plugins.registry import registry
@@ -53,97 +51,6 @@ TINY = Settings(
     curve_images=5,
     curve_levels=3,
 )
-
-
-class ColourGuide(Guide):
-    """Wants every pixel to have one colour."""
-
-    default_scale: Mapping[str, float] = {"": 1.0}
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._network = nn.Conv2d(3, 3, 1)
-        with torch.no_grad():
-            self._network.weight.copy_(torch.eye(3)[:, :, None, None])
-            self._network.bias.zero_()  # type: ignore[union-attr]
-
-    def network(self) -> nn.Module:
-        return self._network
-
-    def understand(self, given: Given, size: tuple[int, int]) -> Target:
-        return Target(given.words, torch.full((1, 3, *size), float(given.words)))
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return 0.1 * (output - target).square().sum(dim=(1, 2, 3))
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.loss(student, teacher)
-
-    def from_labels(self, labels: Tensor) -> Tensor:
-        return labels
-
-    def picture(self, output: Tensor) -> list[Image]:
-        return from_tensor(output)
-
-    def measure(self, output: Tensor, target: Tensor) -> dict[str, list[float]]:
-        return {"error": (output - target).abs().mean(dim=(1, 2, 3)).tolist()}
-
-
-class ColourWorld:
-    """Gaussian pixels, judged by their distance to the colour that was asked for."""
-
-    objectives = {  # noqa: RUF012
-        "classifier": ("Class", "closeness", True),
-        "depth": ("Depth", "depth_error", False),
-    }
-
-    def __init__(self) -> None:
-        self.backbone = GaussianBackbone(shape=(3, 8, 8), mean=0.0, spread=0.2)
-
-    def guide(self, name: str) -> Guide:
-        torch.manual_seed(0)
-        return ColourGuide(name)
-
-    def features(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-    def real(self, seed: int, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return to_pixels(0.2 * torch.randn(count, 3, 8, 8, generator=generator))
-
-    def labelled(self, guide: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
-        pixels = self.real(seed, count)
-        return pixels, to_unit(pixels)
-
-    def assignment(
-        self, guide: Guide, count: int, seed: int, folder: Path, *, validation: bool
-    ) -> Assignment:
-        colours = torch.linspace(-0.4, 0.4, 24)[:count]
-        rows = [guide.read_target(f"{colour:.4f}", (8, 8)).value for colour in colours]
-        targets = torch.cat(rows)
-
-        def judge(x: Tensor) -> dict[str, Measure]:
-            error = (x - targets).abs().mean(dim=(1, 2, 3))
-            if guide.name == "depth":
-                return {"depth_error": mean_measure(error)}
-            return {"closeness": mean_measure(1 - error)}
-
-        return Assignment(targets, seed, judge, {"validation": validation})
-
-    def agreeing(self, guide: Guide, count: int, seed: int) -> Assignment:
-        return self.assignment(guide, count, seed, Path(), validation=False)
-
-    def quality(self, images: Tensor) -> dict[str, Measure]:
-        return {"brightness": Measure(float(images.mean()))}
-
-    def floors(self, guide: Guide, count: int) -> dict[str, Measure]:
-        return {"depth_error": Measure(0.01)} if guide.name == "depth" else {}
-
-    def pictures(self, guide: Guide, count: int) -> list[tuple[str, list[tuple[str, Image]]]]:
-        return [("target", [("", p) for p in from_tensor(to_unit(self.real(1, count)))])]
 
 
 class Harvested:
@@ -349,7 +256,7 @@ def test_curves_cover_plain_single_and_each_expert(finished: Finished) -> None:
     groups = [curve.group for curve in curves]
     assert groups == ["plain", "single", *["supervised-5"] * 5, *["ppap-5"] * 5]
     for curve in curves:
-        errors = [point.measures["error"].value for point in curve.points]
+        errors = [point.measures["rmse"].value for point in curve.points]
         assert len(errors) == 3
         assert errors == sorted(errors)  # cleanest first
 

@@ -157,6 +157,9 @@ def test_completion_scripts(ppap_here: Call, shell: str, monkeypatch: pytest.Mon
         "list --json",
         "run --print-config",
         "run -g a -t x -t y",
+        "weights --help",
+        "weights",
+        "weights toy --show",
     ],
 )
 def test_light_commands_do_not_import_heavy_libraries(tmp_path: Path, command: str) -> None:
@@ -167,6 +170,7 @@ def test_light_commands_do_not_import_heavy_libraries(tmp_path: Path, command: s
         "with contextlib.suppress(SystemExit):\n"
         "    main()\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'torchvision'}\n"
+        "heavy |= {'requests', 'filelock'}\n"
         "print('heavy:', *sorted(heavy & set(sys.modules)))\n"
     )
     outcome = run_process([sys.executable, "-c", code], tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installation import build
+from installation import ROOT, TYPES_READ, build
 from processes import Outcome, plain_environment
 from typer.testing import CliRunner
 
@@ -31,7 +31,6 @@ from ppap_host.plugins.scaffold import KINDS, PluginKind, Scaffold, registered_a
 from ppap_host.testing import pictures
 from ppap_host.testing.offers import Settings, checks_of
 
-ROOT = Path(__file__).parents[1]
 AWKWARD = 'A "quoted" \\ it\'s § {braced} $name ünï'
 LONGEST = "abcdefghijklmnopqrstuvwxyz-1"
 KNOWN_GAPS = {"temperatures", "operator", "condition"}
@@ -109,8 +108,7 @@ def test_ruff_has_nothing_to_say(kind: PluginKind, name: str, summary: str, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_types_are_right(kind: PluginKind, written: dict[PluginKind, Path]) -> None:
-    # A folder of its own for what mypy has read of the libraries: minutes without, seconds with it.
-    outcome = run(written[kind], "mypy", "--cache-dir", str(ROOT / ".mypy_cache" / "scaffold"))
+    outcome = run(written[kind], "mypy", "--cache-dir", str(TYPES_READ))
     assert outcome.code == 0, outcome.out + outcome.err
 
 
@@ -136,8 +134,8 @@ def test_what_work_leaves_in_its_folder_is_not_published(tmp_path: Path) -> None
     for name in ("harvest", "my-run"):
         (tmp_path / "edges" / name).mkdir()
         (tmp_path / "edges" / name / "large.bin").write_bytes(b"images")
-    build(tmp_path / "edges", tmp_path / "dist", "--sdist")
-    with tarfile.open(next((tmp_path / "dist").iterdir())) as sdist:
+    build(tmp_path / "edges", tmp_path / "dist")
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as sdist:
         tops = {name.split("/")[1] for name in sdist.getnames()}
     own = {"LICENSE", "README.md", "pyproject.toml", "src", "tests"}
     assert own <= tops <= own | {".gitignore", "PKG-INFO"}

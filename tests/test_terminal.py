@@ -232,6 +232,12 @@ def test_no_table_loses_a_character(data: st.DataObject) -> None:
         assert by_column[i] == wanted
 
 
+def test_two_columns_that_do_not_fit_beside_each_other_lose_nothing() -> None:
+    columns, row = [tables.Column("one"), tables.Column("two")], ["a" * 30, "b" * 29 + "漢" * 8]
+    with pytest.MonkeyPatch.context() as patch:
+        assert _by_column(_drawn(patch, columns, [row]), 2, columns) == row
+
+
 def _drawn(patch: pytest.MonkeyPatch, columns: list[tables.Column], rows: list[list[str]]) -> str:
     import io
 

@@ -24,7 +24,7 @@ TARGET = ROOT / "docs" / "images" / "target.png"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its wheel, built from a copy of its folder."""
     folder = tmp_path_factory.mktemp("third")
-    build(copy_of_project(EXAMPLES / NAME, folder), folder / "dist", "--wheel")
+    build(copy_of_project(EXAMPLES / NAME, folder), folder / "dist")
     (found,) = (folder / "dist").glob("*.whl")
     return found
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("pty", reason="the page's shell is bash in a terminal")
 
-from installation import Installation
+from installation import TYPES_READ, Installation
 from walkthrough import PAGE, Step, Stopped, checkout, pictures, steps, walk
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -35,6 +35,7 @@ def reader(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return folder, variables | {
         "PATH": os.pathsep.join([base, *path]),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "MYPY_CACHE_DIR": str(TYPES_READ),
     }
 
 

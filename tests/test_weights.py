@@ -882,19 +882,3 @@ def test_errors_are_one_line(declared: Site, ppap_here: Call) -> None:
     outcome = ppap_here("weights", "toy", "--json")
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
     assert outcome.err.startswith("Error: 127.0.0.1 does not have 'toy.pt' (HTTP 404). By hand: ")
-
-
-@pytest.mark.parametrize("command", ["weights --help", "weights", "weights toy --show"])
-def test_the_command_imports_nothing_heavy(tmp_path: Path, command: str) -> None:
-    code = (
-        "import contextlib, sys\n"
-        f"sys.argv = ['ppap', *{command.split()!r}]\n"
-        "from ppap_host.cli import main\n"
-        "with contextlib.suppress(SystemExit):\n"
-        "    main()\n"
-        "heavy = {'torch', 'diffusers', 'numpy', 'PIL', 'requests', 'filelock'}\n"
-        "print('heavy:', *sorted(heavy & set(sys.modules)))\n"
-    )
-    outcome = run_process([sys.executable, "-c", code], tmp_path)
-    assert outcome.code == 0
-    assert outcome.out.endswith("heavy:\n")

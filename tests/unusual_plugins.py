@@ -300,10 +300,6 @@ class Halves(Guide):
         return {"left": gap[:, 0].tolist(), "right": gap[:, 1].tolist()}
 
 
-def stereo() -> Guide:
-    return Near("audio", nn.Sequential(nn.Conv1d(2, 4, 9), nn.SiLU(), nn.Flatten()))
-
-
 def sound() -> Guide:
     return Near("audio", nn.Sequential(nn.Conv1d(1, 4, 9), nn.SiLU(), nn.Flatten()))
 

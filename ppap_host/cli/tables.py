@@ -68,8 +68,10 @@ def show_table(
     for number, shown in enumerate(_blocks(widths, out.width)):
         name = clean(title) + (" (continued)" if number else "")
         table = Table(title=Text(name) if title else None, title_justify="left")
+        # One column may be too wide beside the first: then both are folded, and nothing is cut.
+        fits = sum(widths[i] + _AROUND for i in shown) + _EDGE <= out.width
         for i in shown:
-            column, fits = columns[i], widths[i] + _AROUND + _EDGE <= out.width
+            column = columns[i]
             table.add_column(
                 Text(_parts(column.title)[0]),
                 justify="right" if column.number else "left",
