@@ -60,8 +60,8 @@ def test_a_record_has_the_interval_as_a_value(given: dict[str, Any], expected: s
     ("given", "said"),
     [
         ({"cfg_interval": "40:50"}, "holds none of the 8 steps"),
-        ({"cfg_interval": "3"}, "is no interval"),
-        ({"cfg_interval": "3:1"}, "is no interval"),
+        ({"cfg_interval": "3"}, "LOW:HIGH"),
+        ({"cfg_interval": "3:1"}, "LOW:HIGH"),
         ({"cfg_interval": ":", "cfg": 1.0}, "there is no classifier-free guidance"),
         ({"cfg_interval": ":", "prompt": ""}, "there is no classifier-free guidance"),
     ],

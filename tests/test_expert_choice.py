@@ -21,8 +21,8 @@ from ppap_host.plugins.hookspecs import Entry
 from ppap_host.plugins.registry import Registry
 from ppap_host.recipes.presets import PPAP, X0
 from ppap_host.recipes.recipe import Move
-from ppap_host.runs.choice import Choice, choose, fitting_set, read_interval
-from ppap_host.runs.config import GuideConfig
+from ppap_host.runs.choice import Choice, choose, fitting_set
+from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.harvesting import harvest
 
 
@@ -245,12 +245,14 @@ def test_what_excludes_each_other_is_refused(installed: Registry, experts: Path)
 
 
 def test_intervals_are_read_and_refused() -> None:
-    assert read_interval("-4:6") == NoiseRange(-4.0, 6.0)
-    assert read_interval(":") == EVERYWHERE
-    assert read_interval("2:").low == 2.0
+    assert NoiseRange.read("-4:6") == NoiseRange(-4.0, 6.0)
+    assert NoiseRange.read(":") == EVERYWHERE
+    assert NoiseRange.read("2:").low == 2.0
     for text in ("", "3", "a:b", "6:-4", "1:1", "nan:3"):
-        with pytest.raises(OptionError, match="no interval"):
-            read_interval(text)
+        with pytest.raises(OptionError, match="'interval' in GuideConfig.*LOW:HIGH"):
+            GuideConfig("colour", interval=text)
+        with pytest.raises(OptionError, match="'cfg_interval' in RunConfig.*LOW:HIGH"):
+            RunConfig(cfg_interval=text)
 
 
 def test_the_metadata_is_readable_without_the_tensors(experts: Path) -> None:

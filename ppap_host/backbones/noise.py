@@ -60,6 +60,25 @@ class NoiseRange:
     def __contains__(self, log_snr: float) -> bool:
         return self.low <= log_snr < self.high
 
+    @classmethod
+    def read(cls, text: str) -> NoiseRange:
+        """From what one writes, "low:high"; an empty side is open.
+
+        Raises:
+            ValueError: it is no such interval.
+        """
+        low, colon, high = text.partition(":")
+        try:
+            read = cls(float(low or "-inf"), float(high or "inf"))
+        except ValueError:
+            read = None
+        if read is None or not colon or not read.low < read.high:
+            raise ValueError(
+                "LOW:HIGH in log-SNR, such as -4:6; pure noise is about -10, a clean image +10; "
+                "either side may be left out"
+            )
+        return read
+
     @property
     def text(self) -> str:
         """As one writes it, "low:high"; an open side is left out."""

@@ -251,24 +251,4 @@ def _within(recipe: Recipe, config: GuideConfig) -> Recipe:
     """The recipe with the guide's own interval."""
     if config.interval is None:
         return recipe
-    return replace(recipe, interval=read_interval(config.interval))
-
-
-def read_interval(text: str) -> NoiseRange:
-    """Noise levels from "low:high" in log-SNR; an empty side is open.
-
-    Raises:
-        OptionError: it is no such interval.
-    """
-    low, colon, high = text.partition(":")
-    try:
-        bounds = NoiseRange(float(low or "-inf"), float(high or "inf"))
-        if colon and bounds.low < bounds.high:
-            return bounds
-    except ValueError:
-        pass
-    raise OptionError(
-        f"{text!r} is no interval of noise levels.",
-        remedy="Give LOW:HIGH in log-SNR, such as -4:6; pure noise is about -10, a clean image +10."
-        " Either side may be left out.",
-    )
+    return replace(recipe, interval=NoiseRange.read(config.interval))

@@ -44,6 +44,16 @@ STAGES = ("base", "upsampler", "both")
 MOST_GUIDES = 32
 
 
+def _an_interval(text: str) -> str:
+    from ppap_host.backbones.noise import NoiseRange
+
+    NoiseRange.read(text)
+    return text
+
+
+Interval = Annotated[str, AfterValidator(_an_interval)]
+"""Noise levels as :meth:`~ppap_host.backbones.noise.NoiseRange.read` reads them."""
+
 GivenRecipe = Annotated[Any, AfterValidator(checked_recipe)]
 """A recipe by name, perhaps with settings, one in memory, or None."""
 
@@ -80,7 +90,7 @@ class GuideConfig:
     model: str | None = None
     recipe: GivenRecipe = None
     experts: str | None = None
-    interval: str | None = None
+    interval: Interval | None = None
     stage: Literal["base", "upsampler", "both"] | None = None
     calibration: str | None = None
     what: Any = None
@@ -163,7 +173,7 @@ class RunConfig:
     height: Side | None = None
     width: Side | None = None
     cfg: Finite | None = None
-    cfg_interval: str | None = None
+    cfg_interval: Interval | None = None
     guidance_scale: Finite | None = None
     pipeline: Table = field(default_factory=dict)
     recipe: GivenRecipe = None

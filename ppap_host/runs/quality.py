@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ppap_host.backbones.backbone import Backbone
-from ppap_host.files.errors import CheckpointError, OptionError
+from ppap_host.files.errors import CheckpointError
 from ppap_host.files.hashes import file_hashes
 from ppap_host.files.reading import Document
 from ppap_host.files.settings import Finite, Number
 from ppap_host.guides.guide import Guide
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.runs.choice import read_interval
-from ppap_host.runs.config import GuideConfig, RunConfig
+from ppap_host.runs.config import GuideConfig, Interval, RunConfig
 
 FILES = "frontier*.json"
 """Frontiers lie beside a network's weights, one file for each backbone."""
@@ -33,14 +32,6 @@ _DOCUMENT = Document(
 )
 
 
-def _an_interval(text: str) -> str:
-    try:
-        read_interval(text or ":")
-    except OptionError as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
 class Point(BaseModel):
     """Settings of one point; what is not named here is a parameter of the recipe."""
 
@@ -49,7 +40,7 @@ class Point(BaseModel):
 
     scale: Finite
     steps: Number | Annotated[str, Field(pattern=r"^(ddim)?[1-9]\d{0,5}(,[1-9]\d{0,5})*$")]
-    interval: Annotated[str, AfterValidator(_an_interval)] = ""
+    interval: Literal[""] | Interval = ""
     solver: str = Field("", pattern=r"^(|[a-z0-9+_-]+(:(0|1|0?\.\d+))?)$")
 
 

@@ -30,7 +30,7 @@ from ppap_host.plugins.plugin import Kind
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
-from ppap_host.runs.choice import NONE, Choice, choose, read_interval
+from ppap_host.runs.choice import NONE, Choice, choose
 from ppap_host.runs.config import (
     OWN_CODE,
     GuideConfig,
@@ -598,7 +598,7 @@ def _stage(
     if process is not None and process.leads == "unconditional":
         interval = EVERYWHERE
     if config.cfg_interval is not None and name == "base":
-        interval = read_interval(config.cfg_interval)
+        interval = NoiseRange.read(config.cfg_interval)
     churn = Churn.of(config.churn, config.churn_range, config.churn_noise)
     steps, sampler, eta = backbone.sampling(steps, config.sampler, config.eta)
     solver = load_sampler(found, sampler, backbone, eta, churn)

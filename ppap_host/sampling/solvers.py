@@ -198,7 +198,7 @@ class Churn:
             OptionError: it is no interval, or a value is out of range.
         """
         try:
-            low, high = (between or ":").split(":")
+            low, high = (":" if between is None else between).split(":")
             return cls(amount, float(low or 0), float(high or "inf"), noise)
         except ValueError:
             raise OptionError(

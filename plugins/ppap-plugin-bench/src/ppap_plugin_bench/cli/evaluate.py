@@ -223,9 +223,9 @@ def _plain(
     watch: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Any], dict[str, list[_Row]]]:
     """What no guide takes part in, and the rows of its sheets."""
+    from ppap_host.backbones.noise import NoiseRange
     from ppap_host.plugins.loading import load_sampler
     from ppap_host.plugins.registry import registry
-    from ppap_host.runs.choice import read_interval
     from ppap_host.runs.config import RunConfig
     from ppap_host.shapes.backbone import ShapesBackbone
     from ppap_plugin_bench import shapes as measures
@@ -233,8 +233,8 @@ def _plain(
     if what == "spoiled":
         return measures.spoiled(num, watch), {}
     run = RunConfig(
-        num=num, steps=steps and spacing(steps), sampler=sampler, eta=eta, cfg=cfg, seed=seed,
-        batch=batch,
+        num=num, steps=steps and spacing(steps), sampler=sampler, eta=eta, cfg=cfg,
+        cfg_interval=cfg_interval, seed=seed, batch=batch,
     )  # fmt: skip
     backbone = ShapesBackbone(checkpoint)
     spaced, sampler, eta = backbone.sampling(run.steps, sampler, run.eta)
@@ -244,7 +244,7 @@ def _plain(
         cfg=backbone.default_cfg if cfg is None else cfg,
         cfg_interval=backbone.default_cfg_interval
         if cfg_interval is None
-        else read_interval(cfg_interval),
+        else NoiseRange.read(cfg_interval),
         seed=seed,
         batch=batch,
         bfloat16=bfloat16,

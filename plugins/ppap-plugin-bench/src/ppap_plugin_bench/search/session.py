@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
+from ppap_host.backbones.noise import NoiseRange
 from ppap_host.files.errors import OptionError, SamplingError
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
@@ -31,7 +32,7 @@ from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.recipe import Recipe
 from ppap_host.recipes.settings import split_recipe
 from ppap_host.runs.batches import generate
-from ppap_host.runs.choice import choose, read_interval
+from ppap_host.runs.choice import choose
 from ppap_host.runs.config import GuideConfig, RunConfig, check_names
 from ppap_host.runs.devices import pick_dtype
 from ppap_host.runs.quality import OFF, read_solver, written
@@ -291,7 +292,7 @@ class Trials:
         """
         recipe = self.recipe.with_values(parameters(values))
         if INTERVAL in values:
-            recipe = replace(recipe, interval=read_interval(str(values[INTERVAL]) or ":"))
+            recipe = replace(recipe, interval=NoiseRange.read(str(values[INTERVAL]) or ":"))
         unguided = self.unguided().measured
         scale = float(values.get(SCALE, self.scale))
         steps = int(values[STEPS]) if STEPS in values else self.steps
