@@ -132,7 +132,7 @@ def test_a_run_records_what_was_guided_where(tmp_path: Path) -> None:
 
 def test_what_belongs_to_an_upsampler_needs_one() -> None:
     alone = replace(CONFIG, backbone_options={})
-    with pytest.raises(OptionError, match="upsampler-steps"):
+    with pytest.raises(OptionError, match="upsampler_steps"):
         set_up(replace(alone, upsampler_steps=3), found=world())
     with pytest.raises(OptionError, match="'quadratic' is to steer an upsampler"):
         set_up(replace(alone, guides=(replace(GUIDE, stage="both"),)), found=world())

@@ -19,16 +19,18 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 number = st.floats(allow_nan=False, allow_infinity=False)
 count = st.integers(1, 1_000_000)
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+sides = st.lists(number, min_size=2, max_size=2, unique=True).map(sorted)
+intervals = st.sampled_from((":", "-1:", ":2")) | sides.map(lambda s: f"{s[0]!r}:{s[1]!r}")
 guide_configs = st.builds(
     GuideConfig,
-    name=text,
+    name=words,
     target=st.none() | text | st.lists(text, min_size=1, max_size=1).map(tuple),
     scale=st.none() | number,
     absolute=st.booleans(),
     model=st.none() | text,
     recipe=st.none() | text,
     experts=st.none() | text,
-    interval=st.none() | text,
+    interval=st.none() | intervals,
     stage=st.none() | st.sampled_from(["base", "upsampler", "both"]),
     calibration=st.none() | text,
     what=st.none() | text,
@@ -56,7 +58,7 @@ run_configs = pictures.flatmap(
         balance=text,
         steps=st.none() | count | words,
         upsampler_steps=st.none() | count | words,
-        cfg_interval=st.none() | text,
+        cfg_interval=st.none() | intervals,
         sampler=st.none() | text,
         eta=st.none() | st.floats(0, 1),
         churn=st.floats(0, 100),

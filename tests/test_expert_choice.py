@@ -249,9 +249,9 @@ def test_intervals_are_read_and_refused() -> None:
     assert NoiseRange.read(":") == EVERYWHERE
     assert NoiseRange.read("2:").low == 2.0
     for text in ("", "3", "a:b", "6:-4", "1:1", "nan:3"):
-        with pytest.raises(OptionError, match="'interval' in GuideConfig.*LOW:HIGH"):
+        with pytest.raises(OptionError, match=r"'interval' in GuideConfig.*LOW:HIGH"):
             GuideConfig("colour", interval=text)
-        with pytest.raises(OptionError, match="'cfg_interval' in RunConfig.*LOW:HIGH"):
+        with pytest.raises(OptionError, match=r"'cfg_interval' in RunConfig.*LOW:HIGH"):
             RunConfig(cfg_interval=text)
 
 
