@@ -12,7 +12,7 @@ import ppap_host as ppap
 from ppap_host.files import images
 from ppap_host.files.images import to_unit
 from ppap_host.shapes.scenes import CLASS_NAMES, sample_scenes
-from ppap_plugin_bench.benchmarks.world import ShapesWorld, class_targets, recoloured
+from ppap_plugin_bench.benchmarks.world import REFERENCES, ShapesWorld, class_targets, recoloured
 from ppap_plugin_bench.evaluation import Measure, frechet_distance
 from ppap_plugin_bench.shapes import FRESH_SEED
 
@@ -23,8 +23,6 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "together": ("classifier", "depth"),
 }
 """What is measured, and the guides that it asks for."""
-
-REFERENCES = 512
 
 Watch = Callable[[str, int, int], None]
 

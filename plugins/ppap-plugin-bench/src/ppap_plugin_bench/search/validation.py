@@ -23,9 +23,6 @@ RESTORATIONS = ("super-resolution", "inpainting", "deblur", "motion-deblur", "co
 JUDGED = ("classifier", "depth", "segmentation", *RESTORATIONS)
 """Guides whose results the built-in world can judge by itself."""
 
-REFERENCES = 128
-"""Renders that images are compared with as a set."""
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -72,7 +69,12 @@ def of_shapes(
         checkpoint: of the backbone.
     """
     from ppap_host.shapes.scenes import CLASS_NAMES
-    from ppap_plugin_bench.benchmarks.world import VALIDATION_SEED, ShapesWorld, class_targets
+    from ppap_plugin_bench.benchmarks.world import (
+        REFERENCES,
+        VALIDATION_SEED,
+        ShapesWorld,
+        class_targets,
+    )
 
     world = ShapesWorld(checkpoint)
     asked = world.assignment(guide, count, seed, folder, validation=True)
