@@ -37,8 +37,8 @@ from ppap_plugin_bench.shapes import FRESH_SEED
 VALIDATION_SEED = FRESH_SEED + 10
 """Seed of the scenes whose targets strengths are chosen on."""
 REFERENCES = 512
-"""Renders that images are compared with as a set. From one such set to another, the Fréchet distance
-of the same 192 images changes by as much as one and a half."""
+"""Renders that images are compared with as a set. From one such set to another, the Fréchet
+distance of the same 192 images changes by as much as one and a half."""
 
 
 QUALITY = ("pure", "well_shaped", "solids", "straightness")
