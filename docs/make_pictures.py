@@ -12,7 +12,8 @@ need, such as a target, is marked by
 
     <!-- pictures: need this -->
 
-and runs whichever of them are made. Large pictures are written with 256 colours.
+and runs whichever of them are made. A picture named ``.webp`` keeps all its colours; a
+large PNG has 256 of them.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ def recordings() -> Iterator[Recording]:
             yield Recording(page, found["picture"], found["made"], found["commands"])
 
 
+def put(made: Path, picture: Path) -> None:
+    """Puts what was made where it belongs: as WebP, or as PNG that is shrunk where it is large."""
+    if picture.suffix == ".webp":
+        with Image.open(made) as image:
+            image.convert("RGB").save(picture, quality=95, method=6)
+    else:
+        shutil.copyfile(made, picture)
+        shrink(picture)
+
+
 def shrink(path: Path) -> None:
     """Gives a large picture 256 colours, dithered, and drops what its file says besides."""
     if path.stat().st_size < LARGE:
@@ -107,8 +118,7 @@ def make(wanted: list[Recording]) -> None:
                     continue
                 picture = DOCS / recording.picture
                 picture.parent.mkdir(exist_ok=True)
-                shutil.copyfile(scratch / recording.made, picture)
-                shrink(picture)
+                put(scratch / recording.made, picture)
                 print(f"# wrote {recording.picture}", flush=True)
 
 

@@ -64,6 +64,17 @@ def test_a_picture_that_no_page_has_is_refused(
     assert "no block makes three" in capsys.readouterr().err
 
 
+def test_a_picture_named_webp_keeps_its_colours(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:255:64j, 0:255:64j]
+    shaded = np.stack([rows, columns, 0 * rows + 120], axis=2).astype(np.uint8)
+    Image.fromarray(shaded).save(tmp_path / "made.png")
+    script("make_pictures").put(tmp_path / "made.png", tmp_path / "kept.webp")
+    with Image.open(tmp_path / "kept.webp") as image:
+        assert image.format == "WEBP"
+        off = np.abs(np.asarray(image.convert("RGB")).astype(int) - shaded)
+    assert off.mean() < 2
+
+
 def test_a_large_picture_gets_a_palette_and_a_small_one_stays_as_it_is(tmp_path: Path) -> None:
     shrink = script("make_pictures").shrink
     small, large = tmp_path / "small.png", tmp_path / "large.png"
