@@ -12,8 +12,8 @@ need, such as a target, is marked by
 
     <!-- pictures: need this -->
 
-and runs whichever of them are made. A picture named ``.webp`` keeps all its colours; a
-large PNG has 256 of them.
+and runs whichever of them are made. A picture named ``.webp`` keeps all its colours; a large PNG
+has 256 of them.
 """
 
 from __future__ import annotations

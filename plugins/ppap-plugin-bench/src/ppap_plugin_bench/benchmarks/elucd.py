@@ -44,7 +44,7 @@ from ppap_plugin_bench.benchmarks.arms import Arm, ArmResult, Bench, Sampling, T
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.benchmarks.elucd_options import PARTS, SHIPPED
 from ppap_plugin_bench.benchmarks.ppap import CLASSES, REFERENCE_SEED, TEST_NOISE, VALIDATION_NOISE
-from ppap_plugin_bench.benchmarks.world import ShapesWorld, World
+from ppap_plugin_bench.benchmarks.world import REFERENCES, ShapesWorld, World
 from ppap_plugin_bench.calibration.material import Material, from_renders
 from ppap_plugin_bench.calibration.measurement import CalibrationConfig, calibrate
 from ppap_plugin_bench.evaluation import (
@@ -104,7 +104,7 @@ class Settings:
     start: Positive = 4.0
     per_class: Images = 4
     validation: Images = 24
-    references: Images = 512
+    references: Images = REFERENCES
     grid: Images = 48
     renders: Images = 240
     levels: Parts = 2

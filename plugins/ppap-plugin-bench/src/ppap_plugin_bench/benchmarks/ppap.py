@@ -45,7 +45,7 @@ from ppap_plugin_bench.benchmarks.arms import (
     tensor_hash,
 )
 from ppap_plugin_bench.benchmarks.cells import Cell, Cells
-from ppap_plugin_bench.benchmarks.world import World
+from ppap_plugin_bench.benchmarks.world import REFERENCES, World
 from ppap_plugin_bench.evaluation import Measure, NoisePoint, Search, accuracy_against_noise
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Settings:
     per_class: Images = 8
     targets: Images = 48
     validation: Images = 24
-    references: Images = 512
+    references: Images = REFERENCES
     harvest: Images = 2000
     tuning_steps: Mapping[str, int] = field(
         default_factory=lambda: {"classifier": 250, "depth": 250, "segmentation": 500}

@@ -50,7 +50,7 @@ from ppap_plugin_bench.benchmarks.cells import Cell, Cells
 from ppap_plugin_bench.benchmarks.measuring import clock_of, peak_bytes
 from ppap_plugin_bench.benchmarks.ppap import REFERENCE_SEED, TEST_NOISE
 from ppap_plugin_bench.benchmarks.tasks import TASKS
-from ppap_plugin_bench.benchmarks.world import World
+from ppap_plugin_bench.benchmarks.world import REFERENCES, World
 from ppap_plugin_bench.evaluation import Measure, frechet_distance
 
 Budget = Literal["evaluations", "time"]
@@ -100,7 +100,7 @@ class Settings:
     evaluations: Number = 50
     sampler: str = "ddim"
     batch: Batch = 16
-    references: Images = 512
+    references: Images = REFERENCES
     rounds: Parts = 3
     seed: Seed = 0
 
