@@ -18,14 +18,16 @@ from worlds import Exploding, GaussianBackbone
 
 import ppap_host as ppap
 from ppap_host.backbones.backbone import ClassifierFree, encode
+from ppap_host.backbones.noise import DiscreteSchedule, Walk, cosine_betas
 from ppap_host.files.errors import OptionError
 from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.plugins.loading import load_recipe, load_sampler
 from ppap_host.plugins.registry import Registry, registry
 from ppap_host.recipes.presets import X0
-from ppap_host.sampling.evaluator import Guidance
+from ppap_host.sampling.evaluator import Guidance, Health
 from ppap_host.sampling.loop import sample
 from ppap_host.sampling.names import DIFFUSERS, NO_SAMPLERS
+from ppap_host.sampling.solvers import DPMSolverPP2M
 from ppap_host.sampling.streams import ImageNoise, generator, of_image
 from ppap_host.testing import PullGuide
 
@@ -148,6 +150,45 @@ def test_a_sampler_walks_the_levels_of_any_backbone(name: str) -> None:
         towards = ppap.guidance(lambda x: (x - 0.9).square().sum((1, 2, 3)), scale=4.0)
         guided = ppap.sample(world, towards, recipe=recipe, sampler=name, steps=16, num=2)
         assert float(guided.tensor.mean()) > float(made.tensor[:2].mean()) + 0.02, recipe
+
+
+class Whole(GaussianBackbone):
+    """On all of the cosine schedule, whose last step leaves next to nothing of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = DiscreteSchedule.from_betas(cosine_betas(1000))
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmsolver++", "unipc", "deis", "diffusers-ddim"])
+def test_a_sampler_begins_where_the_schedule_leaves_nothing_of_the_image(name: str) -> None:
+    world = Whole()
+    solver = load_sampler(registry(), name, world)
+    walk, noise = solver.walk(world, 100), ImageNoise(1, range(6), world.state_shape)
+    assert walk.levels[0].scale == pytest.approx(1)
+    exact = world.flow(ImageNoise(1, range(6), world.state_shape)(), walk.levels[0])
+    denoise = ClassifierFree(world, {}, {}, 1.0)
+    made = sample(world, denoise, walk, solver, noise, (), health=Health())
+    assert float((made - exact).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(("name", "eta"), [("dpmsolver++", 0.0), ("dpmsolver++-sde", 1.0)])
+@pytest.mark.parametrize("steps", [16, 40])
+def test_dpm_plus_plus_is_that_of_diffusers_at_the_same_levels(
+    name: str, eta: float, steps: int
+) -> None:
+    """Diffusers in float32, whose first and last steps are of first order from 15 steps on."""
+    world = GaussianBackbone()
+    theirs = load_sampler(registry(), name, world)
+    walk = theirs.walk(world, steps)
+    made = [
+        sample(
+            world, ClassifierFree(world, {}, {}, 1.0), levels, solver,
+            ImageNoise(3, range(4), world.state_shape), (), health=Health(),
+        )
+        for solver, levels in ((theirs, walk), (DPMSolverPP2M(eta), Walk(walk.levels)))
+    ]  # fmt: skip
+    torch.testing.assert_close(*made, rtol=0, atol=2e-4)
 
 
 def test_another_schedule_than_the_backbones_is_refused() -> None:

@@ -96,7 +96,9 @@ def test_solvers_have_the_order_they_claim(solver: Solver, order: int) -> None:
     assert observed == pytest.approx(order, abs=0.25)
 
 
-@pytest.mark.parametrize("solver", [DDPM("small"), DDPM("large"), DDIM(eta=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [DDPM("small"), DDPM("large"), DDIM(1.0), DPMSolverPP2M(1.0)], ids=str
+)
 def test_stochastic_solvers_draw_from_the_data_distribution(solver: Solver) -> None:
     world = GaussianBackbone(shape=(3, 16, 16))
     x = run(world, solver, 250, images=range(40))

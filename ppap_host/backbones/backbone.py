@@ -73,7 +73,7 @@ class Backbone(ABC):
         default_batch: how many images are made at a time where the user names no number.
         default_steps: how many steps it takes where the user names none, or a spacing of them.
         default_sampler: the solver where the user names none.
-        default_eta: stochasticity of DDIM where the user names neither it nor another solver.
+        default_eta: its eta, or DDIM's, where the user names none.
         origin: how it was loaded by name, as options of a run, so that a record can say it.
         device, dtype: where it is and what it computes in; :meth:`to` keeps them up to date.
         class_count: of class-conditional models, whose classes are 0..class_count - 1; None for
@@ -134,10 +134,10 @@ class Backbone(ABC):
     ) -> tuple[int | str, str, float | None]:
         """Steps, sampler and eta; where one is None, the backbone's own.
 
-        For another sampler than its own, an eta that is None stays so.
+        For another sampler than its own and DDIM, an eta that is None stays so.
         """
         sampler = sampler or self.default_sampler
-        if eta is None and sampler == self.default_sampler:
+        if eta is None and sampler in (self.default_sampler, "ddim"):
             eta = self.default_eta
         return self.default_steps if steps is None else steps, sampler, eta
 

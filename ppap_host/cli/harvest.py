@@ -73,7 +73,7 @@ def harvest(
         float | None,
         option(
             "--eta", panel=SAMPLING, metavar="NUMBER",
-            help="Stochasticity of ddim, 0 to 1. [default: the backbone's]",
+            help="Stochasticity of ddim and dpm++, 0 to 1. [default: the backbone's]",
         ),
     ] = None,
     shard: Annotated[

@@ -284,7 +284,7 @@ def run(
         float | None,
         option(
             "--eta", panel=SAMPLING, metavar="NUMBER",
-            help="Stochasticity of ddim, 0 to 1. [default: the backbone's]",
+            help="Stochasticity of ddim and dpm++, 0 to 1. [default: the backbone's]",
         ),
     ] = None,
     churn: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 ARGUMENTS = {
     name: name
@@ -42,6 +43,8 @@ def in_python(text: str) -> str:
 
     What is quoted stays as it is, and so do whole commands and what no function takes.
     """
+    # Its fields are arguments, whatever was imported before the error.
+    import_module("ppap_host.runs.config")
 
     def argument(found: re.Match[str]) -> str:
         name = ARGUMENTS.get((found["option"] or "").replace("-", "_"))

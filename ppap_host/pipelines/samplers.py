@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from ppap_host.files.errors import CheckpointError, OptionError
 from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.pipelines.course import Course, Habits, habits
 from ppap_host.pipelines.schedules import (
+    ALPHA_FLOOR,
     Schedule,
     VariancePreserving,
     fixed_variance_of,
@@ -307,10 +309,16 @@ def _itself(level: NoiseLevel) -> NoiseLevel:
 
 
 def _on_line_of(backbone: Backbone, level: NoiseLevel) -> NoiseLevel:
-    """The backbone's level with this one's sigma / alpha, told as the nearest it knows."""
+    """The backbone's level with this one's sigma / alpha, told as the nearest it knows.
+
+    The nearest may be far: a scheduler starts from the noisiest, or between two.
+    """
     ratio = level.sigma / level.alpha
     near = backbone.level_at(ratio)
-    return NoiseLevel(near.alpha, near.alpha * ratio, near.time)
+    alpha = near.alpha
+    if math.isclose(backbone.levels()[-1].scale, 1.0, rel_tol=1e-6):  # of unit variance
+        alpha *= near.scale / math.hypot(near.alpha, near.alpha * ratio)
+    return NoiseLevel(alpha, alpha * ratio, near.time)
 
 
 def _as_own(x: Tensor, call: int, walk: ScheduledWalk) -> Tensor:
@@ -332,7 +340,8 @@ def _of_levels(kind: Any, scheduled: Scheduled, backbone: Backbone) -> Any:
             f"The scheduler {kind.__name__} brings noise levels of its own.",
             remedy="Use one that takes others, such as euler.",
         )
-    kept = [(level.alpha / level.scale) ** 2 for level in backbone.levels()]
+    # A scheduler that starts from less signal than levels here have would take x_0 for another.
+    kept = [max(level.alpha / level.scale, ALPHA_FLOOR) ** 2 for level in backbone.levels()]
     betas = [1 - now / before for before, now in zip([1.0, *kept], kept, strict=False)]
     taken = inspect.signature(kind.__init__).parameters
     wanted = {

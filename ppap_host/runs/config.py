@@ -141,8 +141,8 @@ class RunConfig:
             the backbone's default.
         upsampler_steps: the same for the upsampler of a cascade.
         sampler: name of the solver; None takes the backbone's default.
-        eta: stochasticity of DDIM and its kin, in [0, 1]; None takes the backbone's default for its
-            sampler, and the sampler's own for others.
+        eta: stochasticity of DDIM, DPM-Solver++ and their kin, in [0, 1]; None takes the backbone's
+            default for its sampler, and the sampler's own for others.
         churn: S_churn of the sampler heun (Karras et al., 2022), >= 0.
         churn_range: S_tmin:S_tmax in sigma / alpha, "low:high"; None: everywhere.
         churn_noise: S_noise, > 0.

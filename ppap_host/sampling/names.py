@@ -11,7 +11,7 @@ PIPELINE = "pipeline"
 SAMPLER_SUMMARIES: dict[str, str] = {
     "ddim": "Song et al. 2021; deterministic at --eta 0",
     "ddpm": "Ho et al. 2020; ancestral, with the variance that the backbone has",
-    "dpm++": "Lu et al. 2022; DPM-Solver++(2M)",
+    "dpm++": "Lu et al. 2022; DPM-Solver++(2M), with noise by --eta",
     "heun": "Karras et al. 2022; two evaluations a step",
 }
 """The host's own samplers."""

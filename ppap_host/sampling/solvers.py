@@ -142,14 +142,25 @@ class DDIM(Solver):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(Solver):
-    """DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2): second order, multistep, deterministic.
+    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2 and eq. 18).
 
-    Works on the predicted x_0 in half log-SNR, lambda = log(alpha / sigma); the first and the last
-    step are of first order. Not to be confused with DPM-Solver-2, which evaluates twice a step.
+    Second order and multistep. Works on the predicted x_0 in half log-SNR, lambda = log(alpha /
+    sigma); the first and the last step are of first order. Not to be confused with DPM-Solver-2,
+    which evaluates twice a step.
+
+    Attributes:
+        eta: 0 is the differential equation, 1 the stochastic one. Between them, a step of h in
+            lambda keeps exp(-eta h) of the noise that it would keep without.
     """
 
+    eta: float = 0.0
     name = "dpm++"
     reads_eps = False
+
+    @property
+    def noise(self) -> Literal["", "noise", "gaussian"]:  # type: ignore[override]
+        """A Gaussian's, unless eta is 0."""
+        return "gaussian" if self.eta else ""
 
     def step(
         self, x: Tensor, i: int, walk: Walk, evaluate: Evaluate, draw: Draw, memory: Any
@@ -157,15 +168,21 @@ class DPMSolverPP2M(Solver):
         """One multistep step; memory is (lambda, x_0) of the step before."""
         now, then = walk.levels[i], walk.levels[i + 1]
         estimate = evaluate(x, now)
-        lam, d = now.log_snr / 2, estimate.x0
+        lam, d, spread = now.log_snr / 2, estimate.x0, 0.0
         if then.sigma == 0:
-            return then.alpha * d, estimate, None
-        h = then.log_snr / 2 - lam
-        if memory is not None:
-            lam_before, d_before = memory
-            r = (lam - lam_before) / h
-            d = d + (d - d_before) / (2 * r)
-        x = (then.sigma / now.sigma) * x - then.alpha * math.expm1(-h) * d
+            x = then.alpha * d
+        else:
+            h = then.log_snr / 2 - lam
+            if memory is not None:
+                lam_before, d_before = memory
+                r = (lam - lam_before) / h
+                d = d + (d - d_before) / (2 * r)
+            kept = (then.sigma / now.sigma) * math.exp(-self.eta * h)
+            x = kept * x - then.alpha * math.expm1(-(1 + self.eta) * h) * d
+            spread = then.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
+        if self.eta:
+            estimate = replace(estimate, mean=x, deviation=spread)
+            x = x + spread * draw().to(x)
         return x, estimate, (lam, estimate.x0)
 
 
@@ -290,9 +307,7 @@ def ddim(backbone: Backbone, eta: float | None = None) -> DDIM:
     Raises:
         OptionError: ``eta`` is out of [0, 1].
     """
-    if eta is not None and not 0 <= eta <= 1:
-        raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
-    return DDIM(eta or 0.0)
+    return DDIM(_stochasticity(eta))
 
 
 def ddpm(backbone: Backbone) -> DDPM:
@@ -300,9 +315,19 @@ def ddpm(backbone: Backbone) -> DDPM:
     return DDPM(backbone.fixed_variance)
 
 
-def dpm_plus_plus(backbone: Backbone) -> DPMSolverPP2M:
-    """The sampler ``dpm++``."""
-    return DPMSolverPP2M()
+def dpm_plus_plus(backbone: Backbone, eta: float | None = None) -> DPMSolverPP2M:
+    """The sampler ``dpm++``; by default deterministic.
+
+    Raises:
+        OptionError: ``eta`` is out of [0, 1].
+    """
+    return DPMSolverPP2M(_stochasticity(eta))
+
+
+def _stochasticity(eta: float | None) -> float:
+    if eta is not None and not 0 <= eta <= 1:
+        raise OptionError(f"--eta {eta} is out of range.", remedy="Give a number from 0 to 1.")
+    return eta or 0.0
 
 
 def heun(backbone: Backbone, churn: Churn | None = None) -> Heun:

@@ -48,6 +48,8 @@ class ShapesBackbone(Backbone):
     state_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     default_cfg = 4.0
     default_cfg_interval = NoiseRange(-math.inf, 0.0)  # where it is decided what there is
+    default_steps = 25
+    default_sampler = "dpm++"
     default_eta = 1.0
 
     def __init__(self, checkpoint: str | None = None) -> None:

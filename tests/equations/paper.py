@@ -464,19 +464,30 @@ def ddpm(x: Array, i: int, abars: Sequence[float], evaluate: Evaluate, draw: Any
     return x + at.after, None
 
 
-def dpm(x: Array, i: int, abars: Sequence[float], evaluate: Evaluate, draw: Any, memory: Any):  # type: ignore[no-untyped-def]
-    """Lu et al. (2022b), algorithm 2: D = (1 + 1 / 2r) x_0 - 1 / 2r x_0 before."""
-    ab, then = abars[i], abars[i + 1]
-    at = evaluate(x, ab, True)
-    if then == 1:
-        return at.x0 + at.after, None
-    lam = math.log(ab / (1 - ab)) / 2
-    h, d = math.log(then / (1 - then)) / 2 - lam, at.x0
-    if memory is not None:
-        r = (lam - memory[0]) / h
-        d = (1 + 1 / (2 * r)) * at.x0 - 1 / (2 * r) * memory[1]
-    x = math.sqrt((1 - then) / (1 - ab)) * x - math.sqrt(then) * (math.exp(-h) - 1) * d
-    return x + at.after, (lam, at.x0)
+def dpm(eta: float = 0.0) -> Any:
+    """Lu et al. (2022b), algorithm 2: D = (1 + 1 / 2r) x_0 - 1 / 2r x_0 before.
+
+    And with noise (eq. 18, for eta 1): x relaxes towards D for (1 + eta) h, and gets the variance
+    that a state at rest loses by relaxing for eta h more than the noise level falls.
+    """
+
+    def step(x: Array, i: int, abars: Sequence[float], evaluate: Evaluate, draw: Any, memory: Any):  # type: ignore[no-untyped-def]
+        ab, then = abars[i], abars[i + 1]
+        at, drawn = evaluate(x, ab, True), draw() if eta else 0.0
+        if then == 1:
+            return at.x0 + at.after, None
+        lam = math.log(ab / (1 - ab)) / 2
+        h, d = math.log(then / (1 - then)) / 2 - lam, at.x0
+        if memory is not None:
+            r = (lam - memory[0]) / h
+            d = (1 + 1 / (2 * r)) * at.x0 - 1 / (2 * r) * memory[1]
+        stays = math.exp(-eta * h)
+        towards = math.sqrt(then) * (1 - math.exp(-h) * stays) * d
+        noise = math.sqrt((1 - then) * (1 - stays**2)) * drawn
+        x = math.sqrt((1 - then) / (1 - ab)) * stays * x + towards + noise
+        return x + at.after, (lam, at.x0)
+
+    return step
 
 
 def heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> Any:

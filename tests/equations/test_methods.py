@@ -47,7 +47,8 @@ PAIRS = {
     "ddpm": Pair(DDPM(), paper.ddpm),
     "ddpm small": Pair(DDPM("small"), paper.ddpm, paper.World(clip=0.8, small=True)),
     "ddpm learned": Pair(DDPM(), paper.ddpm, paper.World(learned=True)),
-    "dpm++": Pair(DPMSolverPP2M(), paper.dpm, paper.World(clip=1.0)),
+    "dpm++": Pair(DPMSolverPP2M(), paper.dpm(), paper.World(clip=1.0)),
+    "dpm++ eta": Pair(DPMSolverPP2M(0.7), paper.dpm(0.7), paper.World(clip=1.0)),
     "heun": Pair(Heun(), paper.heun()),
     "heun churned": Pair(Heun(CHURN, EXACT), paper.heun(0.9, 0.5, 20.0, 1.01)),
 }
@@ -113,7 +114,7 @@ def test_a_mean_over_pixels_counts_as_much_as_a_label(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x0", "elucd-edm", "tfg", "ugd", "adam-mpgd"])
-@pytest.mark.parametrize("pair", ["ddim eta", "ddpm", "dpm++", "heun churned"])
+@pytest.mark.parametrize("pair", ["ddim eta", "ddpm", "dpm++", "dpm++ eta", "heun churned"])
 @pytest.mark.parametrize(
     "changes",
     [

@@ -138,7 +138,7 @@ def evaluate(
         float | None,
         option(
             "--eta", panel=SAMPLING, metavar="NUMBER", min=0,
-            help="Stochasticity of ddim. [default: the backbone's]",
+            help="Stochasticity of ddim and dpm++. [default: the backbone's]",
         ),
     ] = None,
     batch: Annotated[

@@ -20,7 +20,7 @@ SCALE = "scale"
 
 STEPS, INTERVAL, SOLVER = "steps", "interval", "solver"
 """Names of what a search can vary beside the recipe: steps, where a guide is asked, and by which
-sampler the steps are taken, "NAME" or, of DDIM, "ddim:ETA"."""
+sampler the steps are taken, "NAME" or "NAME:ETA"."""
 
 OUTSIDE = (SCALE, STEPS, INTERVAL, SOLVER)
 """Dimensions that are no parameters of a recipe."""
@@ -31,7 +31,7 @@ FRONTIER = (SCALE, STEPS, "every", INTERVAL, SOLVER)
 INTERVALS = ("", ":-2", ":0", ":2", ":4")
 """Log-SNRs in which a guide may be asked: everywhere, or in noise alone."""
 
-SOLVERS = ("ddim:0", "ddim:0.5", "ddim:1", "dpm++")
+SOLVERS = ("ddim:0", "ddim:1", "dpm++:0", "dpm++:0.5", "dpm++:1")
 """Samplers that are tried."""
 
 REACH = 30.0
