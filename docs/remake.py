@@ -65,7 +65,7 @@ def _tuned(guide: str, experts: int, options: str = "") -> Step:
 def _frontier(guide: str) -> Step:
     return Step(
         f"frontier {guide}",
-        f"ppap search --guide {guide} --frontier --budget 44 --num 48 --scale-range 0.5:12 "
+        f"ppap search --guide {guide} --frontier --budget 32 --num 64 --scale-range 0.5:12 "
         f"--dtype bfloat16 --confirm 192 --work search-{guide}",
         {f"search-{guide}/frontier.json": weights(guide) / NETWORKS[guide] / "frontier.json"},
     )

@@ -82,7 +82,7 @@ def test_guides_that_select_do_so_together_or_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "options"),
-    [("dsg", {"sampler": "dpm++"}), ("svdd", {"eta": 0.0}), ("fk", {"sampler": "heun"})],
+    [("dsg", {"sampler": "unipc"}), ("svdd", {"eta": 0.0}), ("fk", {"sampler": "heun"})],
 )
 def test_a_sampler_without_the_noise_that_a_recipe_needs_is_refused(
     recipe: str, options: dict[str, Any]

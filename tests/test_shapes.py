@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from ppap_host.files.errors import OptionError
+from ppap_host.shapes.backbone import ShapesBackbone
 from ppap_host.shapes.renderer import Render, render
 from ppap_host.shapes.scenes import (
     CLASS_NAMES,
@@ -271,3 +274,25 @@ def test_shadow_is_soft_and_on_the_far_side_of_the_light() -> None:
         if shaded.sum() >= 3 and lit.sum() >= 3:
             good.append(bool(luma[i][shaded].mean() < luma[i][lit].mean() - 0.05))
     assert len(good) >= 5 and sum(good) >= 0.9 * len(good)
+
+
+def test_a_walk_is_even_in_a_mean_of_time_and_log_snr() -> None:
+    """Whatever the count: from step 998 to step 25, each step once; other spacings are of time."""
+    backbone = ShapesBackbone()
+    walk = backbone.walk(25)
+    u, lam = (
+        np.array([value(level) for level in walk.levels[:-1]])
+        for value in (lambda level: level.time, lambda level: level.log_snr)
+    )
+    gone = 0.4 * (u[0] - u) / (u[0] - u[-1]) + 0.6 * (lam - lam[0]) / (lam[-1] - lam[0])
+    # Rounded to whole steps, the noisiest of which are far from each other in log-SNR.
+    np.testing.assert_allclose(gone[4:], np.linspace(0, 1, 25)[4:], atol=0.004)
+    np.testing.assert_allclose(gone, np.linspace(0, 1, 25), atol=0.025)
+    for count in (2, 3, 25, 200, 973, 974):
+        times = [level.time for level in backbone.walk(count).levels[:-1]]
+        assert (len(times), times[0], times[-1]) == (count, 998, 25)
+        assert all(a > b for a, b in pairwise(times))
+    assert [level.time for level in backbone.walk(1).levels] == [998, 0]
+    assert [level.time for level in backbone.walk("ddim4").levels][-2:] == [0, 0]
+    with pytest.raises(OptionError, match="from 1 to 999"):
+        backbone.walk(1000)

@@ -408,13 +408,13 @@ def _idle(config: RunConfig, stages: Sequence[Stage], process: Recipe | None) ->
 
 
 def _give_noise(stage: Stage, config: RunConfig, found: Registry) -> None:
-    """Lets DDIM draw noise for recipes that need some, where the user has not said how much.
+    """Lets a sampler that can draw noise do so for recipes that need some, if nobody said how much.
 
     Raises:
         OptionError: the sampler's steps have none, or none that a recipe can build on.
     """
     needs = {g.recipe.name: g.recipe.needs for g in stage.guides if g.recipe.needs}
-    if needs and stage.sampler == "ddim" and config.eta is None and not stage.eta:
+    if needs and stage.sampler in ("ddim", "dpm++") and config.eta is None and not stage.eta:
         stage.eta = 1.0
         stage.solver = load_sampler(found, stage.sampler, stage.backbone, stage.eta)
     if stage.solver is None:

@@ -317,7 +317,9 @@ def test_a_branch_is_drawn_in_proportion_to_its_value_over_the_temperature() -> 
 
 
 @pytest.mark.parametrize(
-    "solver", [DDIM(), DDIM(0.7), DDPM(), DPMSolverPP2M(), DPMSolverPP2M(0.7), Heun()], ids=str
+    "solver",
+    [DDIM(), DDIM(0.7), DDPM(), DPMSolverPP2M(), DPMSolverPP2M(0.7), Heun()],
+    ids=lambda s: s.name,
 )
 @pytest.mark.parametrize("weight", [0.0, 0.6])
 def test_cfgpp_takes_x0_from_the_guided_noise_and_leads_on_with_the_unconditional(
