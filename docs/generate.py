@@ -360,7 +360,8 @@ def recipe_tables() -> str:
     batches = json.loads((DOCS / "results" / "batches.json").read_text("utf-8"))
     for _, recipe in entries:
         needs = {
-            "": "–", "noise": "a sampler with noise", "gaussian": "`ddpm`, or `ddim` and `dpm++` with eta",
+            "": "–", "noise": "a sampler with noise",
+            "gaussian": "`ddpm`, or `ddim` and `dpm++` with eta",
         }  # fmt: skip
         own = ", ".join(_setting(recipe, p) for p in recipe.parameters) or "none of its own"
         lines.append(

@@ -142,7 +142,7 @@ class DDIM(Solver):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(Solver):
-    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2 and eq. 18).
+    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M) (Lu et al., 2022b, algorithm 2).
 
     Second order and multistep. Works on the predicted x_0 in half log-SNR, lambda = log(alpha /
     sigma); the first and the last step are of first order. Not to be confused with DPM-Solver-2,

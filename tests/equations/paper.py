@@ -467,8 +467,8 @@ def ddpm(x: Array, i: int, abars: Sequence[float], evaluate: Evaluate, draw: Any
 def dpm(eta: float = 0.0) -> Any:
     """Lu et al. (2022b), algorithm 2: D = (1 + 1 / 2r) x_0 - 1 / 2r x_0 before.
 
-    And with noise (eq. 18, for eta 1): x relaxes towards D for (1 + eta) h, and gets the variance
-    that a state at rest loses by relaxing for eta h more than the noise level falls.
+    And with noise (SDE-DPM-Solver++(2M), at eta 1): x relaxes towards D for (1 + eta) h, and gets
+    the variance that a state at rest loses by relaxing for eta h more than the noise level falls.
     """
 
     def step(x: Array, i: int, abars: Sequence[float], evaluate: Evaluate, draw: Any, memory: Any):  # type: ignore[no-untyped-def]
