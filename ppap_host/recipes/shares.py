@@ -142,9 +142,7 @@ class _Largest:
     step: int | None
 
 
-def _largest(
-    memory: MutableMapping[Hashable, Any], key: Hashable, size: Tensor, step: int | None
-) -> Tensor:
+def _largest(memory: MutableMapping[Hashable, Any], size: Tensor, step: int | None) -> Tensor:
     """The largest size so far, this one included, [b, 1, ...]; it changes once a step.
 
     A size that is zero or not finite leaves it alone. It at most doubles from step to step: one
@@ -153,13 +151,13 @@ def _largest(
     Args:
         step: its number; None outside of a walk, where every call counts.
     """
-    kept: _Largest = memory.get(key) or _Largest(torch.zeros_like(size), None)
+    kept: _Largest = memory.get("size") or _Largest(torch.zeros_like(size), None)
     before, usable = kept.size, torch.where(size.isfinite(), size, 0.0)
     grown = before
     if step is None or step != kept.step:
         grown = torch.maximum(before, torch.minimum(usable, 2 * before))
     found = torch.where(before > 0, grown, usable)
-    memory[key] = _Largest(found, step)
+    memory["size"] = _Largest(found, step)
     return found
 
 
@@ -182,14 +180,13 @@ def in_own_units(gradient: Tensor, memory: MutableMapping[Hashable, Any]) -> Ten
 
 
 def shared(
-    way: Tensor, ruler: Ruler, estimate: Estimate, share: float, key: Hashable, sized: bool = False
+    way: Tensor, ruler: Ruler, estimate: Estimate, share: float, sized: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The way cut to its share: at most ``share`` of what is open, less where it was larger before.
 
     Args:
         way: in any units, [b, ...].
         estimate: where its place acts; its memory keeps the largest size.
-        key: of the network that says where to go: the sizes of different ones are not compared.
         sized: whether the way's own root mean square says how it compares with others.
 
     Returns:
@@ -201,7 +198,7 @@ def shared(
     size = length if sized else length * strong
     step = None if estimate.step is None else estimate.step.index
     usable = torch.where(reach.isfinite(), size, 0.0)
-    most = _largest(estimate.memory, ("size", key), usable, step)
+    most = _largest(estimate.memory, usable, step)
     part = usable / torch.where(usable > most, usable, most)
     factor = torch.where(usable > 0, share * part / reach, 0.0)
     return direction * factor, usable > most

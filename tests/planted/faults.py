@@ -445,11 +445,18 @@ FAULTS: tuple[Fault, ...] = (
         _share("the_memory_changes_once_a_step_where_a_solver_evaluates_twice"),
     ),
     Fault(
-        "experts share one memory",
+        "what was decided is pulled at again",
         f"{_RECIPES}/shares.py",
-        'most = _largest(estimate.memory, ("size", key), usable, step)',
-        'most = _largest(estimate.memory, "size", usable, step)',
-        _share("every_experts_range_has_a_memory_of_its_own"),
+        "most = _largest(estimate.memory, usable, step)",
+        "most = _largest({}, usable, step)",
+        _share("all_networks_of_a_guide_share_one_memory"),
+    ),
+    Fault(
+        "DPM-Solver++ relaxes with noise as it does without",
+        f"{_SAMPLING}/solvers.py",
+        "math.expm1(-(1 + self.eta) * h) * d",
+        "math.expm1(-h) * d",
+        _method("x0", "dpm++ eta"),
     ),
     Fault(
         "a guide that is asked less often has no larger shares",
