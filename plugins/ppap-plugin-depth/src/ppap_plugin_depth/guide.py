@@ -47,7 +47,7 @@ class DepthGuide(Guide):
 
     name = "depth"
     # By the judged error of 16 images in 25 steps (docs/recipes.md, Scale).
-    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 3.0, "x0": 16.0}
+    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 5.0, "x0": 16.0}
     averages_pixels = True
     target_kinds = ("photo", *KINDS)
 
