@@ -50,6 +50,11 @@ def only_where_shapes_are(*, typechecker: Any) -> Callable[[Any], Any]:
 jaxtyping.jaxtyped = only_where_shapes_are
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest comes first: processes that share the tests end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 def skipped(reporter: Any) -> list[str]:
     """Why tests were skipped, a reason each; but for checks of the kit that do not apply.
 

@@ -71,10 +71,11 @@ def shrink() -> None:
     """Makes the published networks of this process as small as the stand-ins.
 
     Changes the plugins' tables of what was published (sizes of the networks, and sizes and digests
-    of the files), the size of the images that torchvision's segmentation is shown, and how many
-    silhouettes are rendered for pictures to be compared with.
+    of the files), the size of the images that torchvision's segmentation is shown, how many
+    silhouettes are rendered for pictures to be compared with, and what a quick benchmark makes.
     """
     from ppap_plugin_bench import geometry
+    from ppap_plugin_bench.benchmarks import elucd
     from ppap_plugin_dit import dit
     from ppap_plugin_dit import published as dit_files
     from ppap_plugin_openai import adm, glide
@@ -95,6 +96,10 @@ def shrink() -> None:
     # torchvision's own network is as large as ever.
     DeepLabV3_ResNet50_Weights.DEFAULT.transforms.keywords["resize_size"] = 64
     vars(geometry)["silhouettes"] = functools.cache(lambda: geometry.Silhouettes(scenes=300))
+    vars(elucd)["QUICK"] = replace(
+        elucd.QUICK, sampling=replace(elucd.QUICK.sampling, steps=3),
+        validation=6, references=12, grid=6,
+    )  # fmt: skip
     for module in (dit_files, openai_files):
         files = [replace(file, size=None, sha256=None) for file in module.PUBLISHED]
         vars(module)["PUBLISHED"] = tuple(files)

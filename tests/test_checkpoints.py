@@ -109,6 +109,10 @@ def _pickle(path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
+def _safetensors(path: Path, content: Any) -> None:
+    save_file(content["state_dict"], path)
+
+
 @pytest.mark.parametrize("save", [_torch, _old, _newer_protocol, _pickle])
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_found_and_what_was_chosen_is_said(
@@ -140,6 +144,13 @@ def test_a_network_whose_own_names_begin_so_keeps_them() -> None:
     assert renamed(own, list(own), remarks) == own and not remarks
     # A part of what is wanted is not mistaken for a prefix.
     assert renamed(STATE, list(own)) == STATE
+
+
+def test_what_is_no_tensor_is_left_aside(tmp_path: Path) -> None:
+    remarks: list[str] = []
+    _torch(tmp_path / "w.pt", {"fine": torch.ones(2), "note": "text", "epoch": 3})
+    assert list(read_state_dict(tmp_path / "w.pt", remarks)) == ["fine"]
+    assert remarks == ["Of w.pt what is no tensor is left aside: note, epoch."]
 
 
 def test_of_two_networks_none_is_guessed(tmp_path: Path) -> None:
@@ -236,11 +247,12 @@ def test_all_numbers_are_read_as_torch_reads_them(tmp_path: Path, dtype: torch.d
         ({"a": STATE["0.weight"], "b": [1]}, "'b' is no plain tensor"),
         ({"a": STATE["0.weight"], "b": Settings()}, "'b' is no plain tensor"),
         ({"a": torch.eye(3).to_sparse()}, "'a' is no plain tensor"),
+        ({"a": torch.empty(2, device="meta")}, "'a' is no plain tensor"),
         ({"optimizer": ASIDE["optimizer"]}, "'optimizer' is no plain tensor"),
         (Settings(), "a whole object .*Settings"),
         ({"0.weight": torch.ones(2, 2, dtype=torch.int8)}, "whole numbers .*quantised"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_state_dict_is_named(tmp_path: Path, content: Any, words: str) -> None:
     for save in (_torch, _old):
@@ -368,7 +380,7 @@ def test_a_pickle_that_asks_for_too_much_work_is_refused() -> None:
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.3, 0.9, 0.9999])
-@pytest.mark.parametrize("save", [_torch, _old, _pickle])
+@pytest.mark.parametrize("save", [_torch, _old, _pickle, _safetensors])
 def test_what_is_cut_short_is_refused(
     tmp_path: Path, keep: float, save: Callable[[Path, Any], None]
 ) -> None:

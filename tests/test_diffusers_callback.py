@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +203,6 @@ def test_it_is_saved_and_read_again(tmp_path: Path) -> None:
         StepGuidance.from_pretrained(tmp_path, pipe=pipe)
 
 
-def test_the_import_of_the_host_stays_light() -> None:
-    code = "import sys, ppap_host; print('torch' in sys.modules, 'diffusers' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["False", "False"]
+def test_the_host_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ppap.nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,11 @@ import diffusers
 import pytest
 import torch
 import transformers
+from ppap_plugin_dit import dit
+from ppap_plugin_edm import checkpoint as edm
+from ppap_plugin_openai import adm, glide
 from robustness.kinds.models import GUIDES, write_model
+from safetensors.torch import load_file, save_file
 
 from ppap_host.files import models
 from ppap_host.files.errors import CheckpointError
@@ -162,6 +167,127 @@ def test_half_precision_of_a_pipeline_is_taken_and_said(tmp_path: Path) -> None:
     names = {path.name for path in load_backbone(registry(), "diffusers", str(tmp_path)).files()}
     assert "diffusion_pytorch_model.safetensors" in names
     assert "diffusion_pytorch_model.fp16.safetensors" not in names, "it is there and not read"
+
+
+# Models of transformers
+
+
+@pytest.fixture(params=GUIDES)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """The name of a guide, and a folder with a small model for it."""
+    return request.param, write_model(request.param, tmp_path)
+
+
+def test_weights_are_frozen_in_float32_and_their_files_named(model: tuple[str, Path]) -> None:
+    name, place = model
+    weights = place / "model.safetensors"
+    half = {key: tensor.half() for key, tensor in load_file(weights).items()}
+    save_file(half, weights, metadata={"format": "pt"})
+    guide = load_guide(registry(), name, str(place))
+    network = guide.network()
+    assert network is guide.network() and not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    named = {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert named <= {file.name for file in guide.files()}
+
+
+def test_pickled_weights_are_never_opened(model: tuple[str, Path]) -> None:
+    name, place = model
+    torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+    (place / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_guide(registry(), name, str(place))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5])
+def test_damaged_weights_are_said(model: tuple[str, Path], keep: float) -> None:
+    name, place = model
+    weights = place / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
+    with pytest.raises(CheckpointError, match=r"cut short|empty|neither a PyTorch nor"):
+        load_guide(registry(), name, str(place))
+
+
+def test_a_class_of_a_folders_own_is_never_run(model: tuple[str, Path]) -> None:
+    name, place = model
+    (place / "evil.py").write_text("raise SystemExit('run')")
+    described = json.loads((place / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}, "model_type": "evil"}
+    (place / "config.json").write_text(json.dumps(described | own))
+    with pytest.raises(CheckpointError, match="evil"):
+        load_guide(registry(), name, str(place))
+
+
+@pytest.mark.parametrize("name", ["clip", "depth", "segmentation"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("/none/of/it", "no model folder"), ("no-such-owner/no-such", "no-such-owner/no-such")],
+)
+def test_a_model_that_is_nowhere_is_said(
+    monkeypatch: pytest.MonkeyPatch, name: str, model: str, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_guide(registry(), name, model)
+    assert "model" in caught.value.remedy
+
+
+# Checkpoints
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "adm": lambda path: adm.load_adm(path, adm.PUBLISHED_ADM["adm-256-uncond"].config),
+    "adm-classifier": lambda path: adm.load_adm_classifier(
+        path, adm.PUBLISHED_CLASSIFIERS["adm-256-classifier"].config
+    ),
+    "glide": lambda path: glide.load_glide(path, glide.PUBLISHED_GLIDE["glide"].config),
+    "dit": dit.load_dit,
+    "edm": edm.load,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no file"),
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>BlobNotFound</Error>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS"),
+        (b"just text", "neither a"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "model.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        READERS[name](path)
+    assert str(path) in caught.value.message and caught.value.remedy
+
+
+class Hostile:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, name: str) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "was-run"
+    path.write_bytes(pickle.dumps({"ema": Hostile(trace)}, protocol=4))
+    with pytest.raises(CheckpointError, match="nothing in it was run"):
+        READERS[name](path)
+    assert not trace.exists()
 
 
 # Folders

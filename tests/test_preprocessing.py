@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers as t
+from PIL import Image
 from PIL.Image import Resampling
 
 from ppap_host.files.errors import CheckpointError
+from ppap_host.files.images import to_tensor
 from ppap_host.guides.preprocessing import Preparation, read_processor, torch_mode
 
 
@@ -84,6 +89,71 @@ def test_a_processor_is_read() -> None:
     assert (plain.size, plain.scale, plain.mean, plain.std) == (None, 1.0, (0.0,) * 3, (1.0,) * 3)
     aspect = read_processor("test", processor(keep_aspect_ratio=True, ensure_multiple_of=14))
     assert aspect.keep_aspect_ratio and aspect.multiple_of == 14
+
+
+def sides(height: int, width: int) -> dict[str, int]:
+    return {"height": height, "width": width}
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    # Of depth networks.
+    "dpt": lambda: t.DPTImageProcessor(size=sides(96, 96)),
+    "dpt, bilinear": lambda: t.DPTImageProcessor(
+        size=sides(48, 64), resample=Resampling.BILINEAR
+    ),
+    "dpt, aspect": lambda: t.DPTImageProcessor(
+        size=sides(98, 98), keep_aspect_ratio=True, ensure_multiple_of=14,
+        image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.25, 0.5],
+    ),
+    "dpt, untouched": lambda: t.DPTImageProcessor(do_resize=False, do_normalize=False),
+    "zoe": lambda: t.ZoeDepthImageProcessor(size=sides(96, 128), do_pad=False),
+    # Of segmentation networks.
+    "segformer": lambda: t.SegformerImageProcessor(size=sides(96, 96)),
+    "segformer, oblong": lambda: t.SegformerImageProcessor(
+        size=sides(48, 64), image_std=[0.5, 0.25, 0.5]
+    ),
+    "segformer, untouched": lambda: t.SegformerImageProcessor(do_resize=False, do_normalize=False),
+    "mask2former": lambda: t.Mask2FormerImageProcessor(size=sides(96, 96)),
+    "mask2former, edges": lambda: t.Mask2FormerImageProcessor(
+        size={"shortest_edge": 80, "longest_edge": 120}
+    ),
+    # As MaskFormer's first checkpoints have it.
+    "maskformer": lambda: t.MaskFormerImageProcessor(size=50, max_size=70, size_divisor=0),
+    "maskformer, undivided": lambda: t.MaskFormerImageProcessor(
+        size={"shortest_edge": 49, "longest_edge": 300}, size_divisor=1
+    ),
+    # Of classifiers.
+    "vit, oblong": lambda: t.ViTImageProcessor(size=sides(48, 64)),
+    "vit, number": lambda: t.ViTImageProcessor(size=40, resample=3, image_std=[0.5, 0.25, 0.3]),
+    "vit, untouched": lambda: t.ViTImageProcessor(do_resize=False, do_normalize=False),
+    "beit": lambda: t.BeitImageProcessor(size=sides(96, 96), do_center_crop=False),
+    "convnext, warped": lambda: t.ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "clip": lambda: t.CLIPImageProcessor(size={"shortest_edge": 48}, do_center_crop=False),
+    "bit": lambda: t.BitImageProcessor(size={"shortest_edge": 150}, do_center_crop=False),
+    "mobilevit": lambda: t.MobileViTImageProcessor(
+        size={"shortest_edge": 48}, do_center_crop=False
+    ),
+    "efficientnet": lambda: t.EfficientNetImageProcessor(size=sides(64, 64)),
+    "efficientnet, offset": lambda: t.EfficientNetImageProcessor(
+        size=sides(64, 64), rescale_offset=True, rescale_factor=1 / 127.5
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_image_is_prepared_as_transformers_does_it(name: str) -> None:
+    made = PROCESSORS[name]()
+    preparation = read_processor("test", made, fit_crop=name == "convnext, warped")
+    # One 8-bit step, in the network's units.
+    step = 1.2 * preparation.scale / min(preparation.std)
+    # Smooth, so that 8-bit rounding and clipping while resizing do not matter.
+    coarse = np.random.default_rng(0).integers(60, 190, (6, 7, 3), dtype=np.uint8)
+    for width, height in ((64, 64), (90, 60), (61, 90), (150, 200), (147, 49)):
+        image = Image.fromarray(coarse).resize((width, height), Resampling.BICUBIC)
+        expected = made(images=image, return_tensors="pt")["pixel_values"].float()
+        prepared = preparation(to_tensor(image))
+        assert prepared.shape == expected.shape
+        torch.testing.assert_close(prepared, expected, atol=step, rtol=0)
 
 
 @pytest.mark.parametrize(

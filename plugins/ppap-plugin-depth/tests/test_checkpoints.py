@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from ppap_plugin_depth.guide import DepthGuide
 from transformers import (
     BertConfig,
@@ -23,12 +21,9 @@ from transformers import (
     DPTModel,
     PreTrainedModel,
     ViTImageProcessor,
-    ZoeDepthImageProcessor,
 )
 
 from ppap_host.files.errors import CheckpointError
-from ppap_host.files.images import to_tensor
-from ppap_host.guides.preprocessing import read_processor
 
 SMALL_DPT: dict[str, Any] = dict(
     image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
@@ -113,56 +108,6 @@ def test_a_folder_gives_finite_gradients(
     assert gradient.flatten(1).norm(dim=1).min() > 0
 
 
-def test_weights_stay_frozen_and_files_are_named(folders: dict[str, Path]) -> None:
-    guide = DepthGuide(str(folders["dpt"]))
-    assert not any(p.requires_grad for p in guide.network().parameters())
-    assert guide.network() is guide.network()
-    names = {file.name for file in guide.files()}
-    assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
-
-
-@pytest.mark.parametrize("picture", [(64, 64), (60, 90), (90, 61), (200, 150)])
-@pytest.mark.parametrize(
-    "processor",
-    [
-        DPTImageProcessor(size={"height": 96, "width": 96}),
-        DPTImageProcessor(size={"height": 48, "width": 64}, resample=Image.Resampling.BILINEAR),
-        DPTImageProcessor(
-            size={"height": 98, "width": 98},
-            keep_aspect_ratio=True,
-            ensure_multiple_of=14,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.25, 0.5],
-        ),
-        DPTImageProcessor(do_resize=False, do_normalize=False),
-        ZoeDepthImageProcessor(size={"height": 96, "width": 128}, do_pad=False),
-    ],
-    ids=["square", "bilinear", "aspect", "untouched", "zoe"],
-)
-def test_prepare_matches_the_image_processor(processor: Any, picture: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    # Smooth, so that the processor's 8-bit rounding and clipping while resizing do not matter.
-    coarse = rng.integers(60, 190, (6, 7, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize(picture[::-1], Image.Resampling.BICUBIC)
-    expected = processor(images=image, return_tensors="pt")["pixel_values"]
-    prepared = read_processor("test", processor)(to_tensor(image))
-    assert prepared.shape == expected.shape
-    # One 8-bit step, in units of the smallest standard deviation.
-    torch.testing.assert_close(prepared, expected.float(), atol=1.2 / 255 / 0.22, rtol=0)
-
-
-def test_missing_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no model folder") as caught:
-        DepthGuide(str(tmp_path / "nowhere"))
-    assert "--model" in caught.value.remedy
-
-
-def test_unreachable_hub_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="no-such-owner/no-such-model"):
-        DepthGuide("no-such-owner/no-such-model")
-
-
 def test_other_kinds_of_models_are_refused(tmp_path: Path) -> None:
     model = BertModel(BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
@@ -177,24 +122,6 @@ def test_backbone_without_depth_head_is_refused(tmp_path: Path) -> None:
     DPTModel(DPTConfig(**SMALL_DPT)).save_pretrained(tmp_path)
     DPTImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="lacks"):
-        DepthGuide(str(tmp_path))
-
-
-def test_pickled_weights_are_never_opened(folders: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        (tmp_path / name).write_text((folders["dpt"] / name).read_text())
-    state = DepthGuide(str(folders["dpt"])).network().model.state_dict()  # type: ignore[union-attr,operator]
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="safetensors"):
-        DepthGuide(str(tmp_path))
-
-
-def test_damaged_weights_are_said(folders: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        (tmp_path / name).write_text((folders["dpt"] / name).read_text())
-    whole = (folders["dpt"] / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError):
         DepthGuide(str(tmp_path))
 
 

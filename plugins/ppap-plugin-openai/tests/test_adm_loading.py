@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ppap_plugin_openai.adm import (
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError
 
 SMALL = ADMConfig(
@@ -214,92 +212,6 @@ def refusal(path: Path, config: ADMConfig = SMALL) -> CheckpointError:
     return caught.value
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    assert "no file" in str(refusal(tmp_path / "none.pt"))
-    assert "is a folder" in str(refusal(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "empty"),
-        (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>BlobNotFound</Error>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS"),
-        (b"just text", "neither a PyTorch nor a safetensors"),
-        (b"PK\x03\x04 and then nothing", "cut short"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
-    error = refusal(path)
-    assert words in error.message
-    assert error.remedy
-
-
-@pytest.mark.parametrize("keep", [0.02, 0.5, 0.999])
-@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
-def test_truncated_files_are_refused(tmp_path: Path, form: str, keep: float) -> None:
-    path, state = tmp_path / "model", random_state(SMALL)
-    if form == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    error = refusal(path)
-    assert "cut short" in error.message
-    assert "Download" in error.remedy
-
-
-class Hostile:
-    """Unpickling this would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("form", ["zip", "old", "pickle"])
-def test_nothing_in_a_file_is_run(tmp_path: Path, form: str) -> None:
-    path, trace = tmp_path / "model.pt", tmp_path / "was_run"
-    state = {**random_state(SMALL), "extra": Hostile(trace)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(state, protocol=2))
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    error = refusal(path)
-    assert not trace.exists()
-    assert "nothing in it was run" in error.message
-    assert "weights_only" not in str(error)
-
-
-def test_only_plain_state_dicts_are_read(tmp_path: Path) -> None:
-    state = random_state(SMALL)
-    two = refusal(saved(tmp_path / "two.pt", {"student": state, "teacher": state, "step": 10}))
-    assert "2 networks: 'student', 'teacher'" in two.message
-    assert "file of its own" in two.remedy and "['student']" in two.remedy
-    assert "holds a list" in refusal(saved(tmp_path / "list.pt", [1, 2])).message
-    assert read_state_dict(saved(tmp_path / "plain.pt", state)).keys() == state.keys()
-
-
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.diffusion."])
-def test_the_forms_in_which_trainings_save_give_the_same_network(
-    tmp_path: Path, prefix: str
-) -> None:
-    state = random_state(SMALL)
-    expected = outputs(saved(tmp_path / "plain.pt", state))
-    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()}
-    remarks: list[str] = []
-    path = saved(tmp_path / "training.pt", {"state_dict": wrapped, "optimizer": {}, "epoch": 3})
-    load_adm(path, SMALL, remarks)
-    assert torch.equal(outputs(path), expected)
-    assert "under ['state_dict']" in remarks[0]
-    assert prefix == "_orig_mod." or remarks[1].startswith(f"{prefix!r} is taken off")
-
-
 # What is refused: files that do not fit
 
 
@@ -314,13 +226,6 @@ def test_the_first_differences_are_named(tmp_path: Path) -> None:
     assert "out.0.bias" not in message
     assert "out.2.weight is (3, 32, 3, 3), not (6, 32, 3, 3)" in message
     assert "1 unexpected: low_res.weight (2,)" in message
-
-
-def test_whole_numbers_for_weights_are_refused(tmp_path: Path) -> None:
-    state = random_state(SMALL)
-    state["out.2.bias"] = torch.zeros(6, dtype=torch.int64)
-    message = refusal(saved(tmp_path / "model.pt", state)).message
-    assert "'out.2.bias', are whole numbers (torch.int64)" in message
 
 
 @pytest.mark.parametrize("actual", [*PUBLISHED_ADM, *PUBLISHED_CLASSIFIERS])

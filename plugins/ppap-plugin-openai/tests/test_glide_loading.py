@@ -6,15 +6,11 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ppap_plugin_openai import tokens
 from ppap_plugin_openai.adm import (
     PUBLISHED_ADM,
@@ -31,10 +27,9 @@ from ppap_plugin_openai.glide import (
     published_layout,
 )
 from ppap_plugin_openai.tokens import PromptTokenizer
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppap_host.files.checkpoints import read_state_dict
 from ppap_host.files.errors import CheckpointError, OptionError
 
 State = Callable[[Any], dict[str, Tensor]]
@@ -199,30 +194,6 @@ def refusal(path: Path, config: GlideConfig = SMALL) -> CheckpointError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "empty"),
-        (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
-        (b"just text", "neither a PyTorch nor a safetensors"),
-        (b"PK\x03\x04 and then nothing", "cut short"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    path = tmp_path / "base.pt"
-    path.write_bytes(content)
-    error = refusal(path)
-    assert words in error.message
-    assert error.remedy
-    assert "no file" in refusal(tmp_path / "none.pt").message
-
-
-def test_a_truncated_file_is_refused(tmp_path: Path, random_state: State) -> None:
-    path = saved(tmp_path / "base.pt", random_state(SMALL))
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "cut short" in refusal(path).message
-
-
 def test_the_first_differences_are_named(tmp_path: Path, random_state: State) -> None:
     state = random_state(SMALL)
     del state["padding_embedding"]
@@ -257,51 +228,6 @@ def test_another_systems_file_is_recognised(
 def test_no_two_published_networks_share_a_layout() -> None:
     for name, entry in PUBLISHED_GLIDE.items():
         assert identify(published_layout(entry.config)) == [name]
-
-
-def test_only_plain_tensors_are_weights(tmp_path: Path) -> None:
-    for strange in (torch.empty(2, device="meta"), [1], Path("x")):
-        path = saved(tmp_path / "model.pt", {"fine": torch.ones(2), "strange": strange})
-        with pytest.raises(CheckpointError, match="'strange' is no plain tensor"):
-            read_state_dict(path)
-    remarks: list[str] = []
-    path = saved(tmp_path / "model.pt", {"fine": torch.ones(2), "note": "text", "epoch": 3})
-    assert list(read_state_dict(path, remarks)) == ["fine"]
-    assert remarks == ["Of model.pt what is no tensor is left aside: note, epoch."]
-    sparse = {"strange": torch.eye(3).to_sparse()}
-    for new in (True, False):
-        torch.save(sparse, tmp_path / "model.pt", _use_new_zipfile_serialization=new)
-        with pytest.raises(CheckpointError):
-            read_state_dict(tmp_path / "model.pt")
-
-
-@cache
-def _small_files() -> tuple[bytes, ...]:
-    state = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
-    files = []
-    for new in (True, False):
-        buffer = BytesIO()
-        torch.save(state, buffer, _use_new_zipfile_serialization=new)
-        files.append(buffer.getvalue())
-    return (*files, save(state))
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_a_mutated_file_raises_nothing_but_checkpoint_errors(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    content = bytearray(data.draw(st.sampled_from(_small_files())))
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content)))
-        # Mostly where the structure is: in the first and last bytes.
-        if data.draw(st.booleans()):
-            start = min(start % 200, len(content))
-        stop = min(len(content), start + data.draw(st.integers(0, 12)))
-        content[start:stop] = data.draw(st.binary(max_size=12))
-    path = tmp_path_factory.getbasetemp() / "mutated.pt"
-    path.write_bytes(content)
-    refusal(path)
 
 
 # Flags

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from ppap_plugin_restore import ppap_guides, ppap_interface
 from ppap_plugin_restore.guide import RestorationGuide
 from torch import Tensor
 from typer.testing import CliRunner
-from worlds import GaussianBackbone
 
-from ppap_host.backbones.backbone import ClassifierFree
 from ppap_host.cli import app
 from ppap_host.files.errors import OptionError
 from ppap_host.files.images import from_tensor
 from ppap_host.guides.guide import Guide
 from ppap_host.plugins.registry import registry
-from ppap_host.recipes.presets import X0
 from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.run import run
-from ppap_host.sampling.evaluator import Guidance
-from ppap_host.sampling.loop import sample
-from ppap_host.sampling.solvers import DDIM
-from ppap_host.sampling.streams import ImageNoise
 
 NAMES = ["super-resolution", "inpainting", "deblur", "motion-deblur", "colourise"]
 
@@ -44,14 +34,6 @@ def make(name: str) -> RestorationGuide:
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Images in [-1, 1]."""
     return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
-
-
-def test_the_plugin_is_light_and_names_its_guides() -> None:
-    code = "import sys, ppap_plugin_restore; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-    assert ppap_interface == 1
-    assert [entry.name for entry in ppap_guides()] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,23 +85,6 @@ def test_the_loss_is_the_mean_squared_residual_of_what_was_measured(name: str) -
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    guide = make(name)
-    target = guide.see(random(1, 3, 8, 8).double())
-    x = random(2, 3, 8, 8, seed=1).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: guide.loss(guide.see(x), target), (x,))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_image_has_the_same_loss_in_every_batch(name: str) -> None:
-    guide, x = make(name), random(4, 3, 16, 16)
-    target = guide.see(random(1, 3, 16, 16, seed=1))
-    together = guide.loss(guide.see(x), target)
-    alone = torch.cat([guide.loss(guide.see(row[None]), target) for row in x])
-    torch.testing.assert_close(together, alone)
-
-
 def test_measures_are_decibels_and_errors_of_images_in_0_to_1() -> None:
     guide = make("super-resolution")
     target = torch.zeros(1, 3, 4, 4)
@@ -139,26 +104,6 @@ def test_pictures_show_boxes_and_greys() -> None:
     (hole,) = guide.picture(guide.see(torch.ones(1, 3, 8, 8)))
     assert hole.getpixel((4, 4)) == (128, 128, 128)
     assert hole.getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_guidance_lowers_the_residual_of_every_image(name: str) -> None:
-    world, guide = GaussianBackbone(shape=(3, 8, 8)), make(name)
-    target = guide.see(random(1, 3, 8, 8, seed=3))
-
-    def residuals(scale: float) -> Tensor:
-        x = sample(
-            world,
-            ClassifierFree(world, {}, {}),
-            world.walk(10),
-            DDIM(),
-            ImageNoise(0, range(4), world.state_shape),
-            [Guidance(guide, target, X0, scale)],
-        )
-        return guide.loss(guide.see(x), target)
-
-    free, guided = residuals(0.0), residuals(5.0)
-    assert (guided < 0.5 * free).all()
 
 
 @pytest.fixture

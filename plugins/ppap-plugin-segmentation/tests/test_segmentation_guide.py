@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -42,20 +40,6 @@ def _truth(views: Render) -> torch.Tensor:
 
 
 # --- the plugin
-
-
-def test_the_plugin_is_light_and_names_its_guide() -> None:
-    code = (
-        "import sys, ppap_plugin_segmentation; "
-        "print([m for m in ('torch', 'transformers', 'segmentation_models_pytorch') "
-        "if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert ppap_plugin_segmentation.ppap_interface == 1
-    (entry,) = ppap_plugin_segmentation.ppap_guides()
-    assert entry.name == "segmentation"
-    assert entry.load() is SegmentationGuide
 
 
 def test_experts_are_offered_only_where_they_are(
@@ -116,12 +100,6 @@ def test_loss_prefers_the_right_picture(guide: SegmentationGuide, views: Render)
     torch.testing.assert_close(table.diag(), torch.zeros(16), rtol=0, atol=1e-5)
     distances = guide.distance(output[:4], output[4:8])
     torch.testing.assert_close(distances, table[4:8, :4].diag(), rtol=1e-3, atol=1e-4)
-
-
-def test_images_do_not_see_each_other(guide: SegmentationGuide, views: Render) -> None:
-    with torch.no_grad():
-        together, alone = guide.see(views.rgb[:4]), guide.see(views.rgb[2:3])
-    torch.testing.assert_close(together[2:3], alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["image", "labels", "class"])

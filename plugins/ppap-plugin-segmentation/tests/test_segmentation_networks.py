@@ -40,7 +40,7 @@ from ppap_host.experts.patches import Patch, network_hash
 from ppap_host.files.errors import CheckpointError
 from ppap_host.files.images import to_tensor
 from ppap_host.guides.guide import default_patch_plan
-from ppap_host.guides.preprocessing import Preparation, read_processor
+from ppap_host.guides.preprocessing import Preparation
 
 SWIN: dict[str, Any] = dict(
     image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
@@ -369,27 +369,6 @@ def _picture(size: tuple[int, int]) -> Image.Image:
 
 
 SIZES = [(64, 64), (60, 90), (90, 61), (200, 150), (49, 147)]
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    "processor",
-    [
-        Mask2FormerImageProcessor(size={"height": 96, "width": 96}),
-        Mask2FormerImageProcessor(size={"shortest_edge": 80, "longest_edge": 120}),
-        # As MaskFormer's first checkpoints have it.
-        MaskFormerImageProcessor(size=50, max_size=70, size_divisor=0),
-        MaskFormerImageProcessor(size={"shortest_edge": 49, "longest_edge": 300}, size_divisor=1),
-    ],
-    ids=["square", "edges", "older", "undivided"],
-)
-def test_prepare_matches_the_image_processor(processor: Any, size: tuple[int, int]) -> None:
-    image = _picture(size)
-    expected = processor(images=image, return_tensors="pt")["pixel_values"]
-    prepared = read_processor("test", processor)(to_tensor(image))
-    assert prepared.shape == expected.shape
-    # One 8-bit step, in units of the smallest standard deviation.
-    torch.testing.assert_close(prepared, expected.float(), atol=1.2 / 255 / 0.22, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
