@@ -25,6 +25,7 @@ from ppap_host.experts.harvest import Harvest, HarvestConfig
 from ppap_host.files.errors import (
     CheckpointError,
     DamageWarning,
+    GuidanceWarning,
     OptionError,
     OutputError,
     PpapError,
@@ -253,6 +254,18 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     for path in ("empty.txt", "missing.txt"):
         outcome = CliRunner().invoke(app, [*call[:-5], "--prompts", str(tmp_path / path)])
         assert isinstance(outcome.exception, OptionError)
+
+
+def test_prompts_that_are_left_over_and_saturated_images_are_told(tmp_path: Path) -> None:
+    prompts = ("a red cube", *("a blue cone", "a green sphere") * 1000)
+    config = HarvestConfig(
+        num=1, shard=1, batch=1, steps=1, prompts=prompts, cfg=1e30, device="cpu"
+    )
+    with pytest.warns(GuidanceWarning) as told:
+        harvest(config, tmp_path)
+    said = " ".join(str(warning.message) for warning in told)
+    assert "first 1 of 2001 prompts" in said
+    assert "at the bounds" in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,10 +26,16 @@ from ppap_host.experts.harvest import (
     write_tensor,
 )
 from ppap_host.files import images
-from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError, SamplingError
+from ppap_host.files.errors import (
+    CheckpointError,
+    DamageWarning,
+    GuidanceWarning,
+    OptionError,
+    SamplingError,
+)
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
-from ppap_host.files.previews import is_image
+from ppap_host.files.previews import is_image, is_saturated, of_saturated
 from ppap_host.files.writing import write_json, write_png
 from ppap_host.plugins.loading import load_backbone, load_sampler
 from ppap_host.plugins.registry import Registry, registry
@@ -40,6 +46,37 @@ from ppap_host.sampling.streams import ImageNoise
 
 SHOWN = 48
 """Images on the sheet of a harvest."""
+_PROMPTS_AT_ONCE = 100
+
+
+def backbone_of(
+    made: Harvest,
+    found: Registry,
+    name: str | None = None,
+    checkpoint: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Backbone:
+    """The backbone that made a harvest.
+
+    Args:
+        name: that it must have; None takes any.
+        checkpoint, options: instead of what the harvest names, which may lie elsewhere now.
+
+    Raises:
+        OptionError: the harvest is another backbone's.
+        PpapError: it cannot be loaded.
+    """
+    config = made.config
+    if name not in (None, config.backbone):
+        raise OptionError(
+            f"The harvest {str(made.folder)!r} was made by the backbone {config.backbone!r}, "
+            f"not by {name!r}.",
+            remedy="Leave out --backbone, or give a harvest of that backbone.",
+        )
+    weights = config.checkpoint if checkpoint is None else checkpoint
+    return load_backbone(
+        found, config.backbone, weights, {**config.backbone_options, **(options or {})}
+    )
 
 
 def harvest(
@@ -92,6 +129,7 @@ def harvest(
         result = Harvest(out, described)
         mine = range(process, result.shards, processes)
         total, done = sum(len(result.rows(i)) for i in mine), 0
+        saturated: list[int] = []
         for i in mine:
             rows = result.rows(i)
             if not _is_made(result, i):
@@ -100,11 +138,15 @@ def harvest(
                     watch("harvesting images", int(before + made), total)
 
                 pixels, latents = maker.make(rows, on_batch)
+                shown = pixels.permute(0, 2, 3, 1).numpy()
+                saturated += [k for k, p in zip(rows, shown, strict=True) if is_saturated(p)]
                 if result.latent_shape is not None:
                     write_tensor(result.latents_file(i), "latents", latents)
                 write_tensor(result.images_file(i), "rgb", pixels)
             done += len(rows)
             watch("harvesting images", done, total)
+        for text in of_saturated(saturated):
+            warnings.warn(text, GuidanceWarning, stacklevel=2)
         wait()
         if process == 0:
             _write_sheet(result)
@@ -175,7 +217,15 @@ class _Maker:
                 f"--cfg {config.cfg} strengthens prompts or classes, and there are none.",
                 remedy="Add --prompts, or leave out --cfg.",
             )
-        backbone.encode_prompts(list(config.prompts) or [""])  # says early what it does not know
+        if len(config.prompts) > config.num:
+            text = (
+                f"Only the first {config.num} of {len(config.prompts)} prompts are used, one an "
+                "image; a larger --num uses more."
+            )
+            warnings.warn(text, GuidanceWarning, stacklevel=4)
+        used = list(dict.fromkeys(config.prompts[: config.num])) or [""]
+        for first in range(0, len(used), _PROMPTS_AT_ONCE):  # says early what it does not know
+            backbone.encode_prompts(used[first : first + _PROMPTS_AT_ONCE])
         backbone.to(device, dtype)
         cfg = backbone.default_cfg if config.cfg is None else config.cfg
         self.cfg = cfg if conditional else 1.0

@@ -191,6 +191,7 @@ def _every_field(kind: Any) -> Make:
 
     def check(folder: Path) -> None:
         from ppap_host.files.errors import PpapError
+        from ppap_host.files.reading import beyond
         from ppap_host.runs.config import RunConfig
 
         needs = {"GuideConfig": {"name": "depth"}, "SearchConfig": {"run": RunConfig()}}
@@ -205,7 +206,7 @@ def _every_field(kind: Any) -> Make:
                 kept = getattr(made, field)
                 if field in ("backbone", "target", "what"):  # any object, known when it is used
                     continue
-                assert not (isinstance(kept, float) and not math.isfinite(kept)), (field, value)
+                assert not (isinstance(kept, int | float) and beyond(kept)), (field, value)
 
     return check
 
