@@ -157,7 +157,8 @@ def tune(
         ),
     ] = False,
     num: Annotated[
-        int, options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1)
+        int,
+        options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1, max=100_000_000),
     ] = 2000,
     harvest_steps: Annotated[
         str,

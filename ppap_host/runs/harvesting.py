@@ -31,6 +31,7 @@ from ppap_host.files.errors import (
     DamageWarning,
     GuidanceWarning,
     OptionError,
+    OutputError,
     SamplingError,
 )
 from ppap_host.files.folders import Job
@@ -158,8 +159,16 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
 
     Raises:
         OptionError: it is another one; names what differs.
+        OutputError: there is none, and files of such names are somebody else's.
     """
     if not os.path.exists(out / DESCRIPTION):
+        others = [*out.glob("images-*.safetensors"), *out.glob("latents-*.safetensors")]
+        if others:
+            raise OutputError(
+                f"{str(out)!r} holds {others[0].name!r} and no {DESCRIPTION}: another's file would "
+                "be lost.",
+                remedy="Give another folder with --out, or move the file away.",
+            )
         write_json(out / DESCRIPTION, described)
         return
     there = Harvest.begun(out).description
