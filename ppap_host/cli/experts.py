@@ -87,6 +87,7 @@ def _verified(text: str, model: str | None) -> dict[str, Any]:
     """
     from ppap_host.experts.sets import ExpertSet
     from ppap_host.files.errors import CheckpointError
+    from ppap_host.files.offline import nothing_fetched
     from ppap_host.plugins.loading import load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
@@ -99,8 +100,10 @@ def _verified(text: str, model: str | None) -> dict[str, Any]:
             f"{str(path)!r} does not say which guide and network it is for.",
             remedy="Tune it again, or ask whoever made it.",
         )
+    named = "" if model is not None else str(path)
     model = model if model is not None else found.metadata.get("model")
-    guide = load_guide(registry(), name, model)
+    with nothing_fetched(named, "Give the model yourself with --model if you want it."):
+        guide = load_guide(registry(), name, model)
     network = guide.network()
     found.check(network, guide.name)
     for i, patch in enumerate(found.patches):

@@ -36,6 +36,7 @@ from ppap_host.files.errors import (
 )
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
+from ppap_host.files.offline import nothing_fetched
 from ppap_host.files.previews import is_image, is_saturated, of_saturated
 from ppap_host.files.writing import write_json, write_png
 from ppap_host.plugins.loading import load_backbone, load_sampler
@@ -61,7 +62,8 @@ def backbone_of(
 
     Args:
         name: that it must have; None takes any.
-        checkpoint, options: instead of what the harvest names, which may lie elsewhere now.
+        checkpoint, options: instead of what the harvest names, which may lie elsewhere now. What
+            the harvest alone names is not fetched.
 
     Raises:
         OptionError: the harvest is another backbone's.
@@ -74,10 +76,13 @@ def backbone_of(
             f"not by {name!r}.",
             remedy="Leave out --backbone, or give a harvest of that backbone.",
         )
-    weights = config.checkpoint if checkpoint is None else checkpoint
-    return load_backbone(
-        found, config.backbone, weights, {**config.backbone_options, **(options or {})}
-    )
+    theirs = {"checkpoint": config.checkpoint, **config.backbone_options}
+    mine = {**({} if checkpoint is None else {"checkpoint": checkpoint}), **(options or {})}
+    chosen: dict[str, Any] = {**theirs, **mine}
+    left = any(value is not None for key, value in theirs.items() if key not in mine)
+    remedy = "Give what the harvest names yourself, such as --checkpoint, if you want it."
+    with nothing_fetched(str(made.folder) if left else "", remedy):
+        return load_backbone(found, config.backbone, chosen.pop("checkpoint"), chosen)
 
 
 def harvest(

@@ -75,6 +75,25 @@ def _names() -> Iterator[Case]:
             ("rerun", "run.json"),
             "not on this machine|no file here|--model",
         )
+    for model in ("someone/model", "timm:resnet18.a1_in1k", "torchvision:resnet18"):
+
+        def set_of(folder: Path, model: str = model) -> None:
+            stock.expert_set(folder, {**stock.SET, "model": model})
+
+        command = ("experts", "verify", "set.safetensors")
+        said = "not on this machine|--model"
+        yield Case(f"model {model} in an expert set", 8, set_of, command, said)
+
+    def harvested(folder: Path) -> None:
+        config = {**stock.HARVEST["config"], "checkpoint": "someone/model"}
+        stock.harvest(folder, {**stock.HARVEST, "config": config})
+
+    for command in (
+        ("tune", "classifier", "--out", "t"),
+        ("calibrate", "classifier", "--out", "c"),
+    ):
+        yield Case(f"{command[0]} with a harvest of someone/model", 8, harvested,
+                   (*command, "--harvest", "h"), "hub|not on this machine")  # fmt: skip
     for code in ("./x.py:f", "x.py:f", "/tmp/x.py:f"):
 
         def named(folder: Path, code: str = code) -> None:
