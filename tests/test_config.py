@@ -127,7 +127,7 @@ def test_a_key_like_nothing_is_answered_with_all() -> None:
         ("prompt", 7, "a valid string"),
         ("checkpoint", 7, "a valid string"),
         ("steps", 2.5, "a valid integer or a valid string"),
-        ("steps", "", "at least 1 character"),
+        ("steps", "", "a text that is not empty"),
         ("churn", -1.0, "greater than or equal to 0"),
         ("churn_noise", 0.0, "greater than 0"),
         ("num", 10**12, "less than or equal to"),
