@@ -163,7 +163,7 @@ def _odd_files() -> Iterator[Case]:
             "x.safetensors", ("experts", "merge", "set.safetensors", "--out", "x.safetensors"),
             stock.expert_set,
         ),
-        "a sheet": ("x.png", ("shapes", "evaluate", "unguided", "--num", "1", "--steps", "1",
+        "a sheet": ("x.png", ("shapes", "evaluate", "unguided", "--num", "2", "--steps", "1",
                               "--out", "x.png"), None),
     }  # fmt: skip
     for what, (name, command, before) in places.items():

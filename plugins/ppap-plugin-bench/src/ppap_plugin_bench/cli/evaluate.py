@@ -169,6 +169,11 @@ def evaluate(
     refuse_idle(context, idle, f"to the measure {what}", "Leave it out.")
     if open_it and out is None:
         raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
+    if num < 2 and what in ("unguided", "all", "frechet"):
+        raise OptionError(
+            f"The measure {what} is of how images vary, and --num is {num}.",
+            remedy="Give --num 2 or more.",
+        )
     if out is not None and what != "all":
         check_picture(out)
     sheets: dict[str, list[_Row]] = {}
