@@ -27,12 +27,12 @@ guide_configs = st.builds(
     target=st.none() | text | st.lists(text, min_size=1, max_size=1).map(tuple),
     scale=st.none() | number,
     absolute=st.booleans(),
-    model=st.none() | words,
+    model=st.none() | text,
     recipe=st.none() | text,
-    experts=st.none() | words,
+    experts=st.none() | text,
     interval=st.none() | intervals,
     stage=st.none() | st.sampled_from(["base", "upsampler", "both"]),
-    calibration=st.none() | words,
+    calibration=st.none() | text,
     what=st.none() | text,
 )
 pictures = st.none() | st.tuples(text, text)

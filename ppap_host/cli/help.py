@@ -125,6 +125,8 @@ class Command(TyperCommand):
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for param in self.params:
             value = given.get(param.name)
+            if param.param_type_name == "option" and isinstance(value, list):
+                continue  # one for each guide, where an empty one keeps a place
             if "" in (value if isinstance(value, list | tuple) else [value]) and _PLACE.search(
                 str(getattr(param, "metavar", ""))
             ):

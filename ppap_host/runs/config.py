@@ -88,12 +88,12 @@ class GuideConfig:
     name: Place
     target: Any = None
     scale: Finite | None = None
-    model: Place | None = None
+    model: str | None = None
     recipe: GivenRecipe = None
-    experts: Place | None = None
+    experts: str | None = None
     interval: Interval | None = None
     stage: Literal["base", "upsampler", "both"] | None = None
-    calibration: Place | None = None
+    calibration: str | None = None
     what: Any = None
     absolute: bool = False
 
