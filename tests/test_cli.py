@@ -82,6 +82,18 @@ def test_the_defaults_that_help_names_are_the_defaults(ppap_here: Call) -> None:
             assert shown[1] == f"{field.default:g}" if field.type == "float" else str(field.default)
 
 
+def test_a_path_that_is_empty_is_not_the_folder_one_stands_in(ppap_here: Call) -> None:
+    for words in (
+        "run --out", "run --checkpoint=", "run --config", "harvest --out", "harvest -o x --prompts",
+        "tune classifier --model", "tune classifier --harvest", "experts merge a --out",
+        "shapes render --out", "plugin new haze --out", "weights --out",
+    ):  # fmt: skip
+        outcome = ppap_here(*words.removesuffix("=").split(), "")
+        assert outcome.code == 2, outcome.err
+        assert f"{words.split()[-1].removesuffix('=')} is empty" in outcome.err
+    assert "is empty" in ppap_here("rerun", "").err
+
+
 def test_version(ppap_here: Call) -> None:
     outcome = ppap_here("--version")
     assert outcome.code == 0

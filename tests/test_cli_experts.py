@@ -238,6 +238,12 @@ def test_sets_are_joined_into_one_that_works(experts: Call) -> None:
     assert both.ranges == whole.ranges
     merged_from = both.metadata.pop("merged_from")
     assert [part["file"] for part in merged_from] == ["1.safetensors", "0.safetensors"]
+    before = path.read_bytes()
+    twice = experts("merge", "0.safetensors", "./0.safetensors", "--out", "twice.safetensors")
+    refused(twice, "given twice")
+    again = experts("merge", "1.safetensors", "0.safetensors", "--out", "both.safetensors")
+    refused(again, "there already")
+    assert path.read_bytes() == before
     assert both.metadata == whole.metadata
     assert json.loads(experts("verify", "both.safetensors", "--json").out)["ok"]
 

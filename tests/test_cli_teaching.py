@@ -130,7 +130,10 @@ def test_a_tuning_that_is_finished_is_only_looked_at(harvested: Path, tuned: Pat
     )  # fmt: skip
     assert call(*command) == strictly(tuned / "tuning.json")
     assert call(*command[:-2], "--lr", 0.005)["tuning"]["lr"] == 0.005  # what it had chosen
-    for other in (("--seed", 1), ("--model", "else"), ("--view", "predicted"), ("--steps", 4)):
+    for other in (
+        ("--seed", 1), ("--model", "else"), ("--view", "predicted"), ("--steps", 4),
+        ("--licence", "MIT"), ("--backbone", "adm"),
+    ):  # fmt: skip
         with pytest.raises(OutputError, match="of another tuning"):
             call(*command, *other)
     assert {path.name: path.read_bytes() for path in tuned.iterdir()} == before
@@ -146,6 +149,10 @@ def test_what_cannot_be_tuned_is_said_before_anything_is_done(
         call("tune", "classifier", "--harvest", tmp_path, *out)
     with pytest.raises(OptionError, match=r"made by the backbone 'shapes'"):
         call("tune", "classifier", "--harvest", harvested, "--backbone", "adm", *out)
+    with pytest.raises(OptionError, match="takes no option 'vae'"):
+        call("tune", "classifier", "--harvest", harvested, "--vae", "mine", *out)
+    with pytest.raises(OptionError, match="'patience' in the command line is 0"):
+        call("tune", "classifier", "--harvest", harvested, "--patience", 0, *out)
     with pytest.raises(OutputError, match="already holds"):
         call("tune", "classifier", "--harvest", harvested, "--out", tuned)
     with pytest.raises(UnknownNameError, match="view"):

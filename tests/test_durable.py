@@ -76,6 +76,15 @@ def test_what_was_written_is_on_the_disk_once_it_returns(tmp_path: Path) -> None
     assert files(tmp_path / "left") == {"inner/deep/x.txt": b"made"}
 
 
+def test_what_is_no_file_is_not_replaced_by_one(odd_files: dict[str, Path]) -> None:
+    for name in ("pipe", "link", "loop", "socket"):  # never the device itself
+        path = odd_files[name]
+        before = path.lstat()
+        with pytest.raises(OutputError, match="would be replaced"):
+            write_file(path, b"data")
+        assert path.lstat().st_ino == before.st_ino
+
+
 def test_the_layer_notices_a_file_that_was_never_flushed(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()

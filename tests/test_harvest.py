@@ -25,6 +25,7 @@ from ppap_host.experts.harvest import Harvest, HarvestConfig
 from ppap_host.files.errors import (
     CheckpointError,
     DamageWarning,
+    GuidanceWarning,
     OptionError,
     OutputError,
     PpapError,
@@ -231,6 +232,13 @@ def test_a_folder_that_is_no_harvest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_user")
+def test_files_of_somebody_else_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "images-00000.safetensors").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"no harvest\.json"):
+        harvest(CONFIG, tmp_path, found=world())
+    assert (tmp_path / "images-00000.safetensors").read_bytes() == b"mine"
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError):
@@ -253,6 +261,18 @@ def test_the_command_makes_prompted_images_of_the_built_in_world(tmp_path: Path)
     for path in ("empty.txt", "missing.txt"):
         outcome = CliRunner().invoke(app, [*call[:-5], "--prompts", str(tmp_path / path)])
         assert isinstance(outcome.exception, OptionError)
+
+
+def test_prompts_that_are_left_over_and_saturated_images_are_told(tmp_path: Path) -> None:
+    prompts = ("a red cube", *("a blue cone", "a green sphere") * 1000)
+    config = HarvestConfig(
+        num=1, shard=1, batch=1, steps=1, prompts=prompts, cfg=1e30, device="cpu"
+    )
+    with pytest.warns(GuidanceWarning) as told:
+        harvest(config, tmp_path)
+    said = " ".join(str(warning.message) for warning in told)
+    assert "first 1 of 2001 prompts" in said
+    assert "at the bounds" in said
 
 
 @pytest.mark.parametrize(

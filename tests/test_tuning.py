@@ -315,6 +315,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(lesson: Lesson) -> None
         {"rank": 0},
         {"lr": -1.0},
         {"lr": math.nan},
+        {"lr": 1e30},
         {"weight_decay": -1.0},
         {"weight_decay": math.inf},
         {"experts": 10**9},
@@ -327,6 +328,12 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
     with pytest.raises(OptionError, match=f"{next(iter(changes))!r}") as caught:
         replace(CONFIG, **changes)
     assert caught.value.remedy
+
+
+def test_a_decay_that_turns_signs_is_refused() -> None:
+    with pytest.raises(OptionError, match="learning rate") as caught:
+        replace(CONFIG, lr=0.01, weight_decay=101.0)
+    assert "--weight-decay" in caught.value.remedy
 
 
 class Levelled(GaussianBackbone):

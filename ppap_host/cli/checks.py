@@ -73,6 +73,25 @@ def check_new(out: Path, holds: str, what: str) -> None:
         )
 
 
+def check_picture(out: Path) -> None:
+    """Whether a picture may be written as this file: it is new, or another picture takes its place.
+
+    Raises:
+        OutputError: it is something else, which would be lost.
+    """
+    from ppap_host.files.writing import PNG
+
+    if os.path.isdir(out):
+        raise OutputError(f"{str(out)!r} is a folder.", remedy="Give a file with --out.")
+    if os.path.isfile(out) and os.path.getsize(out):
+        with open(out, "rb") as file:
+            if file.read(len(PNG)) != PNG:
+                raise OutputError(
+                    f"{str(out)!r} is no PNG, and would be lost.",
+                    remedy="Give another file with --out.",
+                )
+
+
 def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> None:
     """Whether everything that a run names exists.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from ppap_host.cli.options import AsJson, option, out
 from ppap_host.cli.output import counted, print_json, tell, tell_path
 from ppap_host.cli.progress import progress_bar
 from ppap_host.cli.tables import Column, show_table
+from ppap_host.files.errors import OptionError, OutputError
 
 app = Application("Show, verify and join sets of experts.")
 
@@ -85,6 +87,7 @@ def _verified(text: str, model: str | None) -> dict[str, Any]:
     """
     from ppap_host.experts.sets import ExpertSet
     from ppap_host.files.errors import CheckpointError
+    from ppap_host.files.offline import nothing_fetched
     from ppap_host.plugins.loading import load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
@@ -97,8 +100,10 @@ def _verified(text: str, model: str | None) -> dict[str, Any]:
             f"{str(path)!r} does not say which guide and network it is for.",
             remedy="Tune it again, or ask whoever made it.",
         )
+    named = "" if model is not None else str(path)
     model = model if model is not None else found.metadata.get("model")
-    guide = load_guide(registry(), name, model)
+    with nothing_fetched(named, "Give the model yourself with --model if you want it."):
+        guide = load_guide(registry(), name, model)
     network = guide.network()
     found.check(network, guide.name)
     for i, patch in enumerate(found.patches):
@@ -136,12 +141,20 @@ def merge(
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.choice import expert_set_path
 
+    if os.path.lexists(into):
+        raise OutputError(
+            f"{str(into)!r} is there already.",
+            remedy="Give another file with --out; nothing is overwritten.",
+        )
     with progress_bar() as watch:
         watch("joining experts", 0, 1)
         paths = [expert_set_path(text, registry()) for text in experts]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise OptionError(f"{str(path)!r} is given twice.", remedy="Leave one of them out.")
         whole = joined({str(path): ExpertSet.load(path) for path in paths})
         whole.metadata["merged_from"] = [
-            {"file": path.name, "sha256": sha256_file(path)} for path in dict.fromkeys(paths)
+            {"file": path.name, "sha256": sha256_file(path)} for path in paths
         ]
         whole.save(into)
     if as_json:

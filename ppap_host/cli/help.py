@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ppap_host.cli.output import VOICE, clean, encodable
 from ppap_host.cli.surroundings import working_folder_is_gone
-from ppap_host.files.errors import OutputError
+from ppap_host.files.errors import OptionError, OutputError
 
 GENERAL = "General"
 """The last panel of every command."""
@@ -113,8 +113,29 @@ def with_general_options(command: Any) -> Any:
     return command
 
 
+_PLACE = re.compile("^(?!.*LABEL).*(FILE|FOLDER)")
+"""What stands for a value that is a path, or may be one."""
+
+
 class Command(TyperCommand):
     """A command whose help is in panels."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; an empty path, as of a variable that is not set, is none."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            value = given.get(param.name)
+            if param.param_type_name == "option" and isinstance(value, list):
+                continue  # one for each guide, where an empty one keeps a place
+            if "" in (value if isinstance(value, list | tuple) else [value]) and _PLACE.search(
+                str(getattr(param, "metavar", ""))
+            ):
+                raise OptionError(
+                    f"{param.opts[0] if param.param_type_name == 'option' else _value(param)} is "
+                    "empty.",
+                    remedy="Give a path or a name; the folder you stand in is written as a dot.",
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs it, unless what it was started in is gone."""

@@ -157,7 +157,8 @@ def tune(
         ),
     ] = False,
     num: Annotated[
-        int, options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1)
+        int,
+        options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1, max=100_000_000),
     ] = 2000,
     harvest_steps: Annotated[
         str,
@@ -240,8 +241,8 @@ def tune(
     with progress_bar(disable=not alone_or_first()) as watch:
         watch("loading libraries", 0, 1)
         record = _made(
-            guide, model, backbone, checkpoint, harvest, out, config(), licence, device, dtype,
-            seen, watch,
+            guide, model, backbone, checkpoint, backbone_options(backbone_option, vae=vae), harvest,
+            out, config(), licence, device, dtype, seen, watch,
         )  # fmt: skip
     if record is None or not alone_or_first():
         return
@@ -256,6 +257,7 @@ def _made(
     model: str | None,
     backbone: str | None,
     checkpoint: str | None,
+    options: dict[str, str],
     harvest: Path,
     out: Path,
     config: TuningConfig,
@@ -274,10 +276,10 @@ def _made(
     with Job(out) if alone_or_first() else nullcontext():
         if not target.exists():
             return _tune(
-                guide, model, backbone, checkpoint, harvest, target, config, licence, device,
-                dtype, view, watch,
+                guide, model, backbone, checkpoint, options, harvest, target, config, licence,
+                device, dtype, view, watch,
             )  # fmt: skip
-        record = _finished(target, guide, model, harvest, config, view)
+        record = _finished(target, guide, model, backbone, harvest, config, licence, view)
         if record is None:
             raise OutputError(
                 f"{str(out)!r} already holds an expert set, of another tuning.",
@@ -305,7 +307,14 @@ def _show(record: dict[str, Any], out: Path) -> None:
 
 
 def _finished(
-    target: Path, guide: str, model: str | None, harvest: Path, config: TuningConfig, view: str
+    target: Path,
+    guide: str,
+    model: str | None,
+    backbone: str | None,
+    harvest: Path,
+    config: TuningConfig,
+    licence: str,
+    view: str,
 ) -> dict[str, Any] | None:
     """The record of a set that these very settings have made; None if it is of others.
 
@@ -327,10 +336,13 @@ def _finished(
         ) from None
     # What was left to the tuning, such as the number of steps, is whatever it chose.
     asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    made = Harvest.open(harvest)
     same = (
         (known.get("guide"), known.get("model"), view_of(known)) == (guide, model, view)
+        and known.get("licence") == licence
+        and backbone in (None, made.config.backbone)
         and asked.items() <= known.get("tuning", {}).items()
-        and known.get("harvest") == Harvest.open(harvest).identity()
+        and known.get("harvest") == made.identity()
     )
     return record if same else None
 
@@ -392,6 +404,7 @@ def _tune(
     model: str | None,
     backbone: str | None,
     checkpoint: str | None,
+    options: dict[str, str],
     folder: Path,
     target: Path,
     config: TuningConfig,
@@ -407,28 +420,17 @@ def _tune(
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
     from ppap_host.files.writing import write_json
-    from ppap_host.plugins.loading import load_backbone, load_guide
+    from ppap_host.plugins.loading import load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_host.runs.harvesting import backbone_of
     from ppap_host.runs.processes import join, own_device
 
     found = registry()
     processes = join(device_name)
     device = pick_device(own_device(device_name, processes))
     made = Harvest.open(folder)
-    harvested = made.description["config"]
-    if backbone is not None and backbone != harvested["backbone"]:
-        raise OptionError(
-            f"The harvest {str(folder)!r} was made by the backbone {harvested['backbone']!r}, "
-            f"not by {backbone!r}.",
-            remedy="Leave out --backbone, or give a harvest of that backbone.",
-        )
-    diffusion = load_backbone(
-        found,
-        harvested["backbone"],
-        checkpoint or harvested["checkpoint"],
-        harvested.get("backbone_options"),
-    )
+    diffusion = backbone_of(made, found, backbone, checkpoint, options)
     levels, size = diffusion.levels(), diffusion.image_size
     dtype = pick_dtype(dtype_name, device)
     predictor = None
@@ -470,7 +472,7 @@ def _tune(
         "licence": licence,
         "versions": package_versions(plugins),
         "backbone": {
-            "name": harvested["backbone"],
+            "name": made.config.backbone,
             "files": made.description["model_files"],
         },
     }

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -42,6 +42,7 @@ from ppap_host.files.settings import (
     Fraction,
     Images,
     Many,
+    Place,
     Seed,
     Steps,
     read,
@@ -126,10 +127,10 @@ class HarvestConfig:
     """
 
     backbone: str = "shapes"
-    checkpoint: str | None = None
+    checkpoint: Place | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
     num: Images = 2000
-    prompts: Annotated[tuple[str, ...], Many] = ()
+    prompts: Annotated[tuple[str, ...], Many, Field(max_length=1_000_000)] = ()
     cfg: Finite | None = None
     steps: Steps | None = None
     sampler: str | None = None

@@ -47,7 +47,7 @@ from ppap_host.experts.sets import MOST, ExpertSet, digest_of
 from ppap_host.files.errors import CheckpointError, GuidanceWarning, OptionError, RecordError
 from ppap_host.files.folders import Job
 from ppap_host.files.reading import Document, require_regular
-from ppap_host.files.settings import Batch, NotNegative, Positive, Seed, settings
+from ppap_host.files.settings import Batch, NotNegative, Seed, settings
 from ppap_host.files.writing import json_text, write_file
 from ppap_host.guides.guide import Guide
 from ppap_host.sampling.streams import derived, generator, word
@@ -89,7 +89,7 @@ class TuningConfig:
     rank: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     steps: Count | None = None
     batch: Batch = 32
-    lr: Positive | None = None
+    lr: Annotated[float, Field(gt=0, le=100)] | None = None
     weight_decay: NotNegative = 1e-4
     seed: Seed = 0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -101,6 +101,12 @@ class TuningConfig:
             raise OptionError(
                 f"The rank {self.rank} is of low-rank factors, and the method full has none.",
                 remedy="Leave it out, or use the method patch.",
+            )
+        if self.learning_rate * self.weight_decay > 1:
+            raise OptionError(
+                f"A learning rate of {self.learning_rate} and --weight-decay {self.weight_decay} "
+                "turn the sign of every number at each step: their product is more than 1.",
+                remedy="Give a smaller --weight-decay; 0.0001 is usual.",
             )
 
     @property

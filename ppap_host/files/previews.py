@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,22 @@ _MOST_FRAMES, _PAPER, _INK, _LINE = 9, (255, 255, 255), (28, 64, 120), (205, 203
 def is_image(shape: tuple[int, ...], makes: str) -> bool:
     """Whether samples of this shape [c, h, w] are pictures that a PNG holds: grey or RGB."""
     return makes == "images" and len(shape) == 3 and shape[0] in (1, 3)
+
+
+def is_saturated(pixels: NDArray[np.uint8]) -> bool:
+    """Whether most pixels of a picture, [h, w, c], are at the bounds in some colour."""
+    return bool(np.isin(pixels, (0, 255)).any(axis=2).mean() > 0.5)
+
+
+def of_saturated(indices: Sequence[int]) -> list[str]:
+    """What to warn of, where these images of all are saturated."""
+    if not indices:
+        return []
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+    return [
+        f"Most pixels of {len(indices)} images ({shown}) are at the bounds of what can be shown: a "
+        "guide or --cfg is too strong, or the backbone does not fit its schedule."
+    ]
 
 
 def previews(x: Tensor, makes: str) -> list[Image.Image]:

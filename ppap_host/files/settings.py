@@ -20,9 +20,22 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ppap_host.files.errors import OptionError, nearest
 from ppap_host.files.reading import beyond
-from ppap_host.files.words import ARGUMENTS
+from ppap_host.files.words import ARGUMENTS, are_typed
 
 T = TypeVar("T")
+
+
+def _kept(value: int) -> int:
+    if beyond(value):
+        raise ValueError("a whole number of at most 300 digits")
+    return value
+
+
+def _named(value: str) -> str:
+    if not value:
+        raise ValueError("a text that is not empty")
+    return value
+
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,7 +46,10 @@ Images = Annotated[int, Field(ge=1, le=100_000_000)]
 MoreImages = Annotated[int, Field(ge=0, le=100_000_000)]
 """The same where none may be wanted."""
 Batch = Annotated[int, Field(ge=1, le=1_000_000)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0), AfterValidator(_kept)]
+"""Of random draws; as large as records can hold."""
+Place = Annotated[str, AfterValidator(_named)]
+"""A file, a folder or a name; empty it would be the folder one stands in, or what is shipped."""
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
 """Pixels along a side of an image."""
@@ -47,7 +63,7 @@ Parts = Annotated[int, Field(ge=1, le=1000)]
 """Into how many parts something is split."""
 Number = Annotated[int, Field(ge=1, le=1_000_000)]
 """Of steps, or of trials."""
-Steps = Number | Annotated[str, Field(min_length=1)]
+Steps = Number | Place
 """A number of steps, or a spacing of them."""
 
 
@@ -123,7 +139,7 @@ def read(cls: type[T], values: Mapping[str, Any], source: str) -> T:
 
 def _explained(cls: Any, error: pydantic.ValidationError) -> OptionError:
     """The first thing that is wrong, in the words of who wrote it."""
-    where = _source.get() or f"{cls.__name__}(...)"
+    where = _source.get() or ("the command line" if are_typed() else f"{cls.__name__}(...)")
     known = [field.name for field in dataclasses.fields(cls)]
     faults = error.errors(include_url=False)
     first = faults[0]

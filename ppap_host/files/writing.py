@@ -45,8 +45,15 @@ def write_file(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all; when this returns it is on the disk.
 
     Raises:
-        OutputError: no permission, no space, or the folder is gone.
+        OutputError: no permission, no space, the folder is gone, or what has the name is no file.
     """
+    if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        # A device would be gone for everybody.
+        raise OutputError(
+            f"{str(path)!r} is a device, a pipe, a socket or a link to nothing, and would be "
+            "replaced.",
+            remedy="Give the name of a file.",
+        )
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}{UNFINISHED}"
     try:
         make_folder(path.parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from ppap_host.files import reading
 from ppap_host.files.errors import OptionError, unknown_name
@@ -23,6 +23,7 @@ from ppap_host.files.settings import (
     Index,
     Many,
     NotNegative,
+    Place,
     Positive,
     Seed,
     Side,
@@ -84,7 +85,7 @@ class GuideConfig:
             memory (a guide, a module, a function, or a reward of one of them).
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Place
     target: Any = None
     scale: Finite | None = None
     model: str | None = None
@@ -162,7 +163,7 @@ class RunConfig:
 
     guides: tuple[GuideConfig, ...] = ()
     backbone: Any = "shapes"
-    checkpoint: str | None = None
+    checkpoint: Place | None = None
     prompt: str | Annotated[tuple[str, ...], Many] = ""
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,10 +26,18 @@ from ppap_host.experts.harvest import (
     write_tensor,
 )
 from ppap_host.files import images
-from ppap_host.files.errors import CheckpointError, DamageWarning, OptionError, SamplingError
+from ppap_host.files.errors import (
+    CheckpointError,
+    DamageWarning,
+    GuidanceWarning,
+    OptionError,
+    OutputError,
+    SamplingError,
+)
 from ppap_host.files.folders import Job
 from ppap_host.files.hashes import file_hashes, package_versions
-from ppap_host.files.previews import is_image
+from ppap_host.files.offline import nothing_fetched
+from ppap_host.files.previews import is_image, is_saturated, of_saturated
 from ppap_host.files.writing import write_json, write_png
 from ppap_host.plugins.loading import load_backbone, load_sampler
 from ppap_host.plugins.registry import Registry, registry
@@ -40,6 +48,41 @@ from ppap_host.sampling.streams import ImageNoise
 
 SHOWN = 48
 """Images on the sheet of a harvest."""
+_PROMPTS_AT_ONCE = 100
+
+
+def backbone_of(
+    made: Harvest,
+    found: Registry,
+    name: str | None = None,
+    checkpoint: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Backbone:
+    """The backbone that made a harvest.
+
+    Args:
+        name: that it must have; None takes any.
+        checkpoint, options: instead of what the harvest names, which may lie elsewhere now. What
+            the harvest alone names is not fetched.
+
+    Raises:
+        OptionError: the harvest is another backbone's.
+        PpapError: it cannot be loaded.
+    """
+    config = made.config
+    if name not in (None, config.backbone):
+        raise OptionError(
+            f"The harvest {str(made.folder)!r} was made by the backbone {config.backbone!r}, "
+            f"not by {name!r}.",
+            remedy="Leave out --backbone, or give a harvest of that backbone.",
+        )
+    theirs = {"checkpoint": config.checkpoint, **config.backbone_options}
+    mine = {**({} if checkpoint is None else {"checkpoint": checkpoint}), **(options or {})}
+    chosen: dict[str, Any] = {**theirs, **mine}
+    left = any(value is not None for key, value in theirs.items() if key not in mine)
+    remedy = "Give what the harvest names yourself, such as --checkpoint, if you want it."
+    with nothing_fetched(str(made.folder) if left else "", remedy):
+        return load_backbone(found, config.backbone, chosen.pop("checkpoint"), chosen)
 
 
 def harvest(
@@ -92,6 +135,7 @@ def harvest(
         result = Harvest(out, described)
         mine = range(process, result.shards, processes)
         total, done = sum(len(result.rows(i)) for i in mine), 0
+        saturated: list[int] = []
         for i in mine:
             rows = result.rows(i)
             if not _is_made(result, i):
@@ -100,11 +144,15 @@ def harvest(
                     watch("harvesting images", int(before + made), total)
 
                 pixels, latents = maker.make(rows, on_batch)
+                shown = pixels.permute(0, 2, 3, 1).numpy()
+                saturated += [k for k, p in zip(rows, shown, strict=True) if is_saturated(p)]
                 if result.latent_shape is not None:
                     write_tensor(result.latents_file(i), "latents", latents)
                 write_tensor(result.images_file(i), "rgb", pixels)
             done += len(rows)
             watch("harvesting images", done, total)
+        for text in of_saturated(saturated):
+            warnings.warn(text, GuidanceWarning, stacklevel=2)
         wait()
         if process == 0:
             _write_sheet(result)
@@ -116,8 +164,16 @@ def _begin(out: Path, described: dict[str, Any]) -> None:
 
     Raises:
         OptionError: it is another one; names what differs.
+        OutputError: there is none, and files of such names are somebody else's.
     """
     if not os.path.exists(out / DESCRIPTION):
+        others = [*out.glob("images-*.safetensors"), *out.glob("latents-*.safetensors")]
+        if others:
+            raise OutputError(
+                f"{str(out)!r} holds {others[0].name!r} and no {DESCRIPTION}: another's file would "
+                "be lost.",
+                remedy="Give another folder with --out, or move the file away.",
+            )
         write_json(out / DESCRIPTION, described)
         return
     there = Harvest.begun(out).description
@@ -175,7 +231,15 @@ class _Maker:
                 f"--cfg {config.cfg} strengthens prompts or classes, and there are none.",
                 remedy="Add --prompts, or leave out --cfg.",
             )
-        backbone.encode_prompts(list(config.prompts) or [""])  # says early what it does not know
+        if len(config.prompts) > config.num:
+            text = (
+                f"Only the first {config.num} of {len(config.prompts)} prompts are used, one an "
+                "image; a larger --num uses more."
+            )
+            warnings.warn(text, GuidanceWarning, stacklevel=4)
+        used = list(dict.fromkeys(config.prompts[: config.num])) or [""]
+        for first in range(0, len(used), _PROMPTS_AT_ONCE):  # says early what it does not know
+            backbone.encode_prompts(used[first : first + _PROMPTS_AT_ONCE])
         backbone.to(device, dtype)
         cfg = backbone.default_cfg if config.cfg is None else config.cfg
         self.cfg = cfg if conditional else 1.0

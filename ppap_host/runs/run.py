@@ -22,7 +22,14 @@ from torch import Tensor
 from ppap_host.files import images
 from ppap_host.files.errors import OptionError, OutputError, SamplingError
 from ppap_host.files.hashes import package_versions, sha256_bytes, sha256_pixels
-from ppap_host.files.previews import array_bytes, as_written, is_image, previews
+from ppap_host.files.previews import (
+    array_bytes,
+    as_written,
+    is_image,
+    is_saturated,
+    of_saturated,
+    previews,
+)
 from ppap_host.guides.sight import fitting
 from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, batch_of
@@ -40,8 +47,6 @@ Watch = Callable[[str, int, int], None]
 Begun = Callable[[Mapping[str, Any]], None]
 """Told of the record when all is loaded and understood, before the first step."""
 
-SATURATED = 0.5
-"""Share of an image's pixels at the bounds from which a run warns of it."""
 
 TOO_STRONG = 10.0
 """How many times its usual strength a guide may have before a run warns of it."""
@@ -382,12 +387,12 @@ class Run:
             record["skipped_guidance"] = dict(self.health.skipped)
             record["limited_guidance"] = dict(self.health.limited)
             record["images_per_gradient"] = dict(self.health.at_once)
-            saturated = _saturated(pictures if image else [])
+            saturated = [is_saturated(np.asarray(p)) for p in pictures] if image else []
             self._shown.saturated += [k for k, s in zip(indices, saturated, strict=False) if s]
             record["warnings"] = [
                 *_doubts(setup), *self.health.warnings(), *_too_strong(setup, self.health),
                 *_of_conflict(self._losses), *_of_latents(setup),
-                *_of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
+                *of_saturated(self._shown.saturated), *_of_failed(record["failed"]),
             ]  # fmt: skip
             record["seconds"] = dict(self.clock.seconds)
             if self._folder is not None:
@@ -658,24 +663,6 @@ def _of_latents(setup: Setup) -> list[str]:
         for stage in setup.stages
         for g in stage.guides
         if stage.backbone.latent and g.experts is not None and g.recipe.sees_noise
-    ]
-
-
-def _saturated(pictures: list[Image.Image]) -> list[bool]:
-    """Whether most pixels of each picture are at the bounds in some colour."""
-    return [
-        float(np.isin(np.asarray(picture), (0, 255)).any(axis=2).mean()) > SATURATED
-        for picture in pictures
-    ]
-
-
-def _of_saturated(indices: list[int]) -> list[str]:
-    if not indices:
-        return []
-    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-    return [
-        f"Most pixels of {len(indices)} images ({shown}) are at the bounds of what can be shown: a "
-        "guide or --cfg is too strong, or the backbone does not fit its schedule."
     ]
 
 

@@ -25,6 +25,7 @@ KINDS = {
     14: "wrong types in documents that people edit",
     15: "sheets and harvests that grow",
     16: "a user's file is no fault of the plugin",
+    17: "results where something else lies",
 }
 """What the numbers mean; a module that adds a kind adds its line here."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +22,11 @@ SECRET = "secret.png"
 
 
 def cases() -> Iterator[Case]:
-    """Kinds 8 and 10."""
+    """Kinds 8, 10 and 17."""
     yield from _names()
     yield from _odd_files()
     yield from _bombs()
+    yield from _in_the_way()
 
 
 def _names() -> Iterator[Case]:
@@ -73,6 +75,25 @@ def _names() -> Iterator[Case]:
             ("rerun", "run.json"),
             "not on this machine|no file here|--model",
         )
+    for model in ("someone/model", "timm:resnet18.a1_in1k", "torchvision:resnet18"):
+
+        def set_of(folder: Path, model: str = model) -> None:
+            stock.expert_set(folder, {**stock.SET, "model": model})
+
+        command = ("experts", "verify", "set.safetensors")
+        said = "not on this machine|--model"
+        yield Case(f"model {model} in an expert set", 8, set_of, command, said)
+
+    def harvested(folder: Path) -> None:
+        config = {**stock.HARVEST["config"], "checkpoint": "someone/model"}
+        stock.harvest(folder, {**stock.HARVEST, "config": config})
+
+    for command in (
+        ("tune", "classifier", "--out", "t"),
+        ("calibrate", "classifier", "--out", "c"),
+    ):
+        yield Case(f"{command[0]} with a harvest of someone/model", 8, harvested,
+                   (*command, "--harvest", "h"), "hub|not on this machine")  # fmt: skip
     for code in ("./x.py:f", "x.py:f", "/tmp/x.py:f"):
 
         def named(folder: Path, code: str = code) -> None:
@@ -137,6 +158,13 @@ def _odd_files() -> Iterator[Case]:
              "--target", "red cube", "--steps", "1"),
             None,
         ),
+        "a plot": ("x.png", ("plot", "tuning.json", "--out", "x.png"), stock.tuning),
+        "a joined set": (
+            "x.safetensors", ("experts", "merge", "set.safetensors", "--out", "x.safetensors"),
+            stock.expert_set,
+        ),
+        "a sheet": ("x.png", ("shapes", "evaluate", "unguided", "--num", "2", "--steps", "1",
+                              "--out", "x.png"), None),
     }  # fmt: skip
     for what, (name, command, before) in places.items():
         for kind in ("pipe", "device", "folder", "loop", "socket"):
@@ -247,6 +275,46 @@ def _bombs() -> Iterator[Case]:
             ("experts", "show", "set.safetensors"), seconds=30,
         )  # fmt: skip
         yield Case(f"state of a tuning that {what}", 10, _bytes("s", data), _restore, seconds=30)
+
+
+def _in_the_way() -> Iterator[Case]:
+    """Files of the user's where results are to be written, and paths that are none."""
+
+    def mine(folder: Path) -> None:
+        stock.tuning(folder)
+        stock.expert_set(folder)
+        stock.record(folder)
+        (folder / "x.txt").write_text("mine")
+        (folder / "h").mkdir()
+        for name in ("images-00000.safetensors", "latents-00007.safetensors"):
+            (folder / "h" / name).write_text("mine")
+
+    harvest = ("harvest", "--num", "1")
+    for command, says in (
+        (("plot", "tuning.json", "--out", "tuning.json"), "no PNG"),
+        (("plot", "tuning.json", "--out", "x.txt"), "no PNG"),
+        (("plot", "tuning.json", "--out", "h"), "a folder"),
+        (("experts", "merge", "set.safetensors", "--out", "set.safetensors"), "there already"),
+        (("experts", "merge", "set.safetensors", "--out", "x.txt"), "there already"),
+        (("shapes", "evaluate", "unguided", "--num", "1", "--out", "x.txt"), "no PNG"),
+        ((*harvest, "--steps", "1", "--device", "cpu", "--out", "h"), "another's file"),
+        ((*harvest, "--out", ""), "--out is empty"),
+        ((*harvest, "--out", "h", "--checkpoint="), "--checkpoint is empty"),
+        ((*harvest, "--out", "h", "--prompts", ""), "--prompts is empty"),
+        (("run", "--out", ""), "--out is empty"), (("rerun", ""), "is empty"),
+        (("rerun", "run.json", "--out="), "--out is empty"), (("plot", ""), "is empty"),
+        (("tune", "depth", "--model", ""), "--model is empty"),
+        (("tune", "depth", "--harvest", ""), "--harvest is empty"),
+        (("calibrate", "depth", "--out", ""), "--out is empty"),
+        (("calibrate", "depth", "--out", "c", "--images", ""), "--images is empty"),
+        (("search", "--guide", "depth", "--work", ""), "--work is empty"),
+        (("experts", "verify", "set.safetensors", "--model", ""), "--model is empty"),
+        (("experts", "show", ""), "is empty"), (("shapes", "render", "--out", ""), "is empty"),
+        (("plugin", "new", "haze", "--out", ""), "--out is empty"),
+        (("bench", "recipes", "--out", ""), "--out is empty"),
+        (("bench", "capacity", "--out", "b", "--harvest", ""), "--harvest is empty"),
+    ):  # fmt: skip
+        yield Case(shlex.join(command), 17, mine, command, says)
 
 
 def _restore(folder: Path) -> None:

@@ -60,6 +60,14 @@ def _not_finite() -> Iterator[Case]:
             command = (*_RUN, "--sampler", "heun", "--churn", "5", option, value)
         yield Case(f"{option} {value}", 1, _nothing, command, says="finite")
 
+    def prompts(folder: Path) -> None:
+        (folder / "p.txt").write_text("a red cube\n" + "a blue cone\n" * 200_000)
+
+    yield Case("a harvest with a cfg of 1e30", 1, prompts,
+               ("harvest", "--out", "o", "--num", "1", "--steps", "1", "--device", "cpu",
+                "--prompts", "p.txt", "--cfg", "1e30"),
+               says="first 1 of 200001 prompts.*at the bounds", codes=(0,))  # fmt: skip
+
 
 def _world(spoil: Callable[[Any, int], Any]) -> Any:
     from ppap_host.backbones.backbone import Prediction
@@ -165,6 +173,17 @@ def _meaningless() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"{option} {value!r}", 3, _nothing, (*_RUN, "--churn", "1", option, value))
 
+    teach = ("tune", "classifier", "--harvest", "h", "--out", "t", "--device", "cpu")
+    for words in (
+        "--lr 1e30", "--lr nan", "--weight-decay 1e308", "--weight-decay nan", "--held-out 0",
+        "--held-out 0.999999999", "--experts 100000", "--rank 0", "--patience 0",
+        f"--seed {'9' * 400}", "--batch 1000000000",
+    ):  # fmt: skip
+        yield Case(f"tune {words[:40]}", 3, stock.harvest, (*teach, *words.split()))
+    make = ("harvest", "--out", "o", "--device", "cpu")
+    for words in (f"--seed {'9' * 400}", "--shard 0", "--num 1000000000000", "--eta 1e300"):
+        yield Case(f"harvest {words[:40]}", 3, _nothing, (*make, *words.split()))
+
 
 def _settings() -> tuple[Any, ...]:
     from ppap_plugin_bench import shapes
@@ -191,6 +210,7 @@ def _every_field(kind: Any) -> Make:
 
     def check(folder: Path) -> None:
         from ppap_host.files.errors import PpapError
+        from ppap_host.files.reading import beyond
         from ppap_host.runs.config import RunConfig
 
         needs = {"GuideConfig": {"name": "depth"}, "SearchConfig": {"run": RunConfig()}}
@@ -205,7 +225,7 @@ def _every_field(kind: Any) -> Make:
                 kept = getattr(made, field)
                 if field in ("backbone", "target", "what"):  # any object, known when it is used
                     continue
-                assert not (isinstance(kept, float) and not math.isfinite(kept)), (field, value)
+                assert not (isinstance(kept, int | float) and beyond(kept)), (field, value)
 
     return check
 
@@ -268,7 +288,8 @@ def _idle() -> Iterator[Case]:
     evaluate, estimate = ("shapes", "evaluate"), (*tune[:4], "--estimate")
     for command, words in (
         (tune, "--num 3"), (tune, "--harvest-steps 9"), (tune, "--harvest-cfg"),
-        (tune, "--method full --rank 2"), (estimate, "--harvest h"), (estimate, "--out t"),
+        (tune, "--method full --rank 2"), (tune, "--vae x"), (tune, "--backbone-option a=b"),
+        (estimate, "--harvest h"), (estimate, "--out t"),
         (evaluate, "prompts --scale 2"), (evaluate, "prompts --out x.png"),
         (evaluate, "unguided --cfg 2"), (evaluate, "spoiled --steps 3"),
         (evaluate, "depth --cfg 2"), (evaluate, "pairs --experts none"),

@@ -215,6 +215,7 @@ def _calibrate(
     from ppap_host.plugins.loading import load_backbone, load_guide
     from ppap_host.plugins.registry import registry
     from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_host.runs.harvesting import backbone_of
     from ppap_plugin_bench.calibration import measurement
     from ppap_plugin_bench.calibration.measurement import CalibrationConfig
     from ppap_plugin_bench.plots import plot_calibration_errors, plot_reliability
@@ -222,18 +223,12 @@ def _calibrate(
     found = registry()
     device = pick_device(device_name)
     made = None if harvest_folder is None else Harvest.open(harvest_folder)
-    if made is not None:
-        of = made.description["config"]
-        if backbone_name not in (None, of["backbone"]):
-            raise OptionError(
-                f"The harvest {str(harvest_folder)!r} was made by the backbone {of['backbone']!r}, "
-                f"not by {backbone_name!r}.",
-                remedy="Leave out --backbone, or give a harvest of that backbone.",
-            )
-        backbone_name, checkpoint = of["backbone"], checkpoint or of["checkpoint"]
-        options = options or of.get("backbone_options") or {}
-    backbone_name = backbone_name or "shapes"
-    backbone = load_backbone(found, backbone_name, checkpoint, options)
+    if made is None:
+        backbone_name = backbone_name or "shapes"
+        backbone = load_backbone(found, backbone_name, checkpoint, options)
+    else:
+        backbone = backbone_of(made, found, backbone_name, checkpoint, options)
+        backbone_name = made.config.backbone
     guide: Guide = load_guide(found, name, model)
     measurement.check_classes(guide, backbone.image_size)
     sha256 = network_hash(guide.network())

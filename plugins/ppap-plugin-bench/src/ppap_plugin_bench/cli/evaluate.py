@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppap_host.cli import complete, options
+from ppap_host.cli.checks import check_picture
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
     COMMON,
@@ -168,6 +169,13 @@ def evaluate(
     refuse_idle(context, idle, f"to the measure {what}", "Leave it out.")
     if open_it and out is None:
         raise OptionError("--open shows a sheet, and there is none.", remedy="Add --out FILE.")
+    if num < 2 and what in ("unguided", "all", "frechet"):
+        raise OptionError(
+            f"The measure {what} is of how images vary, and --num is {num}.",
+            remedy="Give --num 2 or more.",
+        )
+    if out is not None and what != "all":
+        check_picture(out)
     sheets: dict[str, list[_Row]] = {}
     with progress_bar() as watch:
         watch("loading libraries", 0, 1)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ppap_host.cli import options
+from ppap_host.cli.checks import check_picture
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import OpenIt
 from ppap_host.cli.output import open_file, tell_path
@@ -28,6 +29,8 @@ def plot(
     open_it: OpenIt = False,
 ) -> None:  # fmt: skip
     """Draw how a tuning went: held-out distance by step, and before and after by noise range."""
+    if out is not None:
+        check_picture(out)
     with progress_bar() as watch:
         watch("drawing", 0, 1)
         from ppap_host.experts.tuning import RECORD, read_record
