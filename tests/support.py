@@ -33,8 +33,11 @@ from ppap_host.pipelines.steering import Report
 from ppap_host.recipes.presets import X0
 from ppap_host.sampling.evaluator import Guidance
 
-OTHERS = {"text to image": ["HiDreamImagePipeline"]}
-"""Classes that surveys name and no AutoPipeline knows."""
+OTHERS = {
+    "text to image": ["HiDreamImagePipeline", "DiTPipeline"],
+    "text to video": ["TextToVideoSDPipeline"],
+}
+"""Classes that no AutoPipeline knows: that surveys name, or that have states of another kind."""
 SCALE, SEED = 8.0, 3
 OPTIONS = {
     "prompt": "prompt", "negative_prompt": "negative_prompt", "num_inference_steps": "steps",

@@ -10,6 +10,7 @@ prediction in between (Qwen-Image rescales it, Z-Image turns its sign) is done b
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +18,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-import diffusers
-from diffusers import ModularPipeline
+from diffusers import ModularPipeline, guiders
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from ppap_host.files.errors import OptionError
@@ -256,8 +256,9 @@ def guider(
 
 
 def _described(around: BaseGuidance) -> dict[str, Any]:
-    values = {k: v for k, v in dict(around.config).items() if not k.startswith("_")}
-    return {"class": type(around).__name__, "config": values}
+    values = json.loads(around.to_json_string())
+    config = {name: value for name, value in values.items() if not name.startswith("_")}
+    return {"class": type(around).__name__, "config": config}
 
 
 def _made(described: Any, folder: str) -> BaseGuidance:
@@ -268,7 +269,7 @@ def _made(described: Any, folder: str) -> BaseGuidance:
     """
     kind: Any = None
     if isinstance(described, dict) and isinstance(described.get("config"), dict):
-        kind = getattr(diffusers, str(described.get("class")), None)
+        kind = getattr(guiders, str(described.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, BaseGuidance)):
         raise OptionError(
             f"{folder!r} names no guider of diffusers.",

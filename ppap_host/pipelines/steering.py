@@ -396,18 +396,18 @@ class _Part:
         self._course = Course(self._schedule, scheduler, fixed_variance_of(scheduler))
         sample = given["sample"]
         self._layout = steering.decoder.layout(sample, frame)
+        states = sample.numel() // torch.Size(self._layout.shape).numel()
         self._after = -1
         self._habits: Habits | None = None
         with _own_randomness(sample.device, steering.seed, "choice"):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
+            frames = len(self._backbone.frames)
             guidance = [
-                _at_work(
-                    a.choose(self._backbone, sample.device), len(self._backbone.frames), len(sample)
-                )
+                _at_work(a.choose(self._backbone, sample.device), frames, states)
                 for a in steering.asked
             ]
         steering.report.tell(t for a in steering.asked for t in a.targets)
-        seeds, images = steering.images or (steering.seed, range(len(sample)))
+        seeds, images = steering.images or (steering.seed, range(states))
         noise = ImageNoise(seeds, images, self._layout.plane)
         self._evaluator = Evaluator(
             self._backbone, self._denoise, guidance, ancestral=False,
