@@ -252,6 +252,8 @@ class Arguments:
                 )
             return scale
         self._fixed[name] = scale
+        if "guidance_schedule" in self._takes:  # of each step, by default
+            self._fixed.setdefault("guidance_schedule", None)
         against = config.of_images("negative_prompt", [0])
         if name == "true_cfg_scale" and scale > 1 and not any(against) and not self._described:
             # Without one these pipelines leave the scale aside.

@@ -205,13 +205,12 @@ class Decoder:
         if not layout.video:
             z = z[:, :, 0]
             return z if self._shown is None else self._shown.decode(z)
-        if self._shown is None:
-            return self._chosen(z)
-        if not self._shown.video:
-            return self._flat(self._shown.decode(z[:, :, list(self.looked_at(layout))]))
-        wanted = self.looked_at(layout)
+        wanted = list(self.looked_at(layout))
+        if self._shown is None or not self._shown.video:
+            z = z[:, :, wanted]
+            return self._flat(z if self._shown is None else self._shown.decode(z))
         video = self._shown.decode(z[:, :, : self._needed(max(wanted), layout)])
-        return self._flat(video[:, :, list(wanted)])
+        return self._flat(video[:, :, wanted])
 
     def looked_at(self, layout: Layout) -> tuple[int, ...]:
         """Which frames of a video the guide is shown.
@@ -237,10 +236,6 @@ class Decoder:
 
     def _flat(self, video: Tensor) -> Tensor:
         return video.transpose(1, 2).flatten(0, 1)
-
-    def _chosen(self, z: Tensor) -> Tensor:
-        wanted = Layout(torch.zeros(z.shape[1:], dtype=torch.long), (), video=True)
-        return self._flat(z[:, :, list(self.looked_at(wanted))])
 
     def _frames(self, latent_frames: int) -> int:
         """How many frames so many frames of latents are decoded to."""
