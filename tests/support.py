@@ -33,8 +33,11 @@ from ppap_host.pipelines.steering import Report
 from ppap_host.recipes.presets import X0
 from ppap_host.sampling.evaluator import Guidance
 
-OTHERS = {"text to image": ["HiDreamImagePipeline"]}
-"""Classes that surveys name and no AutoPipeline knows."""
+OTHERS = {
+    "text to image": ["HiDreamImagePipeline", "DiTPipeline"],
+    "text to video": ["TextToVideoSDPipeline"],
+}
+"""Classes that no AutoPipeline knows: that surveys name, or that have states of another kind."""
 SCALE, SEED = 8.0, 3
 OPTIONS = {
     "prompt": "prompt", "negative_prompt": "negative_prompt", "num_inference_steps": "steps",
@@ -224,7 +227,7 @@ def table(title: str, rows: dict[str, dict[str, str]]) -> list[str]:
 
 HEAD = f"""# What can be guided
 
-Every class of the AutoPipelines of diffusers {diffusers.__version__} for pictures and videos, and modular families, as tiny pipelines of random networks on the CPU, 4 steps. Prompts are given as `prompt_embeds` where a text encoder has no small form.
+Every class of the AutoPipelines of diffusers {diffusers.__version__} for pictures and videos, some others, and modular families, as tiny pipelines of random networks on the CPU, 4 steps. Prompts are given as `prompt_embeds` where a text encoder has no small form.
 
 - **run**: what `ppap run` makes without a guide, against the pipeline alone with the same seed, in 8 bits; then the guide's loss of the result without and with guidance.
 - **steer**: first what a guide with a zero gradient changes that is asked at every step, against the pipeline alone; then the guide's loss at the last step without and with its gradient (recipe `x0`, scale {SCALE:g}).

@@ -9,13 +9,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, guiders
+from diffusers.hooks import LayerSkipConfig
 from pipelines import MODULAR, ContrastGuide, run_modular, tiny
 from torch import Tensor
 
 import ppap_host as ppap
 from ppap_host.files.errors import OptionError, UnknownNameError
-from ppap_host.pipelines.guider import Guider, guider
+from ppap_host.pipelines.guider import Guider, _described, _made, guider
 from ppap_host.pipelines.steer import steer
 from ppap_host.recipes.presets import X0, X0_THROUGH
 from ppap_host.recipes.recipe import Recipe
@@ -172,6 +173,17 @@ def test_what_a_guider_cannot_do_names_what_can() -> None:
     one.update_components(guider=guider(other, asks()))
     with pytest.raises(OptionError, match="made for another pipeline"):
         run_modular(one, "sdxl")
+
+
+@pytest.mark.parametrize("name", ["SkipLayerGuidance", "MagnitudeAwareGuidance"])
+def test_the_other_guider_is_described_as_diffusers_does_it(name: str) -> None:
+    """Also where its settings are objects, and where diffusers itself does not list it."""
+    kind = getattr(guiders, name)
+    layers = {"indices": [0], "fqn": "blocks"}
+    around = kind(skip_layer_config=LayerSkipConfig(**layers)) if "Skip" in name else kind(3.0)
+    again = _made(json.loads(json.dumps(_described(around))), "folder")
+    assert type(again) is kind
+    assert again.to_json_string() == around.to_json_string()
 
 
 def test_it_is_saved_and_read_again(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from pipelines import ContrastGuide, filled, tiny, tiny_decoder, unet
 from torch import Tensor, nn
-from zoo import HALF, ROOM
+from zoo import HALF, ROOM, built
 
 import ppap_host as ppap
-from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.files.errors import OptionError, PpapError, RecordError, SamplingError
 from ppap_host.pipelines.running import as_films
 from ppap_host.sampling import room
 
@@ -111,6 +111,25 @@ def test_pictures_are_started_from_and_filled_in(tmp_path: Path) -> None:
     assert {row["input"] for row in filled.record["targets"]} == {"image", "mask"}
 
 
+def test_pictures_may_be_in_memory_and_lists_are_recorded(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.png" for name in ("image", "mask")}
+    ROOM.save(paths["image"])
+    HALF.save(paths["mask"])
+    pipe = tiny("sd", diffusers.DDPMScheduler(steps_offset=1, clip_sample=False))
+    options: dict[str, Any] = {"prompt": "a dog", "num": 1, "pipeline": {"timesteps": [700, 300]}}
+    by_path = ppap.sample(pipe, **paths, **options)
+    made = ppap.sample(pipe, image=ROOM, mask=HALF, out=tmp_path / "run", **options)
+    assert same(made.images[0], by_path.images[0])
+    assert made.record["config"]["pipeline"] == {"timesteps": [700, 300]}
+    assert made.record["objects"][-2:] == ["the image", "the mask"]
+    again = ppap.rerun(tmp_path / "run", backbone=pipe)
+    assert same(again.images[0], made.images[0])
+    options = {"prompt": "a dog", "num": 1, **STEPS, **SIZE}
+    unsaid = ppap.sample(pipe, pipeline={"latents": torch.zeros(1, 4, 8, 8)}, **options)
+    with pytest.raises(RecordError, match=r"'latents' in the record was an object in memory"):
+        ppap.rerun(unsaid, backbone=pipe)
+
+
 def test_a_users_pipeline_stays_as_it_is() -> None:
     pipe = tiny("sd")
     pipe.unet.train()
@@ -182,6 +201,9 @@ def test_what_goes_wrong_in_a_guide_comes_out() -> None:
         ("ddpm", {"prompt": "a dog"}, "takes no prompt"),
         ("ddpm", {"prompt": "", "height": 8}, "images have one size"),
         ("sd", {"recipe": "freedom"}, "--sampler ddim"),
+        ("sd", {"pipeline": {"timesteps": [900, 100]}}, "takes as many steps as .* are 2"),
+        ("ddpm", {"prompt": "", "pipeline": {"batch_size": 2}}, "Give `num`"),
+        ("ddpm", {"prompt": "", "cfg": 2.0}, "has no classifier-free guidance"),
     ],
 )  # fmt: skip
 def test_what_a_pipeline_does_not_take_is_refused_by_name(
@@ -343,6 +365,51 @@ def test_videos_are_written_with_a_sheet_of_frames(tmp_path: Path) -> None:
     frame = ((made.tensor[0, :, 0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
     assert np.array_equal(frame.astype("uint8"), first)
     assert row["measures"]["contrast"]["error"] < row["unguided"]["contrast"]["error"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frames_in_the_batch_are_a_video_of_the_host() -> None:
+    pipe, call = built(diffusers.TextToVideoSDPipeline)
+    options = {"prompt": "a dog", "cfg": 3.0, "num": 2, "batch": 2, **STEPS, **SIZE}
+    made = ppap.sample(pipe, steers(), pipeline={"num_frames": 5}, unguided=True, **options)
+    assert made.tensor.shape == (2, 3, 5, 16, 16)
+    for row in made.record["images"]:
+        assert row["measures"]["contrast"]["error"] < row["unguided"]["contrast"]["error"]
+    with ppap.steer(pipe, steers(), frames=[0, 4]) as report:
+        pipe(**call)
+    assert len(report.losses["contrast"][0]) == 1  # one video
+
+
+def test_classes_are_a_list_of_the_batch() -> None:
+    pipe, _ = built(diffusers.DiTPipeline)
+    made = ppap.sample(pipe, class_=1, cfg=3.0, num=2, batch=2, **STEPS)
+    call = {"class_labels": [1, 1], "guidance_scale": 3.0, "num_inference_steps": 4}
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    assert all(map(same, made.images, pipe(**call, generator=generators).images))
+    alone = ppap.sample(pipe, cfg=3.0, num=1, pipeline={"class_labels": [1]}, **STEPS)
+    assert (alone.tensor - made.tensor[:1]).abs().max() <= 2 / 255 + 1e-6
+    with pytest.raises(SamplingError, match="for 2 pictures made 1"):
+        ppap.sample(pipe, num=2, batch=2, pipeline={"class_labels": [1]}, **STEPS)
+
+
+def test_videos_come_several_at_a_time() -> None:
+    made = ppap.sample(
+        tiny("wan"), prompt="a dog", cfg=1.0, num=2, batch=2, steps=2,
+        pipeline={"num_frames": 5, "max_sequence_length": 8}, **SIZE,
+    )  # fmt: skip
+    assert made.tensor.shape == (2, 3, 5, 16, 16)
+
+
+def test_steps_that_are_listed_are_counted() -> None:
+    pipe, times = (
+        tiny("sd", diffusers.DDPMScheduler(steps_offset=1, clip_sample=False)),
+        [900, 500, 100],
+    )
+    options: dict[str, Any] = {"prompt": "a dog", "cfg": 3.0, "num": 1, **SIZE}
+    made = ppap.sample(pipe, seed=5, pipeline={"timesteps": times}, **options)
+    call = {"timesteps": times, "guidance_scale": 3.0, **SIZE}
+    assert same(made.images[0], by_diffusers(pipe, "a dog", **call))
+    assert made.record["used"]["steps"] == 3
 
 
 def test_films_of_all_that_pipelines_return() -> None:

@@ -124,6 +124,25 @@ def _deepfloyd(name: str) -> Parts:
     return dict(tiny("if").components), {"image": _rgb(8), "mask_image": _mask(8)}
 
 
+def _dit(name: str) -> Parts:
+    network = diffusers.DiTTransformer2DModel(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        in_channels=4, out_channels=8,
+    )  # fmt: skip
+    parts = {"transformer": filled(network), "vae": vae(), "scheduler": diffusers.DDIMScheduler()}
+    return parts, {"class_labels": [1]}
+
+
+def _frames_in_batch(name: str) -> Parts:
+    """Videos whose frames are rows of the batch when the scheduler steps them."""
+    network = diffusers.UNet3DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), cross_attention_dim=8,
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=4,
+    )  # fmt: skip
+    return tiny("sd").components | {"unet": filled(network)}, {"num_frames": 5}
+
+
 def _rgb(side: int) -> Image.Image:
     return ROOM.resize((side, side))
 
@@ -905,6 +924,8 @@ FAMILIES: tuple[tuple[str, Callable[[str], Parts]], ...] = (
     ("Wan", _wan),
     ("AnyFlow", _anyflow),
     ("HiDream", _hidream),
+    ("DiT", _dit),
+    ("TextToVideoSD", _frames_in_batch),
 )
 """What a class's name begins with, first come first served, and what its pipelines are made of."""
 

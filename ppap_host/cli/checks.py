@@ -116,7 +116,7 @@ def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> N
             remedy = "Give FILE.py:NAME, a guide or a function in a file."
             require_regular(code[0], OptionError, remedy)
     for given in (config.image, config.mask):
-        if given is not None:
+        if isinstance(given, str | Mapping):
             _check_picture(given, moved)
     check_weights(config.checkpoint)
     for guide in config.guides:

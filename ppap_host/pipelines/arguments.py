@@ -31,10 +31,14 @@ _CFG = ("true_cfg_scale", "guidance_scale", "prior_guidance_scale")
 """What calls name the scale of classifier-free guidance; where there are several, the first is it:
 ``guidance_scale`` beside ``true_cfg_scale`` is what a distilled network is told."""
 
+_SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
+"""What calls name the number of pictures of one prompt."""
+
 _DISTILLED_STEPS = 4
 _DISTILLED = re.compile(r"turbo|lightning|schnell|hyper-?sd|lcm|dmd2?|distill", re.I)
 _OTHER_OPTIONS = {
     "generator": "seed", "num_inference_steps": "steps", "num_images_per_prompt": "num",
+    "num_videos_per_prompt": "num", "batch_size": "num",
     "output_type": "", "return_dict": "", "output": "",
 }  # fmt: skip
 """Arguments of a call that a run decides itself, and the option that says what."""
@@ -136,30 +140,27 @@ class Arguments:
             "class_labels": self._config.of_images("class_index", indices),
         }
         alike = all(len(set(values)) == 1 for values in each.values())
+        several = next((name for name in _SEVERAL if name in self._takes), None)
+        listed = not alike or (count > 1 and several is None and not self._described)
         for name, values in each.items():
-            if name == "class_labels":
-                if name in self._takes:
-                    call[name] = values
-            elif name in self._takes and name not in call and self._is_said(name, values):
-                call[name] = values[0] if alike else values
-        if count > 1 and (alike or self._described):
-            name = (
-                "num_images_per_prompt" if "num_images_per_prompt" in self._takes else "batch_size"
-            )
-            if name not in self._takes:
+            if name in self._takes and name not in call and self._is_said(name, values):
+                call[name] = values if listed or name == "class_labels" else values[0]
+        each_said = listed and not self._described and "prompt" in call
+        if count > 1 and not each_said and "class_labels" not in call:
+            if several is None:
                 raise OptionError(
                     f"{self._name} makes one image at a time.", remedy="Leave out --batch."
                 )
-            call[name] = count
+            call[several] = count
         return call
 
     def value(self, name: str) -> Any:
         """What the call has for an argument, given or by default; None where it takes none."""
         return self._fixed.get(name, self._takes.get(name))
 
-    def _is_said(self, name: str, values: Sequence[str]) -> bool:
-        """Whether a prompt is passed on: none at all where its embeddings are given."""
-        if any(values):
+    def _is_said(self, name: str, values: Sequence[Any]) -> bool:
+        """Whether prompts or classes are passed on: none where embeddings are given."""
+        if any(value not in ("", None) for value in values):
             return True
         return name == "prompt" and not self._described
 
@@ -184,6 +185,15 @@ class Arguments:
     def _steps(self) -> int:
         """How many steps, as the call counts them."""
         asked, name = self._config.steps, "num_inference_steps"
+        for listed in ("timesteps", "sigmas"):
+            if self._fixed.get(listed) is not None:
+                if asked not in (None, len(self._fixed[listed])):
+                    raise OptionError(
+                        f"The call takes as many steps as it is given {listed}, which are "
+                        f"{len(self._fixed[listed])}.",
+                        remedy="Leave out --steps.",
+                    )
+                return len(self._fixed[listed])
         if isinstance(asked, str):
             raise OptionError(
                 f"{asked!r} is no number of steps.",
@@ -210,7 +220,9 @@ class Arguments:
         """The scale of classifier-free guidance, 1 where the call has none."""
         config = self._config
         known = [name for name in _CFG if name in self._takes]
-        if config.cfg is not None and not config.conditional and not self._described:
+        told_by = {"prompt", "class_labels"} & self._takes.keys()
+        untold = told_by and not told_by & self._fixed.keys() and not config.conditional
+        if config.cfg is not None and untold and not self._described:
             raise OptionError(
                 f"--cfg {config.cfg:g} strengthens a prompt or a class, and there is none.",
                 remedy="Add --prompt, or leave out --cfg.",
@@ -240,6 +252,8 @@ class Arguments:
                 )
             return scale
         self._fixed[name] = scale
+        if "guidance_schedule" in self._takes:  # of each step, by default
+            self._fixed.setdefault("guidance_schedule", None)
         against = config.of_images("negative_prompt", [0])
         if name == "true_cfg_scale" and scale > 1 and not any(against) and not self._described:
             # Without one these pipelines leave the scale aside.

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppap_host.files.errors import CheckpointError
+from ppap_host.pipelines.hooks import frozen
 from ppap_host.pipelines.networks import read_network
 
 _REMEDY = (
@@ -221,21 +222,17 @@ class LentAutoencoder:
     def lent(self) -> Iterator[None]:
         """Frozen, and thrifty with what gradients need; afterwards all is as it was."""
         network = self.network
-        wanted = [p for p in network.parameters() if p.requires_grad]
         blocks = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
         before = [
             (m, m.gradient_checkpointing, vars(m).get("_gradient_checkpointing_func"))
             for m in blocks
         ]
-        for parameter in wanted:
-            parameter.requires_grad_(False)
         if getattr(network, "_supports_gradient_checkpointing", False):
             network.enable_gradient_checkpointing()
         try:
-            yield
+            with frozen([network]):
+                yield
         finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)
             for module, flag, function in before:
                 module.gradient_checkpointing = flag
                 if function is None:

@@ -24,7 +24,7 @@ from ppap_host.pipelines.schedules import (
     learned_variance,
     schedule_of,
 )
-from ppap_host.pipelines.steering import bounds, scheduler_of
+from ppap_host.pipelines.steering import bounds, networks_of, scheduler_of
 from ppap_host.runs.config import RunConfig
 
 
@@ -218,11 +218,6 @@ class PipelineBackbone(Backbone):
     def remarks(self) -> Sequence[str]:
         """What had to be chosen among them."""
         return self._remarks
-
-
-def networks_of(pipe: Any) -> list[nn.Module]:
-    """All networks of a pipeline."""
-    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
 def offloaded(pipe: Any, how: str, device: torch.device) -> None:

@@ -16,7 +16,6 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -25,7 +24,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ppap_host.files.errors import OptionError
 from ppap_host.pipelines.asking import asked, save, saved, written
-from ppap_host.pipelines.hooks import hooked, original
+from ppap_host.pipelines.hooks import Hooks, original
 from ppap_host.pipelines.steering import Report, Run, Steering, scheduler_of
 
 _FILE = "ppap_callback.json"
@@ -81,7 +80,7 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
                 remedy=_STEER,
             )
         guided = self._runs[id(frame)] = _Guided(self, id(frame), self._steering.begin())
-        guided.watch(scheduler_of(pipe))
+        guided.schedulers.add(scheduler_of(pipe))
         lasting = _Lasting(offered[0])
         weakref.finalize(lasting, self._end, guided)
         return [lasting]
@@ -101,11 +100,11 @@ class StepGuidance(PipelineCallback):  # type: ignore[misc]
                 f"{type(pipeline).__name__} looked at its callback only after its first step.",
                 remedy=_STEER,
             )
-        guided.watch(scheduler_of(pipeline))
+        guided.schedulers.add(scheduler_of(pipeline))
         return callback_kwargs
 
     def _end(self, guided: _Guided) -> None:
-        guided.watched.close()
+        guided.schedulers.close()
         if self._runs.get(guided.frame) is guided:
             del self._runs[guided.frame]
 
@@ -146,18 +145,12 @@ class _Guided:
 
     Attributes:
         frame: the identity of the call's frame, which lasts as long as this.
+        schedulers: whose steps are seen until the call ends.
     """
 
     def __init__(self, callback: StepGuidance, frame: int, run: Run) -> None:
         self._callback, self.frame, self._run = callback, frame, run
-        self.watched = ExitStack()
-        self._schedulers: list[Any] = []
-
-    def watch(self, scheduler: Any) -> None:
-        """Lets a scheduler's steps be seen until the call ends."""
-        if not any(scheduler is s for s in self._schedulers):
-            self._schedulers.append(scheduler)
-            self.watched.enter_context(hooked(scheduler, "step", self._step))
+        self.schedulers = Hooks("step", self._step)
 
     def _step(self, scheduler: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The scheduler's step, guided if it is taken in this very call."""

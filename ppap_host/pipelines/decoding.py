@@ -27,13 +27,15 @@ _DECODERS = ("vae", "movq", "vqgan", "vqvae")
 
 _CHANNELS_LAST = ("Kandinsky5",)
 _FRAMES_FIRST = ("CogVideoX", "ConsisID", "StableVideoDiffusion")
+_FRAMES_IN_BATCH = ("TextToVideoSD", "VideoToVideoSD", "I2VGenXL")
 _PATCH_FIRST = ("Ideogram4",)
 _MODEL_FIRST = ("WanAnimate2",)
 _UNSCALED = ("GlmImage",)
 """Pipelines, by how their names begin, that have their states in another order than the others: the
-channels at the end, the frames before the channels, a patch's pixels before its channels; whose
-first frame is the place of the picture that the video follows, and no part of it; or that leave the
-scaling of an autoencoder aside which has a mean and a standard deviation."""
+channels at the end, the frames before the channels, the frames as rows of the batch, a patch's
+pixels before its channels; whose first frame is the place of the picture that the video follows,
+and no part of it; or that leave the scaling of an autoencoder aside which has a mean and a standard
+deviation."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Layout:
         index: for each entry of a picture's state [c, f, h, w] its place in the pipeline's state.
         shape: of the pipeline's state, without the batch.
         video: whether the state has frames.
+        in_batch: whether the first of ``shape``, the frames, are rows of the pipeline's batch.
     """
 
     index: Tensor
     shape: tuple[int, ...]
     video: bool = False
+    in_batch: bool = False
 
     @property
     def plane(self) -> tuple[int, int, int]:
@@ -58,14 +62,14 @@ class Layout:
 
     def laid_out(self, state: Tensor) -> Tensor:
         """[b, c f, h, w] from the pipeline's state [b, ...]; linear."""
-        flat = state.reshape(len(state), -1)
-        return flat[:, self.index.flatten().to(flat.device)].view(len(state), *self.plane)
+        flat = state.reshape(-1, torch.Size(self.shape).numel())
+        return flat[:, self.index.flatten().to(flat.device)].view(len(flat), *self.plane)
 
     def put_back(self, rows: Tensor) -> Tensor:
         """The pipeline's state [b, ...] from [b, c f, h, w]; zero where it has nothing of it."""
         flat = rows.new_zeros(len(rows), torch.Size(self.shape).numel())
         flat[:, self.index.flatten().to(flat.device)] = rows.reshape(len(rows), -1)
-        return flat.view(len(rows), *self.shape)
+        return flat.view(-1, *self.shape[1 if self.in_batch else 0 :])
 
     def frames(self, rows: Tensor) -> Tensor:
         """[b, c, f, h, w] from [b, c f, h, w]."""
@@ -157,6 +161,11 @@ class Decoder:
             return self._packed(places, frame)
         if state.ndim == 4:
             self._check(shape[0], state)
+            if self._name.startswith(_FRAMES_IN_BATCH):
+                count = int(_told(frame, "frames"))
+                places = torch.arange(count * places.numel()).view(count, *shape)
+                index = places.transpose(0, 1)
+                return Layout(index, tuple(places.shape), video=count > 1, in_batch=True)
             if self.autoencoder is not None and shape[0] == 4 * self.autoencoder.channels:
                 places = F.pixel_shuffle(places.double(), 2).long()  # patches of 2 x 2 as channels
             return Layout(places[:, None], shape)
@@ -196,13 +205,12 @@ class Decoder:
         if not layout.video:
             z = z[:, :, 0]
             return z if self._shown is None else self._shown.decode(z)
-        if self._shown is None:
-            return self._chosen(z)
-        if not self._shown.video:
-            return self._flat(self._shown.decode(z[:, :, list(self.looked_at(layout))]))
-        wanted = self.looked_at(layout)
+        wanted = list(self.looked_at(layout))
+        if self._shown is None or not self._shown.video:
+            z = z[:, :, wanted]
+            return self._flat(z if self._shown is None else self._shown.decode(z))
         video = self._shown.decode(z[:, :, : self._needed(max(wanted), layout)])
-        return self._flat(video[:, :, list(wanted)])
+        return self._flat(video[:, :, wanted])
 
     def looked_at(self, layout: Layout) -> tuple[int, ...]:
         """Which frames of a video the guide is shown.
@@ -228,10 +236,6 @@ class Decoder:
 
     def _flat(self, video: Tensor) -> Tensor:
         return video.transpose(1, 2).flatten(0, 1)
-
-    def _chosen(self, z: Tensor) -> Tensor:
-        wanted = Layout(torch.zeros(z.shape[1:], dtype=torch.long), (), video=True)
-        return self._flat(z[:, :, list(self.looked_at(wanted))])
 
     def _frames(self, latent_frames: int) -> int:
         """How many frames so many frames of latents are decoded to."""

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ppap_host.files.errors import OptionError
+from ppap_host.pipelines.hooks import frozen
 
 
 class Recorded(TorchFunctionMode):
@@ -79,16 +80,11 @@ def recorded(networks: Sequence[nn.Module]) -> Iterator[Recorded]:
             "through such weights.",
             remedy="Load the pipeline outside of it, or use the recipe x0.",
         )
-    wanted = [p for network in networks for p in network.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        # The record is kept in spite of the mode that the pipeline is called under.
-        with torch.inference_mode(False), torch.enable_grad(), Recorded() as record:
-            yield record
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+    # The record is kept in spite of the mode that the pipeline is called under.
+    with (
+        frozen(networks), torch.inference_mode(False), torch.enable_grad(), Recorded() as record,
+    ):  # fmt: skip
+        yield record
 
 
 class Reached:

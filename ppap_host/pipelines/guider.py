@@ -10,6 +10,7 @@ prediction in between (Qwen-Image rescales it, Z-Image turns its sign) is done b
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +18,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-import diffusers
-from diffusers import ModularPipeline
+from diffusers import ModularPipeline, guiders
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from ppap_host.files.errors import OptionError
@@ -29,6 +29,17 @@ from ppap_host.pipelines.steering import Report, Run, Steering, SteeringOptions,
 
 _FILE = "ppap_guider.json"
 _STEER = "Use `with ppap.steer(pipe, ...)`, which guides any pipeline."
+
+
+_THE_OTHERS = (
+    "enable", "disable", "prepare_models", "cleanup_models", "prepare_inputs",
+    "prepare_inputs_from_block_state",
+)  # fmt: skip
+"""Methods of a guider that are those of the one that it is put around."""
+
+
+def _of_the_other(name: str) -> Any:
+    return property(lambda self: getattr(self._around, name), doc="As the other guider.")
 
 
 class Guider(BaseGuidance):  # type: ignore[misc]
@@ -59,6 +70,8 @@ class Guider(BaseGuidance):  # type: ignore[misc]
                 remedy="Use the recipe x0, or `with ppap.steer(pipe, ...)`.",
             )
         super().__init__(start, stop)
+        for method in _THE_OTHERS:
+            setattr(self, method, getattr(around, method))
         self._run: Run | None = None
         self._armed, self._before = ExitStack(), -1
         self._values = written(
@@ -81,10 +94,9 @@ class Guider(BaseGuidance):  # type: ignore[misc]
             raise AttributeError(name)
         return getattr(self._around, name)
 
-    @property
-    def _input_predictions(self) -> list[str]:
-        found: list[str] = self._around._input_predictions
-        return found
+    is_conditional, num_conditions, _input_predictions = map(
+        _of_the_other, ("is_conditional", "num_conditions", "_input_predictions")
+    )
 
     @property
     def _enabled(self) -> bool:
@@ -93,14 +105,6 @@ class Guider(BaseGuidance):  # type: ignore[misc]
     @_enabled.setter
     def _enabled(self, value: bool) -> None:
         """The other guider's own affair; what the base class sets is not listened to."""
-
-    def enable(self) -> None:
-        """Enables the other guider."""
-        self._around.enable()
-
-    def disable(self) -> None:
-        """Disables the other guider; the guidance goes on."""
-        self._around.disable()
 
     def new(self, **kwargs: Any) -> Guider:
         """A copy around a copy of the other guider with these values changed."""
@@ -113,32 +117,6 @@ class Guider(BaseGuidance):  # type: ignore[misc]
         """Where in its steps the pipeline is."""
         super().set_state(step, num_inference_steps, timestep)
         self._around.set_state(step, num_inference_steps, timestep)
-
-    def prepare_models(self, denoiser: Any) -> None:
-        """As the other guider."""
-        self._around.prepare_models(denoiser)
-
-    def cleanup_models(self, denoiser: Any) -> None:
-        """As the other guider."""
-        self._around.cleanup_models(denoiser)
-
-    def prepare_inputs(self, data: Any) -> Any:
-        """As the other guider."""
-        return self._around.prepare_inputs(data)
-
-    def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> Any:
-        """As the other guider."""
-        return self._around.prepare_inputs_from_block_state(data, input_fields)
-
-    @property
-    def is_conditional(self) -> bool:
-        """As the other guider."""
-        return bool(self._around.is_conditional)
-
-    @property
-    def num_conditions(self) -> int:
-        """As the other guider."""
-        return int(self._around.num_conditions)
 
     def __call__(self, data: Any) -> Any:
         """The other guider's prediction; the scheduler's next step will be guided."""
@@ -256,8 +234,9 @@ def guider(
 
 
 def _described(around: BaseGuidance) -> dict[str, Any]:
-    values = {k: v for k, v in dict(around.config).items() if not k.startswith("_")}
-    return {"class": type(around).__name__, "config": values}
+    values = json.loads(around.to_json_string())
+    config = {name: value for name, value in values.items() if not name.startswith("_")}
+    return {"class": type(around).__name__, "config": config}
 
 
 def _made(described: Any, folder: str) -> BaseGuidance:
@@ -268,7 +247,7 @@ def _made(described: Any, folder: str) -> BaseGuidance:
     """
     kind: Any = None
     if isinstance(described, dict) and isinstance(described.get("config"), dict):
-        kind = getattr(diffusers, str(described.get("class")), None)
+        kind = getattr(guiders, str(described.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, BaseGuidance)):
         raise OptionError(
             f"{folder!r} names no guider of diffusers.",

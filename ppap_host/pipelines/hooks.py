@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from torch import nn
 
 Hook = Callable[..., Any]
 """Called as hook(object, call, *args, **kwargs), where ``call`` does what the method does."""
@@ -44,6 +46,34 @@ def hooked(thing: Any, method: str, hook: Hook) -> Iterator[None]:
             if not hooks:
                 del _HOOKS[id(thing)]
                 object.__setattr__(thing, "__class__", original(type(thing)))
+
+
+class Hooks(ExitStack):
+    """A hook before one method of several objects, once before each, until all are left."""
+
+    def __init__(self, method: str, hook: Hook) -> None:
+        super().__init__()
+        self._method, self._hook = method, hook
+        self._things: list[Any] = []
+
+    def add(self, thing: Any) -> None:
+        """Hooks an object, if it has such a method and is not hooked yet."""
+        if hasattr(thing, self._method) and not any(thing is known for known in self._things):
+            self._things.append(thing)
+            self.enter_context(hooked(thing, self._method, self._hook))
+
+
+@contextmanager
+def frozen(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """No weight of the networks wants a gradient; afterwards those that did do again."""
+    wanted = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def original(kind: type) -> type:

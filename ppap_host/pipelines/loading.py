@@ -31,9 +31,10 @@ from ppap_host.files.models import (
     read_json,
 )
 from ppap_host.pipelines.autoencoder import small_decoder
-from ppap_host.pipelines.backbone import PipelineBackbone, networks_of
+from ppap_host.pipelines.backbone import PipelineBackbone
 from ppap_host.pipelines.families import family_named
 from ppap_host.pipelines.networks import DTYPE, formats, read_network
+from ppap_host.pipelines.steering import networks_of
 
 _REMEDY = (
     "Give --checkpoint the hub name or the folder of a pipeline with safetensors weights, such as "

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Condition, Prediction
 from ppap_host.backbones.noise import NoiseLevel, Walk
-from ppap_host.files.errors import OptionError, PpapError
+from ppap_host.files.errors import OptionError, PpapError, SamplingError
 from ppap_host.pipelines.arguments import Arguments, for_pictures
 from ppap_host.pipelines.hooks import hooked
 from ppap_host.pipelines.steer import steer
@@ -211,6 +211,12 @@ class PipelineSteps(OwnSteps):
         films = as_films(made)
         if self.video and len(indices) == 1 < len(films):  # one video's frames, without a batch
             films = [torch.cat(films)]
+        if len(films) != len(indices):
+            raise SamplingError(
+                f"A call of {type(self.pipe).__name__} for {len(indices)} pictures made "
+                f"{len(films)}.",
+                remedy="Call it yourself under `with ppap.steer(pipe, ...)`.",
+            )
         rows = {indices[row]: f"{reason} of {self.steps}" for row, reason in failed.items()}
         for row, (k, film) in enumerate(zip(indices, films, strict=True)):
             if row in unbounded or not bool(film.isfinite().all()):
@@ -218,7 +224,7 @@ class PipelineSteps(OwnSteps):
         # Rounded to 8 bits as diffusers does it, so that what is written is what it would write.
         pixels = (torch.stack(films).nan_to_num(0.0).clamp(0, 1) * 255).round()
         x = 2 * (pixels / 255) - 1
-        if not self.video:
+        if not self.video and x.shape[1] == 1:
             return Batch(indices, x[:, 0], rows)
         looked = [min(frame, x.shape[1] - 1) for frame in looked_at[0]] if looked_at else [0]
         return Batch(indices, x.transpose(1, 2), rows, self._fps(), looked)

@@ -233,10 +233,9 @@ class Karras(Schedule):
         return tuple(self._level(math.exp(u)) for u in grid)
 
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """At unit variance, to the last bit as the scheduler itself does it."""
+        """At unit variance."""
         sigma = torch.tensor(level.sigma, device=x.device, dtype=torch.float32)
-        data = float(self.scheduler.config.sigma_data)
-        scaled: Tensor = x * (1 / ((sigma**2 + data**2) ** 0.5))
+        scaled: Tensor = self.scheduler.precondition_inputs(x, sigma)
         return scaled
 
     def eps(self, x: Tensor, out: Tensor, level: NoiseLevel) -> Tensor:

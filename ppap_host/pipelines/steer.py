@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from accelerate.hooks import CpuOffload
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_host.files.errors import GuidanceWarning, OptionError
 from ppap_host.pipelines.asking import asked
 from ppap_host.pipelines.graphs import recorded
-from ppap_host.pipelines.hooks import hooked
-from ppap_host.pipelines.steering import SCHEDULERS, Report, Run, Steering
+from ppap_host.pipelines.hooks import Hooks, hooked
+from ppap_host.pipelines.steering import SCHEDULERS, Report, Run, Steering, networks_of
 
 
 class steer:
@@ -107,14 +107,15 @@ class steer:
         if through:
             _check_stays(pipe)
         with ExitStack() as stack:
-            record = stack.enter_context(recorded(_networks(pipe)) if through else nullcontext())
+            record = stack.enter_context(recorded(networks_of(pipe)) if through else nullcontext())
             if record is not None:
                 kwargs = {k: _begun(v) if k == "latents" else v for k, v in kwargs.items()}
-            running = _Call(self, self._steering.begin(record), stack)
+            running = _Call(self, self._steering.begin(record))
+            stack.enter_context(running.schedulers)
             self._running.append(running)
             stack.callback(self._running.remove, running)
             for name in SCHEDULERS:
-                running.watch(getattr(pipe, name, None))
+                running.schedulers.add(getattr(pipe, name, None))
             result = call(*args, **kwargs)
             self._failed = False
             return result if record is None else _let_go(result)
@@ -123,7 +124,7 @@ class steer:
         """An attribute of the pipeline, which may be another scheduler for the call under way."""
         call(name, value)
         if name in SCHEDULERS and self._running:
-            self._running[-1].watch(value)
+            self._running[-1].schedulers.add(value)
 
     def _tell(self) -> None:
         """Warns of what did not take place."""
@@ -147,17 +148,15 @@ class steer:
 
 
 class _Call:
-    """One call of a pipeline under way."""
+    """One call of a pipeline under way.
 
-    def __init__(self, steering: steer, run: Run, stack: ExitStack) -> None:
-        self._steering, self._run, self._stack = steering, run, stack
-        self._watched: list[Any] = []
+    Attributes:
+        schedulers: whose steps are guided until it ends.
+    """
 
-    def watch(self, scheduler: Any) -> None:
-        """Guides the steps of a scheduler until the call ends."""
-        if hasattr(scheduler, "step") and not any(scheduler is s for s in self._watched):
-            self._watched.append(scheduler)
-            self._stack.enter_context(hooked(scheduler, "step", self._step))
+    def __init__(self, steering: steer, run: Run) -> None:
+        self._steering, self._run = steering, run
+        self.schedulers = Hooks("step", self._step)
 
     def _step(self, scheduler: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # A call within this one, as for a preview, has its own guidance.
@@ -166,17 +165,13 @@ class _Call:
         return self._run.step(scheduler, call, *args, **kwargs)
 
 
-def _networks(pipe: Any) -> list[nn.Module]:
-    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-
-
 def _check_stays(pipe: Any) -> None:
     """Whether the networks are still where they computed when a gradient comes back through them.
 
     Raises:
         OptionError: whole networks make room for each other.
     """
-    for module in _networks(pipe):
+    for module in networks_of(pipe):
         hook = getattr(module, "_hf_hook", None)
         if isinstance(hook, CpuOffload) and torch.device(hook.execution_device).type != "cpu":
             raise OptionError(

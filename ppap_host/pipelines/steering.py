@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppap_host.backbones.backbone import Backbone, Condition, Prediction
 from ppap_host.backbones.noise import CLEAN, NoiseLevel, Walk
@@ -211,7 +211,7 @@ class Steering:
     Args:
         pipe: the pipeline.
         asked: the guides.
-        seed, balance, frames, decoder, shrink: as in :class:`SteeringOptions`.
+        options: of :class:`SteeringOptions`.
 
     Attributes:
         watch: told of every step that was taken, guided or not; None for nobody.
@@ -223,24 +223,11 @@ class Steering:
         PpapError: the pipeline cannot be guided, or not by these recipes.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        asked: Sequence[Asked],
-        *,
-        seed: int = 0,
-        balance: str = "project",
-        frames: int | Sequence[int] = 3,
-        decoder: Any = None,
-        shrink: int = 1,
-    ) -> None:
-        given = {
-            "seed": seed, "balance": balance, "frames": frames, "decoder": decoder, "shrink": shrink
-        }  # fmt: skip
-        decoder = read(SteeringOptions, given, "the steering of a pipeline").decoder
-        self.pipe, self.asked, self.seed = pipe, list(asked), seed
-        self.balance: Balance = BALANCES[balance]
-        self.decoder = Decoder(pipe, frames, decoder, shrink)
+    def __init__(self, pipe: Any, asked: Sequence[Asked], **options: Any) -> None:
+        chosen = read(SteeringOptions, options, "the steering of a pipeline")
+        self.pipe, self.asked, self.seed = pipe, list(asked), chosen.seed
+        self.balance: Balance = BALANCES[chosen.balance]
+        self.decoder = Decoder(pipe, chosen.frames, chosen.decoder, chosen.shrink)
         self.report = Report()
         self.watch: Callable[[Seen, Taken], None] | None = None
         self.images: tuple[int | Sequence[int], Sequence[int]] | None = None
@@ -396,18 +383,18 @@ class _Part:
         self._course = Course(self._schedule, scheduler, fixed_variance_of(scheduler))
         sample = given["sample"]
         self._layout = steering.decoder.layout(sample, frame)
+        states = sample.numel() // torch.Size(self._layout.shape).numel()
         self._after = -1
         self._habits: Habits | None = None
         with _own_randomness(sample.device, steering.seed, "choice"):
             self._backbone = Seen(steering, self._schedule, self._layout, bounds(scheduler))
+            frames = len(self._backbone.frames)
             guidance = [
-                _at_work(
-                    a.choose(self._backbone, sample.device), len(self._backbone.frames), len(sample)
-                )
+                _at_work(a.choose(self._backbone, sample.device), frames, states)
                 for a in steering.asked
             ]
         steering.report.tell(t for a in steering.asked for t in a.targets)
-        seeds, images = steering.images or (steering.seed, range(len(sample)))
+        seeds, images = steering.images or (steering.seed, range(states))
         noise = ImageNoise(seeds, images, self._layout.plane)
         self._evaluator = Evaluator(
             self._backbone, self._denoise, guidance, ancestral=False,
@@ -715,6 +702,11 @@ def scheduler_of(pipe: Any) -> Any:
         f"{type(pipe).__name__} has no scheduler to guide: it takes its steps by itself, or none.",
         remedy="Give a pipeline of diffusers with a scheduler, classic or modular.",
     )
+
+
+def networks_of(pipe: Any) -> list[nn.Module]:
+    """All networks of a pipeline."""
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
 SCHEDULERS = ("scheduler", "decoder_scheduler")

@@ -123,8 +123,8 @@ class RunConfig:
         backbone_options: what else the backbone's factory takes, such as ``vae`` or ``upsampler``.
         negative_prompt: what classifier-free guidance leads away from; one for all or one each.
         image, mask: a picture to be filled in where the mask is white; a picture alone is where a
-            pipeline of diffusers starts from, or what its control network is shown. Paths
-            or tables, as of targets.
+            pipeline of diffusers starts from, or what its control network is shown. Paths,
+            tables or pictures in memory, as of targets.
         strength: how much of the way from noise to picture a pipeline goes that starts from a
             picture, in [0, 1]; None takes the pipeline's default.
         height, width: in pixels, of pipelines of diffusers; None takes the pipeline's default.
@@ -168,8 +168,8 @@ class RunConfig:
     class_index: Index | Annotated[tuple[Index | None, ...], Many] | None = None
     backbone_options: Mapping[str, str] = field(default_factory=dict)
     negative_prompt: str | Annotated[tuple[str, ...], Many] = ""
-    image: str | Mapping[str, Any] | None = None
-    mask: str | Mapping[str, Any] | None = None
+    image: Any = None
+    mask: Any = None
     strength: Fraction | None = None
     height: Side | None = None
     width: Side | None = None
@@ -299,7 +299,7 @@ def _plain(value: Any) -> Any:
         return value.table if value.is_path or value.kind else value.value
     if isinstance(value, GuideConfig):
         return value.to_dict()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

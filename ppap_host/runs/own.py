@@ -122,7 +122,7 @@ def itself(
             inputs["mask"] = mask
             pictures["mask"] = Image.fromarray(holes.to(torch.uint8).numpy())
     for name, value in config.pipeline.items():
-        if "image" in name and isinstance(value, str):
+        if "image" in name and isinstance(value, str | Image.Image):
             photo = Given.of(value, ("photo",), moved).photo()
             inputs[name], pictures[f"pipeline.{name}"] = photo, photo.image
     return backbone.own_steps(config, pictures)

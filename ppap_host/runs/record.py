@@ -180,21 +180,21 @@ def _short(value: str | None) -> str:
 
 def find_targets(
     record: Mapping[str, Any], folder: Path
-) -> tuple[dict[str, str], dict[tuple[int, int], str]]:
+) -> tuple[dict[str, str], dict[tuple[int, int] | str, str]]:
     """Where each target file of the record is now: the copy beside it, or the path as given.
 
     A record may come from anybody. Its copies are looked for in its own folder only, and what lies
     elsewhere is read only if it is the very file that the record was made with.
 
     Returns:
-        Path as given -> path, of all files that may be read; and (guide, row) -> what to give for a
-        target that was in memory.
+        Path as given -> path, of all files that may be read; and what to give for a target that
+        was in memory by (guide, row), for a picture that is filled in or started from by its name.
 
     Raises:
         RecordError: a file is gone, or a copy is said to lie outside the record's folder.
     """
     moved: dict[str, str] = {}
-    again: dict[tuple[int, int], str] = {}
+    again: dict[tuple[int, int] | str, str] = {}
     for target in record["targets"]:
         if target.get("copy") is None:  # words, which are in the configuration
             continue
@@ -203,9 +203,8 @@ def find_targets(
         if os.path.isfile(copy):
             moved[file or str(copy)] = str(copy)
             if file is None:
-                again[target.get("guide", 0), target.get("row", 0)] = (
-                    f"{target.get('head', '')}{copy}"
-                )
+                key = target.get("input") or (target.get("guide", 0), target.get("row", 0))
+                again[key] = f"{target.get('head', '')}{copy}"
         elif file is not None and _is(Path(file), sha256):
             moved[file] = file
         else:

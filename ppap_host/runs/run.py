@@ -513,7 +513,8 @@ def _kept(setup: Setup) -> list[Kept]:
             found.append(Kept(g.name, row, dict(target.pictures), files, f"{i}-{j}", moved))
     for name, reading in setup.inputs.items():
         row = {"input": name, "given": reading.given.text, "understood": reading.understood}
-        found.append(Kept("", row, {}, reading.files, name, reading.given.moved or {}))
+        files = [reading.given] if reading.given.in_memory else list(reading.files)
+        found.append(Kept("", row, {}, files, name, reading.given.moved or {}))
     return found
 
 

@@ -306,6 +306,12 @@ def from_record(
         paths = [str(i.get("path") if isinstance(i, Mapping) else i) for i in inputs]
         moved |= {path: path for path in paths}
         values["guides"] = _given_again(values.get("guides", ()), again)
+        pictures = {k: v for k, v in again.items() if isinstance(k, str)}
+        values |= {k: pictures[k] for k in ("image", "mask") if k in pictures}
+        values["pipeline"] = {
+            k: pictures.get(k, v) if _was_in_memory(v) else v
+            for k, v in (values.get("pipeline") or {}).items()
+        }
     if backbone is not None:
         values |= {"backbone": backbone, "checkpoint": None, "backbone_options": {}}
     _refuse_objects(values, shown)
@@ -319,7 +325,7 @@ def from_record(
 
 
 def _given_again(
-    guides: Sequence[Mapping[str, Any]], again: Mapping[tuple[int, int], str]
+    guides: Sequence[Mapping[str, Any]], again: Mapping[tuple[int, int] | str, str]
 ) -> list[dict[str, Any]]:
     """The guides of a record with the copies of targets that were in memory."""
     found = []
@@ -335,35 +341,30 @@ def _given_again(
 
 def _refuse_objects(values: Mapping[str, Any], shown: str) -> None:
     """Raises RecordError for what was in memory when the record was written."""
-    backbone = values.get("backbone")
-    if isinstance(backbone, Mapping):
-        raise RecordError(
-            f"The backbone {backbone.get('object')!r} of {shown} was an object in memory.",
-            remedy="Give it again: ppap.rerun(..., backbone=...).",
-        )
-    if isinstance(values.get("recipe"), Mapping):
-        raise RecordError(
-            f"The recipe {values['recipe'].get('object')!r} of {shown} was an object in memory.",
-            remedy="Give it again: ppap.rerun(..., recipe=...).",
-        )
+    found: list[tuple[str, Any, str]] = []
+    for key in ("backbone", "recipe", "image", "mask"):
+        value = values.get(key)
+        name = f" {value.get('object')!r}" if isinstance(value, Mapping) else ""
+        found.append((f"{key}{name} of", value, f"it again: ppap.rerun(..., {key}=...)"))
+    for key, value in values.get("pipeline", {}).items():
+        found.append((f"argument {key!r} in", value, "it again: ppap.rerun(..., pipeline={...})"))
     for guide in values.get("guides", ()):
-        if isinstance(guide.get("what"), Mapping):
+        again = "the guidance again: ppap.rerun(..., guides=...)"
+        for what, key in (("guide {} of", "what"), ("recipe of {} in", "recipe"),
+                          ("target of {} in", "target")):  # fmt: skip
+            found.append((what.format(repr(guide.get("name"))), guide.get(key), again))
+    for what, value, again in found:
+        if _was_in_memory(value):
             raise RecordError(
-                f"The guide {guide.get('name')!r} of {shown} was an object in memory.",
-                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
+                f"The {what} {shown} was an object in memory.", remedy=f"Give {again}."
             )
-        if isinstance(guide.get("recipe"), Mapping):
-            raise RecordError(
-                f"The recipe of {guide.get('name')!r} in {shown} was an object in memory.",
-                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
-            )
-        target = guide.get("target")
-        rows = target if isinstance(target, list) else [target]
-        if any(isinstance(row, Mapping) and "object" in row for row in rows):
-            raise RecordError(
-                f"The target of {guide.get('name')!r} in {shown} was an object in memory.",
-                remedy="Give the guidance again: ppap.rerun(..., guides=...).",
-            )
+
+
+def _was_in_memory(value: Any) -> bool:
+    """Whether a record says of a value only what an object was called, or of a part of it."""
+    if isinstance(value, Mapping):
+        return "object" in value or any(map(_was_in_memory, value.values()))
+    return isinstance(value, list) and any(map(_was_in_memory, value))
 
 
 def _refuse_hub_names(config: RunConfig, record: Mapping[str, Any], shown: str) -> None:

@@ -245,6 +245,7 @@ def set_up(
             stage.backbone.to(device, dtype)
             stage.backbone.device, stage.backbone.dtype = device, dtype
         inputs |= _set_conditions(stage, config, moved, device)
+    objects += [f"the {name}" for name, reading in inputs.items() if reading.given.in_memory]
     guides = [
         _set_up_guide(g, of, config, stages, device, dtype, moved, found, objects)
         for g, of in zip(config.guides, loaded, strict=True)
