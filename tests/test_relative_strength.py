@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -245,11 +245,29 @@ def test_the_memory_changes_once_a_step_where_a_solver_evaluates_twice() -> None
     assert (wild - plain).abs().max() < 4 * (calm - plain).abs().max()
 
 
-def test_all_networks_of_a_guide_share_one_memory() -> None:
-    """Experts serve ranges of noise: what is decided in one is not pulled at again in the next."""
-    found = moves(told(replace(PLAIN, view=Noisy()), lambda k, n: 1.0 if n < 4 else 1e-3))
-    assert found[3][0] == pytest.approx(SHARE / 8, rel=1e-3)
-    assert found[4][0] < 0.01 * SHARE / 8
+@dataclass(frozen=True)
+class _Half:
+    """One of two networks, by the level."""
+
+    at: float
+
+    def __call__(self, level: NoiseLevel | None) -> int | None:
+        return None if level is None else int(level.log_snr > self.at)
+
+
+@pytest.mark.parametrize("less", [0.5, 1e-3])
+def test_another_network_is_followed_as_far_where_it_says_a_third(less: float) -> None:
+    """Sizes of networks do not compare, but what is as good as reached is not drawn out."""
+    world = GaussianBackbone(shape=(3, 8, 8))
+    guide = Told(lambda k, n: 1.0 if n < 4 else less)
+    guide.expert_at = _Half(world.walk(8).levels[4].log_snr - 1e-6)  # type: ignore[method-assign]
+    recipe = replace(PLAIN, view=Noisy())
+    ranged = moves(Guidance(guide, torch.zeros(1), recipe, 1.0))
+    alone = moves(told(recipe, lambda k, n: 1.0 if n < 4 else less))
+    assert alone[:4] == ranged[:4] and alone[4][0] < 0.7 * SHARE / 8
+    for n in range(4, 8):
+        wanted = min(3 * alone[n][0], SHARE / 8)
+        assert ranged[n][0] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_it_is_read_before_guides_make_room_for_each_other() -> None:

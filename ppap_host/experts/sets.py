@@ -508,6 +508,10 @@ class WithExperts(Wrapped):
                 self._active = (index, self.experts.patches[index].over(self._twin))
         return self.through(self._active[1], x)
 
+    def expert_at(self, level: NoiseLevel | None) -> int | None:
+        """The expert that serves ``level``; None for the plain network."""
+        return None if level is None else self.experts.serving(level)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Guide:
         """Moves the network; merged weights follow at the next step."""
         self._active = self._twin = None

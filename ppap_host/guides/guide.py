@@ -245,6 +245,10 @@ class Guide(ABC):
         own = next((p.dtype for p in self.network().parameters()), prepared.dtype)
         return network(prepared.to(own)).to(x.dtype)
 
+    def expert_at(self, level: NoiseLevel | None) -> int | None:
+        """Which of its networks sees images at a level (:meth:`see`); None if it has but one."""
+        return None
+
     def usual_scale(self, recipe: str) -> float:
         """The strength for a recipe where the user names none (:attr:`default_scale`)."""
         return self.default_scale.get(recipe, self.default_scale.get("", 1.0))
@@ -363,6 +367,7 @@ class Wrapped(Guide):
     from_labels = _passed_on(Guide.from_labels)
     logits = _passed_on(Guide.logits)
     operator = _passed_on(Guide.operator)
+    expert_at = _passed_on(Guide.expert_at)
     usual_scale = _passed_on(Guide.usual_scale)
     usual_recipe = _passed_on(Guide.usual_recipe)
     patch_plan = _passed_on(Guide.patch_plan)

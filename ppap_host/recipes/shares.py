@@ -22,6 +22,9 @@ from ppap_host.recipes.estimate import Asking, Estimate
 from ppap_host.recipes.gradients import root_mean_square
 from ppap_host.recipes.places import Place
 
+EASED = 3.0
+"""By how much less than before a guide's next network has to say to be followed as far."""
+
 SHARE = 1.0
 """What all steps of a guide at scale 1 may move together, of how far an image is open."""
 
@@ -136,28 +139,35 @@ def _relative(level: NoiseLevel) -> float:
 
 @dataclass(frozen=True)
 class _Largest:
-    """The largest size of each image so far, 0 where there was none, and when it last changed."""
+    """The largest size of each image so far, 0 where there was none; in which step; of whom."""
 
     size: Tensor
     step: int | None
+    network: Hashable
 
 
-def _largest(memory: MutableMapping[Hashable, Any], size: Tensor, step: int | None) -> Tensor:
+def _largest(
+    memory: MutableMapping[Hashable, Any], network: Hashable, size: Tensor, step: int | None
+) -> Tensor:
     """The largest size so far, this one included, [b, 1, ...]; it changes once a step.
 
     A size that is zero or not finite leaves it alone. It at most doubles from step to step: one
-    outlier, whose own move is cut to what is kept, must not silence the rest of the run.
+    outlier, whose own move is cut to what is kept, must not silence the rest of the run. Another
+    network finds a part of it (:data:`EASED`): its sizes are others, but where the one before has
+    reached the target, little is left to say, and that must not be drawn out to full length.
 
     Args:
+        network: which of a guide's networks has said it.
         step: its number; None outside of a walk, where every call counts.
     """
-    kept: _Largest = memory.get("size") or _Largest(torch.zeros_like(size), None)
-    before, usable = kept.size, torch.where(size.isfinite(), size, 0.0)
+    kept: _Largest = memory.get("size") or _Largest(torch.zeros_like(size), None, network)
+    before = kept.size if network == kept.network else kept.size / EASED
+    usable = torch.where(size.isfinite(), size, 0.0)
     grown = before
     if step is None or step != kept.step:
         grown = torch.maximum(before, torch.minimum(usable, 2 * before))
     found = torch.where(before > 0, grown, usable)
-    memory["size"] = _Largest(found, step)
+    memory["size"] = _Largest(found, step, network)
     return found
 
 
@@ -180,13 +190,14 @@ def in_own_units(gradient: Tensor, memory: MutableMapping[Hashable, Any]) -> Ten
 
 
 def shared(
-    way: Tensor, ruler: Ruler, estimate: Estimate, share: float, sized: bool = False
+    way: Tensor, ruler: Ruler, estimate: Estimate, share: float, key: Hashable, sized: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The way cut to its share: at most ``share`` of what is open, less where it was larger before.
 
     Args:
         way: in any units, [b, ...].
         estimate: where its place acts; its memory keeps the largest size.
+        key: of the network that says where to go.
         sized: whether the way's own root mean square says how it compares with others.
 
     Returns:
@@ -198,7 +209,7 @@ def shared(
     size = length if sized else length * strong
     step = None if estimate.step is None else estimate.step.index
     usable = torch.where(reach.isfinite(), size, 0.0)
-    most = _largest(estimate.memory, usable, step)
+    most = _largest(estimate.memory, key, usable, step)
     part = usable / torch.where(usable > most, usable, most)
     factor = torch.where(usable > 0, share * part / reach, 0.0)
     return direction * factor, usable > most

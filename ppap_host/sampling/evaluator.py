@@ -445,6 +445,7 @@ class Evaluator:
             self._ruler(move),
             estimate,
             self._portion(i, move, estimate.step),
+            g.guide.expert_at(_told(g, move.view, estimate.level)),
             sized=bool(move.gradient) and getattr(move.gradient[-1], "sized", False),
         )
 

@@ -447,9 +447,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what was decided is pulled at again",
         f"{_RECIPES}/shares.py",
-        "most = _largest(estimate.memory, usable, step)",
-        "most = _largest({}, usable, step)",
-        _share("all_networks_of_a_guide_share_one_memory"),
+        "else kept.size / EASED",
+        "else 0.0 * kept.size",
+        _share("another_network_is_followed_as_far_where_it_says_a_third"),
+    ),
+    Fault(
+        "all experts share one memory as it is",
+        f"{_RECIPES}/shares.py",
+        "else kept.size / EASED",
+        "else kept.size",
+        _share("another_network_is_followed_as_far_where_it_says_a_third"),
     ),
     Fault(
         "DPM-Solver++ relaxes with noise as it does without",

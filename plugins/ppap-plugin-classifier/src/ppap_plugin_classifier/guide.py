@@ -57,7 +57,7 @@ class ClassifierGuide(Guide):
 
     name = "classifier"
     # By judged accuracy of 24 images of all classes in 25 steps (docs/recipes.md, Scale).
-    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 6.0, "x0": 16.0, "elucd": 8.0}
+    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 4.0, "x0": 16.0, "elucd": 8.0}
     tuning_steps = 600
 
     def __init__(self, model: str | None = None) -> None:

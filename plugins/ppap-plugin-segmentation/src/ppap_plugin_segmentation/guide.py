@@ -48,7 +48,7 @@ class SegmentationGuide(Guide):
 
     name = "segmentation"
     # By the judged mIoU of 16 images in 25 steps (docs/recipes.md, Scale).
-    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 6.0, "x0": 8.0}
+    default_scale: Mapping[str, float] = {"": 4.0, "ppap": 5.0, "x0": 8.0}
     averages_pixels = True
     target_kinds = ("photo", "labels", "mask")
     tuning_steps = 500
