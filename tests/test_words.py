@@ -141,6 +141,8 @@ OURS = {
     # Numbers.
     "config.cfg", "eta", "index", "known[-1]", "self.batch", "self.num", "self.num_heads",
     "self.shard", "shape[0]", "total",
+    # What to give instead, in words of the caller.
+    "again",
     # Names of arguments, settings, formats and published things, which the code or a library has.
     "' and '.join(self._view)", "' or '.join(close)", "' or '.join(kinds)", "', '.join(entries)",
     "', '.join(get_args(Pool))", "', '.join(known)", "', '.join(map(str, table))",

@@ -20,16 +20,12 @@ from ppap_host.files.errors import (
     PpapError,
     unknown_name,
 )
-from ppap_host.files.reading import Document, local_path, require_regular
+from ppap_host.files.reading import PICTURE_ENDINGS, Document, local_path, require_regular
 
 if TYPE_CHECKING:
     from ppap_host.plugins.registry import Registry
     from ppap_host.runs.config import GuideConfig, RunConfig
 
-_PICTURES = (
-    ".avif", ".bmp", ".exr", ".gif", ".heic", ".jpeg", ".jpg", ".npy", ".npz", ".pfm", ".pgm",
-    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 _WEIGHTS = (".bin", ".ckpt", ".npz", ".pkl", ".pt", ".pth", ".safetensors")
 DTYPES = ("float32", "bfloat16", "float16")
 _HERE = ("/", "./", "../", "~/", ".\\", "..\\")
@@ -121,7 +117,7 @@ def check_run(config: RunConfig, found: Registry, moved: Mapping[str, str]) -> N
     check_weights(config.checkpoint)
     for guide in config.guides:
         for target in guide.target if isinstance(guide.target, tuple) else (guide.target,):
-            is_file = isinstance(target, str) and is_path(_behind_head(target), _PICTURES)
+            is_file = isinstance(target, str) and is_path(_behind_head(target), PICTURE_ENDINGS)
             if is_file or isinstance(target, Mapping):
                 _check_picture(target, moved)
         check_weights(guide.model)

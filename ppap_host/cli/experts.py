@@ -53,18 +53,12 @@ def show(
 @app.command()
 def verify(
     experts: Annotated[str, _set()],
-    model: Annotated[
-        str | None,
-        option(
-            "--model",
-            "-m",
-            panel="Options",
-            metavar="FILE|FOLDER|HUB-NAME",
-            help="The guide's network, if not the one the set names.",
-        ),
-    ] = None,
+    model: Annotated[str | None, option(
+        "The guide's network, if not the one the set names.",
+        "--model", "-m", panel="Options", metavar="FILE|FOLDER|HUB-NAME",
+    )] = None,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Verify a set against its guide: the network's hash, every shape, finite values."""
     with progress_bar() as watch:
         watch("reading experts and their guide", 0, 1)

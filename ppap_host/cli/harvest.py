@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ppap_host.cli import complete, options
+from ppap_host.cli import options
 from ppap_host.cli.checks import check_weights
 from ppap_host.cli.options import (
     MACHINE,
     MODEL,
-    SAMPLERS,
-    SAMPLING,
     AsJson,
     BackboneOption,
     Checkpoint,
+    Eta,
     OpenIt,
+    Sampler,
     Upsampler,
     Vae,
     backbone_options,
@@ -40,52 +40,27 @@ def harvest(
     out: Annotated[Path, options.out("Folder to write, or to go on with.")],
     num: Annotated[int, options.num("Images to make.")] = 2000,
     prompts: Annotated[
-        Path | None,
-        option(
-            "--prompts", panel=options.COMMON, metavar="FILE",
-            help="Text, one prompt a line; default: unconditional.",
-        ),
+        Path | None, option("Text, one prompt a line; default: unconditional.", metavar="FILE")
     ] = None,
     steps: Annotated[
         str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
     ] = None,
-    seed: Annotated[int, options.seed("Image k depends on seed and k.")] = 0,
+    seed: Annotated[int, option("Image k depends on seed and k.")] = 0,
     backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
     cfg: Annotated[
-        float | None,
-        option(
-            "--cfg", panel=MODEL, metavar="NUMBER",
-            help="Classifier-free guidance scale of the prompts.",
-        ),
+        float | None, option("Classifier-free guidance scale of the prompts.", panel=MODEL)
     ] = None,
-    sampler: Annotated[
-        str | None,
-        option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
-            help=f"{SAMPLERS} [default: the backbone's]",
-        ),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        option(
-            "--eta", panel=SAMPLING, metavar="NUMBER",
-            help="Stochasticity of ddim and dpm++, 0 to 1. [default: the backbone's]",
-        ),
-    ] = None,
-    shard: Annotated[
-        int, option("--shard", panel=MACHINE, metavar="NUMBER", help="Images a file.")
-    ] = 100,
-    batch: Annotated[
-        int | None,
-        option(
-            "--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time.",
-            show_default=f"{BATCH}, or the largest smaller number that divides --shard",
-        ),
-    ] = None,
+    sampler: Sampler = None,
+    eta: Eta = None,
+    shard: Annotated[int, option("Images a file.", panel=MACHINE)] = 100,
+    batch: Annotated[int | None, option(
+        "Images at a time.",
+        panel=MACHINE, show_default=f"{BATCH}, or the largest smaller number that divides --shard",
+    )] = None,
     device: Annotated[str, options.device()] = "auto",
     dtype: Annotated[str, options.dtype()] = "float32",
     open_it: OpenIt = False,

@@ -21,68 +21,63 @@ SAMPLING = "Sampling"
 MACHINE = "Machine"
 RESULTS = "Results"
 
-SAMPLERS = "ddim, dpm++, euler, unipc ... (`ppap list samplers`)."
 _VALUE = Document("value", OptionError, "Give a number, a text or JSON.")
-SEVERAL_DEVICES = "auto, cpu, cuda, cuda:1 or mps."
 
 
-def option(*names: str, panel: str, metavar: str | None, help: str, **settings: Any) -> Any:
-    """An option: where help shows it, and what stands there for its value."""
+def option(
+    help: str,
+    *names: str,
+    panel: str = COMMON,
+    metavar: str = "NUMBER",
+    **settings: Any,
+) -> Any:
+    """An option: what it means, where help shows it, and what stands there for its value.
+
+    Args:
+        names: where there is a letter, or it is not called as its parameter is; of a flag always.
+    """
     return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=help, **settings)
 
 
 Checkpoint = Annotated[
-    str | None,
-    option(
-        "--checkpoint", panel=MODEL, metavar="FILE|FOLDER|HUB-NAME", help="Weights of the backbone."
-    ),
+    str | None, option("Weights of the backbone.", panel=MODEL, metavar="FILE|FOLDER|HUB-NAME")
 ]
-Vae = Annotated[
-    str | None,
-    option(
-        "--vae", panel=MODEL, metavar="FOLDER|HUB-NAME",
-        help="Autoencoder of latent backbones that need one.",
-    ),
-]  # fmt: skip
+Vae = Annotated[str | None, option(
+    "Autoencoder of latent backbones that need one.", panel=MODEL, metavar="FOLDER|HUB-NAME",
+)]  # fmt: skip
 Upsampler = Annotated[
-    str | None,
-    option(
-        "--upsampler", panel=MODEL, metavar="FILE|FOLDER",
-        help="Second stage of cascaded backbones.",
-    ),
-]  # fmt: skip
-BackboneOption = Annotated[
-    list[str] | None,
-    option(
-        "--backbone-option", panel=MODEL, metavar="KEY=VALUE",
-        help="What else the backbone takes; repeatable.",
-    ),
-]  # fmt: skip
-AsJson = Annotated[
-    bool,
-    option(
-        "--json", panel=RESULTS, metavar=None, help="Print the result as JSON on standard output."
-    ),
-]  # fmt: skip
-OpenIt = Annotated[
-    bool,
-    option("--open", panel=RESULTS, metavar=None, help="Open the picture of the result."),
+    str | None, option("Second stage of cascaded backbones.", panel=MODEL, metavar="FILE|FOLDER")
 ]
+BackboneOption = Annotated[list[str] | None, option(
+    "What else the backbone takes; repeatable.", panel=MODEL, metavar="KEY=VALUE",
+)]  # fmt: skip
+Sampler = Annotated[str | None, option(
+    "ddim, dpm++, euler, unipc ... (`ppap list samplers`). [default: the backbone's]",
+    panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
+)]  # fmt: skip
+Eta = Annotated[
+    float | None,
+    option("Stochasticity of ddim and dpm++, 0 to 1. [default: the backbone's]", panel=SAMPLING),
+]
+AsJson = Annotated[
+    bool, option("Print the result as JSON on standard output.", "--json", panel=RESULTS)
+]
+OpenIt = Annotated[bool, option("Open the picture of the result.", "--open", panel=RESULTS)]
 
 
 def backbone(told: str = "") -> Any:
     """--backbone, with a word on what it is where it is left out."""
     default = f" [default: {told}]" if told else ""
     return option(
-        "--backbone", "-b", panel=MODEL, metavar="NAME", autocompletion=complete.of("backbone"),
-        help=f"Diffusion model; see `ppap list backbones`.{default}",
+        f"Diffusion model; see `ppap list backbones`.{default}", "--backbone", "-b", panel=MODEL,
+        metavar="NAME", autocompletion=complete.of("backbone"),
     )  # fmt: skip
 
 
 def device(told: str = "") -> Any:
     """--device."""
     return option(
-        "--device", panel=MACHINE, metavar="NAME", help=SEVERAL_DEVICES + told,
+        f"auto, cpu, cuda, cuda:1 or mps.{told}", panel=MACHINE, metavar="NAME",
         autocompletion=complete.among(("auto", "cpu", "cuda", "mps")),
     )  # fmt: skip
 
@@ -90,40 +85,35 @@ def device(told: str = "") -> Any:
 def dtype(what: str = "Number format of the networks", told: str = "") -> Any:
     """--dtype."""
     return option(
-        "--dtype", panel=MACHINE, metavar="FORMAT", autocompletion=complete.among(DTYPES),
-        help=f"{what}: float32, bfloat16 or float16.{told}",
+        f"{what}: float32, bfloat16 or float16.{told}", panel=MACHINE, metavar="FORMAT",
+        autocompletion=complete.among(DTYPES),
     )  # fmt: skip
 
 
-def out(help: str, panel: str = COMMON, metavar: str = "FOLDER", **settings: Any) -> Any:
+def out(help: str, metavar: str = "FOLDER", **settings: Any) -> Any:
     """--out; ``--out=~/there`` is no path that shells expand."""
     return option(
-        "--out", "-o", panel=panel, metavar=metavar, help=help,
+        help, "--out", "-o", metavar=metavar,
         callback=lambda path: path and type(path)(os.path.expanduser(path)), **settings,
     )  # fmt: skip
 
 
-def num(help: str, panel: str = COMMON, **settings: Any) -> Any:
+def num(help: str, **settings: Any) -> Any:
     """--num."""
-    return option("--num", "-n", panel=panel, metavar="NUMBER", help=help, **settings)
-
-
-def seed(help: str, panel: str = COMMON, **settings: Any) -> Any:
-    """--seed."""
-    return option("--seed", panel=panel, metavar="NUMBER", help=help, **settings)
+    return option(help, "--num", "-n", **settings)
 
 
 def cfg_interval() -> Any:
     """--cfg-interval."""
     return option(
-        "--cfg-interval", panel=MODEL, metavar="LOW:HIGH",
-        help="Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]",
+        "Noise levels (log-SNR) at which --cfg holds. [default: the backbone's]", panel=MODEL,
+        metavar="LOW:HIGH",
     )  # fmt: skip
 
 
-def steps(help: str, panel: str = COMMON) -> Any:
+def steps(help: str) -> Any:
     """--steps."""
-    return option("--steps", panel=panel, metavar="NUMBER|SPACING", help=help)
+    return option(help, metavar="NUMBER|SPACING")
 
 
 def backbone_options(others: list[str] | None, **named: str | None) -> dict[str, str]:

@@ -14,7 +14,6 @@ import typer
 from ppap_host.cli import complete, options
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
-    COMMON,
     MODEL,
     AsJson,
     BackboneOption,
@@ -49,47 +48,29 @@ def check(
             "offers.",
         ),
     ],
-    kind: Annotated[
-        str | None,
-        option(
-            "--kind", panel=COMMON, metavar="KIND", autocompletion=_KINDS,
-            help="guide, backbone or recipe, if NAME is several.",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        option(
-            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
-            help="A target of the guide; without one a picture is tried.",
-        ),
-    ] = None,
+    kind: Annotated[str | None, option(
+        "guide, backbone or recipe, if NAME is several.",
+        metavar="KIND", autocompletion=_KINDS,
+    )] = None,
+    target: Annotated[str | None, option(
+        "A target of the guide; without one a picture is tried.",
+        "--target", "-t", metavar="LABEL|FILE",
+    )] = None,
     model: Annotated[
-        str | None,
-        option(
-            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME", help="Of the guide."
-        ),
+        str | None, option("Of the guide.", "--model", "-m", metavar="FILE|FOLDER|HUB-NAME")
     ] = None,
-    size: Annotated[
-        int,
-        option(
-            "--size", panel=COMMON, metavar="PIXELS", min=8, max=4096,
-            help="Of a side of the images that a guide is shown.",
-        ),
-    ] = 64,
-    shape: Annotated[
-        str | None,
-        option(
-            "--shape", panel=COMMON, metavar="N,N,...",
-            help="Of what a guide is shown that is no image, such as 1,16000 of sound.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        option(
-            "--prompt", "-p", panel=MODEL, metavar="TEXT",
-            help="A prompt that the backbone understands.",
-        ),
-    ] = None,
+    size: Annotated[int, option(
+        "Of a side of the images that a guide is shown.",
+        metavar="PIXELS", min=8, max=4096,
+    )] = 64,
+    shape: Annotated[str | None, option(
+        "Of what a guide is shown that is no image, such as 1,16000 of sound.",
+        metavar="N,N,...",
+    )] = None,
+    prompt: Annotated[str | None, option(
+        "A prompt that the backbone understands.",
+        "--prompt", "-p", panel=MODEL, metavar="TEXT",
+    )] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
@@ -183,51 +164,30 @@ def new(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="What users will call it, such as edges.")
     ],
-    kind: Annotated[
-        str | None,
-        option(
-            "--kind", panel=COMMON, metavar="KIND",
-            autocompletion=complete.among(("guide", "backbone", "recipe", "reward")),
-            help="guide, backbone, recipe or reward.", show_default="guide",
-        ),
-    ] = None,
+    kind: Annotated[str | None, option(
+        "guide, backbone, recipe or reward.",
+        metavar="KIND", autocompletion=complete.among(("guide", "backbone", "recipe", "reward")),
+        show_default="guide",
+    )] = None,
     reward: Annotated[
-        bool,
-        option(
-            "--reward", panel=COMMON, metavar=None,
-            help="A reward: a guide without a target, larger is better.",
-        ),
+        bool, option("A reward: a guide without a target, larger is better.", "--reward")
     ] = False,
     author: Annotated[
-        str | None,
-        option(
-            "--author", panel=COMMON, metavar="NAME", help="For its metadata.",
-            show_default="who git says you are",
-        ),
+        str | None, option("For its metadata.", metavar="NAME", show_default="who git says you are")
     ] = None,
     summary: Annotated[
-        str | None,
-        option(
-            "--summary", panel=COMMON, metavar="TEXT",
-            help="What it does, one line for `ppap list`.",
-        ),
+        str | None, option("What it does, one line for `ppap list`.", metavar="TEXT")
     ] = None,
-    licence: Annotated[
-        str,
-        option(
-            "--licence", "--license", panel=COMMON, metavar="NAME",
-            autocompletion=complete.among(("apache-2.0", "mit")), help="apache-2.0 or mit.",
-        ),
-    ] = "apache-2.0",
+    licence: Annotated[str, option(
+        "apache-2.0 or mit.",
+        "--licence", "--license", metavar="NAME",
+        autocompletion=complete.among(("apache-2.0", "mit")),
+    )] = "apache-2.0",
     out: Annotated[
         Path | None, options.out("Folder to make.", show_default="ppap-plugin-NAME")
     ] = None,
     yes: Annotated[
-        bool,
-        option(
-            "--yes", "-y", panel=COMMON, metavar=None,
-            help="Ask nothing: defaults for what is not given.",
-        ),
+        bool, option("Ask nothing: defaults for what is not given.", "--yes", "-y")
     ] = False,
 ) -> None:  # fmt: skip
     """Write a new plugin: a distribution that runs, with tests, to be changed into your own.

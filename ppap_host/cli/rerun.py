@@ -28,13 +28,10 @@ def rerun(
     out: Annotated[
         Path | None, options.out("Keep the new images in this folder.", panel=options.RESULTS)
     ] = None,
-    guide: Annotated[
-        list[str] | None,
-        option(
-            "--guide", "-g", panel=options.RESULTS, metavar="FILE.py:NAME",
-            help="Code that the record names and that you have looked at: it may run. Repeatable.",
-        ),
-    ] = None,
+    guide: Annotated[list[str] | None, option(
+        "Code that the record names and that you have looked at: it may run. Repeatable.",
+        "--guide", "-g", panel=options.RESULTS, metavar="FILE.py:NAME",
+    )] = None,
     open_it: OpenIt = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

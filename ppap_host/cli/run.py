@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,17 +16,17 @@ import typer
 from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_new, check_run
 from ppap_host.cli.options import (
-    COMMON,
     GUIDES,
     MACHINE,
     MODEL,
     RESULTS,
-    SAMPLERS,
     SAMPLING,
     AsJson,
     BackboneOption,
     Checkpoint,
+    Eta,
     OpenIt,
+    Sampler,
     Upsampler,
     Vae,
     backbone_options,
@@ -67,276 +68,154 @@ def _number_or_own(text: str) -> float | str:
 
 
 def run(
-    guide: Annotated[
-        list[str] | None,
-        option(
-            "--guide", "-g", panel=COMMON, metavar="NAME|FILE.py:NAME",
-            autocompletion=complete.of("guide"),
-            help="What steers: one of `ppap list guides`, or code of your own. Repeatable.",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        option(
-            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
-            help="What each guide should see: a label or a file; - for nothing.",
-        ),
-    ] = None,
-    scale: Annotated[
-        list[Any] | None,
-        option(
-            "--scale", "-s", panel=COMMON, metavar="NUMBER", parser=_number_or_own,
-            help="Strength of each guide, 1 being the same share of a step for all. [default: the "
-            "guide's own]",
-        ),
-    ] = None,
+    context: typer.Context,
+    guide: Annotated[list[str] | None, option(
+        "What steers: one of `ppap list guides`, or code of your own. Repeatable.",
+        "--guide", "-g", metavar="NAME|FILE.py:NAME", autocompletion=complete.of("guide"),
+    )] = None,
+    target: Annotated[list[str] | None, option(
+        "What each guide should see: a label or a file; - for nothing.",
+        "--target", "-t", metavar="LABEL|FILE",
+    )] = None,
+    scale: Annotated[list[Any] | None, option(
+        "Strength of each guide, 1 being the same share of a step for all. [default: the guide's "
+        "own]",
+        "--scale", "-s", parser=_number_or_own,
+    )] = None,
     prompt: Annotated[
-        str | None,
-        option(
-            "--prompt", "-p", panel=COMMON, metavar="TEXT", help="For backbones that read text."
-        ),
+        str | None, option("For backbones that read text.", "--prompt", "-p", metavar="TEXT")
     ] = None,
     negative_prompt: Annotated[
-        str | None,
-        option(
-            "--negative-prompt", panel=MODEL, metavar="TEXT",
-            help="What --cfg leads away from.",
-        ),
+        str | None, option("What --cfg leads away from.", panel=MODEL, metavar="TEXT")
     ] = None,
     num: Annotated[int | None, options.num("Images to make. [default: 4]")] = None,
     steps: Annotated[
         str | None,
         options.steps("Denoising steps, or a spacing (ddim25). [default: the backbone's]"),
     ] = None,
-    quality: Annotated[
-        str | None,
-        option(
-            "--quality", panel=COMMON, metavar="draft|normal|best|none",
-            help="Point of the guides' measured frontiers; the options given here win over it. "
-            "[default: normal]",
-            autocompletion=lambda: ["draft", "normal", "best", "none"],
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, options.seed("Image k depends on seed and k. [default: 0]")
-    ] = None,
+    quality: Annotated[str | None, option(
+        "Point of the guides' measured frontiers; the options given here win over it. [default: "
+        "normal]",
+        metavar="draft|normal|best|none",
+        autocompletion=lambda: ["draft", "normal", "best", "none"],
+    )] = None,
+    seed: Annotated[int | None, option("Image k depends on seed and k. [default: 0]")] = None,
     out: Annotated[
         Path | None, options.out("Folder to write. [default: ppap-out/<next number>]")
     ] = None,
-    config: Annotated[
-        Path | None,
-        option(
-            "--config", "-c", panel=COMMON, metavar="FILE",
-            help="These options from a TOML file; those given here override it.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        option(
-            "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
-            autocompletion=complete.of("recipe"),
-            help="Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
-        ),
-    ] = None,
-    absolute: Annotated[
-        bool,
-        option(
-            "--absolute", panel=GUIDES, metavar=None,
-            help="Take each --scale as the recipe's paper does: it multiplies the gradient.",
-        ),
-    ] = False,
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
-            help="Network of each guide; default: the one that it ships.",
-        ),
-    ] = None,
-    experts: Annotated[
-        list[str] | None,
-        option(
-            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
-            autocompletion=complete.of("expert set"),
-            help="Expert set of each guide. [default: one that fits]",
-        ),
-    ] = None,
-    interval: Annotated[
-        list[str] | None,
-        option(
-            "--interval", panel=GUIDES, metavar="LOW:HIGH",
-            help="Noise levels at which each guide is asked, in log-SNR.",
-        ),
-    ] = None,
-    stage: Annotated[
-        list[str] | None,
-        option(
-            "--stage", panel=GUIDES, metavar="NAME",
-            autocompletion=complete.among(("base", "upsampler", "both")),
-            help="Of a cascade, for each guide: base, upsampler, both.",
-        ),
-    ] = None,
-    calibration: Annotated[
-        list[str] | None,
-        option(
-            "--calibration", panel=GUIDES, metavar="FILE|FOLDER",
-            help="Of each guide: what `ppap calibrate` wrote.",
-        ),
-    ] = None,
-    balance: Annotated[
-        str | None,
-        option(
-            "--balance", panel=GUIDES, metavar="NAME", autocompletion=complete.balances,
-            help="Of several guides: project or sum. [default: project]",
-        ),
-    ] = None,
+    config: Annotated[Path | None, option(
+        "These options from a TOML file; those given here override it.",
+        "--config", "-c", metavar="FILE",
+    )] = None,
+    recipe: Annotated[list[str] | None, option(
+        "Guidance method: one, or one for each guide. [default: ppap with experts, or x0]",
+        "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
+        autocompletion=complete.of("recipe"),
+    )] = None,
+    absolute: Annotated[bool, option(
+        "Take each --scale as the recipe's paper does: it multiplies the gradient.",
+        "--absolute", panel=GUIDES,
+    )] = False,
+    model: Annotated[list[str] | None, option(
+        "Network of each guide; default: the one that it ships.",
+        "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
+    )] = None,
+    experts: Annotated[list[str] | None, option(
+        "Expert set of each guide. [default: one that fits]",
+        "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+        autocompletion=complete.of("expert set"),
+    )] = None,
+    interval: Annotated[list[str] | None, option(
+        "Noise levels at which each guide is asked, in log-SNR.",
+        panel=GUIDES, metavar="LOW:HIGH",
+    )] = None,
+    stage: Annotated[list[str] | None, option(
+        "Of a cascade, for each guide: base, upsampler, both.",
+        panel=GUIDES, metavar="NAME", autocompletion=complete.among(("base", "upsampler", "both")),
+    )] = None,
+    calibration: Annotated[list[str] | None, option(
+        "Of each guide: what `ppap calibrate` wrote.",
+        panel=GUIDES, metavar="FILE|FOLDER",
+    )] = None,
+    balance: Annotated[str | None, option(
+        "Of several guides: project or sum. [default: project]",
+        panel=GUIDES, metavar="NAME", autocompletion=complete.balances,
+    )] = None,
     backbone: Annotated[str | None, options.backbone(told="shapes")] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
     class_index: Annotated[
-        int | None,
-        option(
-            "--class", panel=MODEL, metavar="NUMBER", help="Class of class-conditional backbones."
-        ),
+        int | None, option("Class of class-conditional backbones.", "--class", panel=MODEL)
     ] = None,
     cfg: Annotated[
-        float | None,
-        option(
-            "--cfg", panel=MODEL, metavar="NUMBER",
-            help="Classifier-free guidance scale of prompt or class.",
-        ),
+        float | None, option("Classifier-free guidance scale of prompt or class.", panel=MODEL)
     ] = None,
     cfg_interval: Annotated[str | None, options.cfg_interval()] = None,
-    guidance_scale: Annotated[
-        float | None,
-        option(
-            "--guidance-scale", panel=MODEL, metavar="NUMBER",
-            help="What a distilled network is told, beside --cfg (Flux, Qwen-Image).",
-        ),
-    ] = None,
-    image: Annotated[
-        str | None,
-        option(
-            "--image", panel=MODEL, metavar="FILE",
-            help="Picture to start from, to fill in, or for a control network.",
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None,
-        option(
-            "--mask", panel=MODEL, metavar="FILE",
-            help="White where the picture is to be made anew.",
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        option(
-            "--strength", panel=MODEL, metavar="NUMBER",
-            help="How far --image is left, 0 to 1. [default: the pipeline's]",
-        ),
-    ] = None,
+    guidance_scale: Annotated[float | None, option(
+        "What a distilled network is told, beside --cfg (Flux, Qwen-Image).",
+        panel=MODEL,
+    )] = None,
+    image: Annotated[str | None, option(
+        "Picture to start from, to fill in, or for a control network.",
+        panel=MODEL, metavar="FILE",
+    )] = None,
+    mask: Annotated[str | None, option(
+        "White where the picture is to be made anew.",
+        panel=MODEL, metavar="FILE",
+    )] = None,
+    strength: Annotated[float | None, option(
+        "How far --image is left, 0 to 1. [default: the pipeline's]",
+        panel=MODEL,
+    )] = None,
     height: Annotated[
-        int | None,
-        option("--height", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+        int | None, option("Of a pipeline's images.", panel=MODEL, metavar="PIXELS")
     ] = None,
     width: Annotated[
-        int | None,
-        option("--width", panel=MODEL, metavar="PIXELS", help="Of a pipeline's images."),
+        int | None, option("Of a pipeline's images.", panel=MODEL, metavar="PIXELS")
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        option(
-            "--lora", panel=MODEL, metavar="FILE[:STRENGTH]",
-            help="Low-rank patches of a pipeline; repeatable.",
-        ),
-    ] = None,
-    pipeline: Annotated[
-        list[str] | None,
-        option(
-            "--pipeline", panel=MODEL, metavar="NAME=VALUE",
-            help="A further argument of a pipeline's call; repeatable.",
-        ),
-    ] = None,
-    offload: Annotated[
-        str | None,
-        option(
-            "--offload", panel=MACHINE, metavar="NAME",
-            autocompletion=complete.among(("none", "model", "sequential")),
-            help="Networks of a pipeline wait in memory: none, model, sequential.",
-        ),
-    ] = None,
+    lora: Annotated[list[str] | None, option(
+        "Low-rank patches of a pipeline; repeatable.",
+        panel=MODEL, metavar="FILE[:STRENGTH]",
+    )] = None,
+    pipeline: Annotated[list[str] | None, option(
+        "A further argument of a pipeline's call; repeatable.",
+        panel=MODEL, metavar="NAME=VALUE",
+    )] = None,
+    offload: Annotated[str | None, option(
+        "Networks of a pipeline wait in memory: none, model, sequential.",
+        panel=MACHINE, metavar="NAME",
+        autocompletion=complete.among(("none", "model", "sequential")),
+    )] = None,
     tiling: Annotated[
-        bool,
-        option(
-            "--tiling", panel=MACHINE, metavar=None,
-            help="Decode a pipeline's large images in tiles.",
-        ),
+        bool, option("Decode a pipeline's large images in tiles.", "--tiling", panel=MACHINE)
     ] = False,
-    sampler: Annotated[
-        str | None,
-        option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
-            help=f"{SAMPLERS} [default: the backbone's]",
-        ),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        option(
-            "--eta", panel=SAMPLING, metavar="NUMBER",
-            help="Stochasticity of ddim and dpm++, 0 to 1. [default: the backbone's]",
-        ),
-    ] = None,
-    churn: Annotated[
-        float | None,
-        option(
-            "--churn", panel=SAMPLING, metavar="NUMBER", help="S_churn of heun. [default: 0]"
-        ),
-    ] = None,
+    sampler: Sampler = None,
+    eta: Eta = None,
+    churn: Annotated[float | None, option("S_churn of heun. [default: 0]", panel=SAMPLING)] = None,
     churn_range: Annotated[
-        str | None,
-        option(
-            "--churn-range", panel=SAMPLING, metavar="LOW:HIGH",
-            help="S_tmin and S_tmax of heun.",
-        ),
+        str | None, option("S_tmin and S_tmax of heun.", panel=SAMPLING, metavar="LOW:HIGH")
     ] = None,
     churn_noise: Annotated[
-        float | None,
-        option(
-            "--churn-noise", panel=SAMPLING, metavar="NUMBER",
-            help="S_noise of heun. [default: 1]",
-        ),
+        float | None, option("S_noise of heun. [default: 1]", panel=SAMPLING)
     ] = None,
-    upsampler_steps: Annotated[
-        str | None,
-        option(
-            "--upsampler-steps", panel=SAMPLING, metavar="NUMBER|SPACING",
-            help="As --steps, for an upsampler.",
-        ),
-    ] = None,
+    upsampler_steps: Annotated[str | None, option(
+        "As --steps, for an upsampler.",
+        panel=SAMPLING, metavar="NUMBER|SPACING",
+    )] = None,
     batch: Annotated[
-        int | None,
-        option(
-            "--batch", panel=MACHINE, metavar="NUMBER",
-            help="Images at a time. [default: the backbone's]",
-        ),
+        int | None, option("Images at a time. [default: the backbone's]", panel=MACHINE)
     ] = None,
     device: Annotated[str | None, options.device(" [default: auto]")] = None,
     dtype: Annotated[str | None, options.dtype(told=" [default: float32]")] = None,
-    unguided: Annotated[
-        bool | None,
-        option(
-            "--unguided/--no-unguided", panel=RESULTS, metavar=None,
-            help="Also make the same images without guides, to compare. [default: unguided]",
-        ),
-    ] = None,
+    unguided: Annotated[bool | None, option(
+        "Also make the same images without guides, to compare. [default: unguided]",
+        "--unguided/--no-unguided", panel=RESULTS,
+    )] = None,
     open_it: OpenIt = False,
     print_config: Annotated[
-        bool,
-        option(
-            "--print-config", panel=RESULTS, metavar=None,
-            help="Print the TOML that repeats this run; stop.",
-        ),
+        bool, option("Print the TOML that repeats this run; stop.", "--print-config", panel=RESULTS)
     ] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -356,39 +235,24 @@ def run(
         raise OptionError(f"'out' in {config} is {configured!r}.", remedy="It must be a folder.")
     if out is None and configured is not None:
         out = Path(configured)
-    given: dict[str, Any] = {
-        "backbone": backbone, "checkpoint": checkpoint, "prompt": prompt, "cfg": cfg,
-        "cfg_interval": cfg_interval,
-        "negative_prompt": negative_prompt, "guidance_scale": guidance_scale,
-        "image": image, "mask": mask, "strength": strength, "height": height, "width": width,
+    # Most options are called as the field of the configuration that they set.
+    given = {f.name: context.params.get(f.name) for f in dataclasses.fields(RunConfig)} | {
+        "recipe": None,  # one, or one for each guide
         "pipeline": options.values("--pipeline", pipeline) or None,
-        "class_index": class_index,
         "backbone_options": backbone_options(
             backbone_option, vae=vae, upsampler=upsampler, lora=_listed(lora or []),
             offload=offload, tiling="yes" if tiling else None,
         ) or None,
-        "balance": balance, "sampler": sampler, "eta": eta, "churn": churn,
-        "churn_range": churn_range, "churn_noise": churn_noise, "seed": seed, "num": num,
-        "batch": batch, "device": device, "dtype": dtype, "unguided": unguided,
-        "quality": quality,
+        "steps": steps and spacing(steps),
+        "upsampler_steps": upsampler_steps and spacing(upsampler_steps),
     }  # fmt: skip
-    given |= {
-        key: spacing(text)
-        for key, text in (("steps", steps), ("upsampler_steps", upsampler_steps))
-        if text is not None
-    }
     values |= {key: value for key, value in given.items() if value is not None}
     recipes = recipe or []
     if len(recipes) == 1:
         values["recipe"], recipes = recipes[0], []
-    guides = pair_guides(
-        guide or [],
-        {
-            "target": target or [], "scale": scale or [], "model": model or [], "recipe": recipes,
-            "experts": experts or [], "interval": interval or [], "stage": stage or [],
-            "calibration": calibration or [],
-        },
-    )  # fmt: skip
+    own = ("target", "scale", "model", "experts", "interval", "stage", "calibration")
+    of_each = {name: context.params[name] or [] for name in own} | {"recipe": recipes}
+    guides = pair_guides(guide or [], of_each)
     if guides:
         values["guide"] = guides
     if absolute:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from ppap_host.cli import options
 from ppap_host.cli.help import Application
-from ppap_host.cli.options import COMMON, AsJson, OpenIt, option
+from ppap_host.cli.options import AsJson, OpenIt, option
 from ppap_host.cli.output import counted, open_file, print_json, tell_path
 from ppap_host.cli.progress import progress_bar
 
@@ -18,14 +18,11 @@ app = Application("The built-in world: rooms with coloured solids.")
 def render(
     out: Annotated[Path, options.out("Folder to write.")],
     num: Annotated[int, options.num("Scenes to render.", min=1, max=100_000_000)] = 16,
-    seed: Annotated[int, options.seed("Scene k depends on seed and k.", min=0)] = 0,
-    size: Annotated[
-        int,
-        option("--size", panel=COMMON, metavar="PIXELS", min=16, max=2048, help="Of a side."),
-    ] = 64,
+    seed: Annotated[int, option("Scene k depends on seed and k.", min=0)] = 0,
+    size: Annotated[int, option("Of a side.", metavar="PIXELS", min=16, max=2048)] = 64,
     open_it: OpenIt = False,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Render labelled scenes: RGB, depth, segmentation, class and caption.
 
     Writes k.png (RGB), k-depth.png (16 bit, millimetres), k-segmentation.png (indices), a contact

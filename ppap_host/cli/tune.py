@@ -3,8 +3,11 @@
 # Long because its options are many, and each says what it is.
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +16,6 @@ import typer
 from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_folder, check_weights
 from ppap_host.cli.options import (
-    COMMON,
     AsJson,
     BackboneOption,
     Checkpoint,
@@ -37,6 +39,7 @@ from ppap_host.files.errors import (
 from ppap_host.runs.processes import alone_or_first
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from ppap_host.backbones.backbone import Backbone
@@ -44,12 +47,37 @@ if TYPE_CHECKING:
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.sets import View
     from ppap_host.experts.tuning import Progress, TuningConfig
+    from ppap_host.guides.guide import Guide
 
 _TUNING = "Tuning"
 _ESTIMATE = "Estimate"
 _OF_ESTIMATE = ("num", "harvest_steps", "harvest_cfg")
 _METHODS = ("patch", "full")
 _VIEWS: tuple[View, ...] = ("noised", "predicted")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of an estimate and of a tuning alike."""
+
+    guide: str
+    model: str | None
+    backbone: str | None
+    checkpoint: str | None
+    options: Mapping[str, str]
+    config: TuningConfig
+    view: View
+    device: str
+    dtype: str
+
+    def loaded(self, device: torch.device) -> tuple[Guide, torch.dtype]:
+        """The guide on its device, and the number format."""
+        from ppap_host.plugins.loading import load_guide
+        from ppap_host.plugins.registry import registry
+        from ppap_host.runs.devices import pick_dtype
+
+        dtype = pick_dtype(self.dtype, device)
+        return load_guide(registry(), self.guide, self.model).to(device, dtype), dtype
 
 
 def tune(
@@ -61,118 +89,62 @@ def tune(
         ),
     ],
     harvest: Annotated[
-        Path | None,
-        option(
-            "--harvest", panel=COMMON, metavar="FOLDER",
-            help="Folder of `ppap harvest`; needed to tune.",
-        ),
+        Path | None, option("Folder of `ppap harvest`; needed to tune.", metavar="FOLDER")
     ] = None,
     out: Annotated[
         Path | None, options.out("Folder to write, or to go on with; needed to tune.")
     ] = None,
-    experts: Annotated[
-        int, option("--experts", panel=COMMON, metavar="NUMBER", help="Noise ranges, N.")
-    ] = 5,
-    model: Annotated[
-        str | None,
-        option(
-            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME",
-            help="Network of the guide; default: the one that it ships.",
-        ),
-    ] = None,
-    seed: Annotated[int, options.seed("Decides every random draw.")] = 0,
+    experts: Annotated[int, option("Noise ranges, N.")] = 5,
+    model: Annotated[str | None, option(
+        "Network of the guide; default: the one that it ships.",
+        "--model", "-m", metavar="FILE|FOLDER|HUB-NAME",
+    )] = None,
+    seed: Annotated[int, option("Decides every random draw.")] = 0,
     licence: Annotated[
-        str,
-        option(
-            "--licence", panel=COMMON, metavar="NAME",
-            help="Of the expert set, kept in its metadata.",
-        ),
+        str, option("Of the expert set, kept in its metadata.", metavar="NAME")
     ] = "",
     backbone: Annotated[str | None, options.backbone(told="the harvest's own")] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     backbone_option: BackboneOption = None,
-    view: Annotated[
-        str,
-        option(
-            "--view", panel=_TUNING, metavar="NAME", autocompletion=complete.among(_VIEWS),
-            help="What experts are shown: noised images, or predicted clean ones.",
-        ),
-    ] = "noised",
-    method: Annotated[
-        str,
-        option(
-            "--method", panel=_TUNING, metavar="NAME", autocompletion=complete.among(_METHODS),
-            help="patch, or full: every parameter (a baseline).",
-        ),
-    ] = "patch",
+    view: Annotated[str, option(
+        "What experts are shown: noised images, or predicted clean ones.",
+        panel=_TUNING, metavar="NAME", autocompletion=complete.among(_VIEWS),
+    )] = "noised",
+    method: Annotated[str, option(
+        "patch, or full: every parameter (a baseline).",
+        panel=_TUNING, metavar="NAME", autocompletion=complete.among(_METHODS),
+    )] = "patch",
     rank: Annotated[
-        int | None,
-        option(
-            "--rank", panel=_TUNING, metavar="NUMBER",
-            help="Of the low-rank factors; default: the guide's.",
-        ),
+        int | None, option("Of the low-rank factors; default: the guide's.", panel=_TUNING)
     ] = None,
     steps: Annotated[
-        int | None,
-        option(
-            "--steps", panel=_TUNING, metavar="NUMBER",
-            help="Optimiser steps of each expert; default: the guide's.",
-        ),
+        int | None, option("Optimiser steps of each expert; default: the guide's.", panel=_TUNING)
     ] = None,
-    batch: Annotated[
-        int, option("--batch", panel=_TUNING, metavar="NUMBER", help="Images a step.")
-    ] = 32,
-    lr: Annotated[
-        float | None,
-        option("--lr", panel=_TUNING, metavar="NUMBER", help="Peak learning rate."),
-    ] = None,
-    weight_decay: Annotated[
-        float,
-        option("--weight-decay", panel=_TUNING, metavar="NUMBER", min=0, help="Of AdamW."),
-    ] = 1e-4,
+    batch: Annotated[int, option("Images a step.", panel=_TUNING)] = 32,
+    lr: Annotated[float | None, option("Peak learning rate.", panel=_TUNING)] = None,
+    weight_decay: Annotated[float, option("Of AdamW.", panel=_TUNING, min=0)] = 1e-4,
     held_out: Annotated[
-        float,
-        option(
-            "--held-out", panel=_TUNING, metavar="SHARE",
-            help="Of the harvest, to stop early by.",
-        ),
+        float, option("Of the harvest, to stop early by.", panel=_TUNING, metavar="SHARE")
     ] = 0.1,
     patience: Annotated[
-        int,
-        option(
-            "--patience", panel=_TUNING, metavar="NUMBER",
-            help="Measurements without progress before stopping.",
-        ),
+        int, option("Measurements without progress before stopping.", panel=_TUNING)
     ] = 10,
     device: Annotated[str, options.device()] = "auto",
-    dtype: Annotated[
-        str, options.dtype("Of the frozen network; experts are float32")
-    ] = "float32",
+    dtype: Annotated[str, options.dtype("Of the frozen network; experts are float32")] = "float32",
     estimate: Annotated[
-        bool,
-        option(
-            "--estimate", panel=_ESTIMATE, metavar=None,
-            help="Only say what harvest and tuning will cost.",
-        ),
+        bool, option("Only say what harvest and tuning will cost.", "--estimate", panel=_ESTIMATE)
     ] = False,
     num: Annotated[
         int,
         options.num("Images of the harvest to estimate.", panel=_ESTIMATE, min=1, max=100_000_000),
     ] = 2000,
-    harvest_steps: Annotated[
-        str,
-        option(
-            "--harvest-steps", panel=_ESTIMATE, metavar="NUMBER|SPACING",
-            help="Denoising steps of the harvest to estimate.",
-        ),
-    ] = "25",
+    harvest_steps: Annotated[str, option(
+        "Denoising steps of the harvest to estimate.",
+        panel=_ESTIMATE, metavar="NUMBER|SPACING",
+    )] = "25",
     harvest_cfg: Annotated[
-        bool,
-        option(
-            "--harvest-cfg", panel=_ESTIMATE, metavar=None,
-            help="Estimate a harvest with prompts and --cfg.",
-        ),
+        bool, option("Estimate a harvest with prompts and --cfg.", "--harvest-cfg", panel=_ESTIMATE)
     ] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -195,22 +167,22 @@ def tune(
     registry().entry("guide", guide)
     if method not in _METHODS:
         raise unknown_name("method", method, _METHODS)
-    seen = next((known for known in _VIEWS if known == view), None)
-    if seen is None:
+    if view not in _VIEWS:
         raise unknown_name("view", view, _VIEWS)
+    seen: View = "predicted" if view == "predicted" else "noised"
     if backbone is not None:
         registry().entry("backbone", backbone)
     check_weights(checkpoint)
     check_weights(model)
 
-    def config() -> TuningConfig:
+    def asked() -> _Asked:
         from ppap_host.experts.tuning import TuningConfig
 
-        return TuningConfig(
-            experts=experts, method="full" if method == "full" else "patch", rank=rank,
-            steps=steps, batch=batch, lr=lr, weight_decay=weight_decay, seed=seed,
-            held_out=held_out, patience=patience,
-        )  # fmt: skip
+        names = {field.name for field in dataclasses.fields(TuningConfig)}
+        values = {name: value for name, value in context.params.items() if name in names}
+        config = TuningConfig(**values)
+        others = backbone_options(backbone_option, vae=vae)
+        return _Asked(guide, model, backbone, checkpoint, others, config, seen, device, dtype)
 
     if estimate:
         refuse_idle(
@@ -219,11 +191,7 @@ def tune(
         )  # fmt: skip
         with progress_bar() as watch:
             watch("estimating", 0, 1)
-            cost = _estimated(
-                guide, model, backbone or "shapes", checkpoint,
-                backbone_options(backbone_option, vae=vae), config(), num, harvest_steps,
-                harvest_cfg, device, dtype, seen,
-            )  # fmt: skip
+            cost = _estimated(asked(), num, harvest_steps, harvest_cfg)
         if as_json:
             print_json(cost.to_dict())
         else:
@@ -240,10 +208,7 @@ def tune(
     check_folder(harvest, "harvest.json", CheckpointError, remedy)
     with progress_bar(disable=not alone_or_first()) as watch:
         watch("loading libraries", 0, 1)
-        record = _made(
-            guide, model, backbone, checkpoint, backbone_options(backbone_option, vae=vae), harvest,
-            out, config(), licence, device, dtype, seen, watch,
-        )  # fmt: skip
+        record = _made(asked(), harvest, out, licence, watch)
     if record is None or not alone_or_first():
         return
     if as_json:
@@ -253,19 +218,7 @@ def tune(
 
 
 def _made(
-    guide: str,
-    model: str | None,
-    backbone: str | None,
-    checkpoint: str | None,
-    options: dict[str, str],
-    harvest: Path,
-    out: Path,
-    config: TuningConfig,
-    licence: str,
-    device: str,
-    dtype: str,
-    view: View,
-    watch: Display,
+    asked: _Asked, harvest: Path, out: Path, licence: str, watch: Display
 ) -> dict[str, Any] | None:
     """The record of the tuning, made now or before; None in processes that are not the first."""
     from ppap_host.experts.tuning import STATE
@@ -275,11 +228,8 @@ def _made(
     # Looking for a set, making one and writing it are one thing.
     with Job(out) if alone_or_first() else nullcontext():
         if not target.exists():
-            return _tune(
-                guide, model, backbone, checkpoint, options, harvest, target, config, licence,
-                device, dtype, view, watch,
-            )  # fmt: skip
-        record = _finished(target, guide, model, backbone, harvest, config, licence, view)
+            return _tune(asked, harvest, target, licence, watch)
+        record = _finished(asked, target, harvest, licence)
         if record is None:
             raise OutputError(
                 f"{str(out)!r} already holds an expert set, of another tuning.",
@@ -306,22 +256,11 @@ def _show(record: dict[str, Any], out: Path) -> None:
     tell(f"Use them with --experts {out}; `ppap plot {out}` draws how the tuning went.")
 
 
-def _finished(
-    target: Path,
-    guide: str,
-    model: str | None,
-    backbone: str | None,
-    harvest: Path,
-    config: TuningConfig,
-    licence: str,
-    view: str,
-) -> dict[str, Any] | None:
+def _finished(asked: _Asked, target: Path, harvest: Path, licence: str) -> dict[str, Any] | None:
     """The record of a set that these very settings have made; None if it is of others.
 
     So that a job that is started again, as clusters do, ends well where nothing is left to do.
     """
-    import dataclasses
-
     from ppap_host.experts.harvest import Harvest
     from ppap_host.experts.sets import ExpertSet, view_of
     from ppap_host.experts.tuning import read_record
@@ -335,46 +274,36 @@ def _finished(
             remedy="Move it away and give the same command again.",
         ) from None
     # What was left to the tuning, such as the number of steps, is whatever it chose.
-    asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    chosen = dataclasses.asdict(asked.config).items()
+    settled = {key: value for key, value in chosen if value is not None}
     made = Harvest.open(harvest)
     same = (
-        (known.get("guide"), known.get("model"), view_of(known)) == (guide, model, view)
+        (known.get("guide"), known.get("model")) == (asked.guide, asked.model)
+        and view_of(known) == asked.view
         and known.get("licence") == licence
-        and backbone in (None, made.config.backbone)
-        and asked.items() <= known.get("tuning", {}).items()
+        and asked.backbone in (None, made.config.backbone)
+        and settled.items() <= known.get("tuning", {}).items()
         and known.get("harvest") == made.identity()
     )
     return record if same else None
 
 
-def _estimated(
-    name: str,
-    model: str | None,
-    backbone: str,
-    checkpoint: str | None,
-    options: dict[str, str],
-    config: TuningConfig,
-    num: int,
-    steps: str,
-    cfg: bool,
-    device_name: str,
-    dtype_name: str,
-    view: View,
-) -> Cost:
+def _estimated(asked: _Asked, num: int, steps: str, cfg: bool) -> Cost:
     """What a harvest and a tuning will cost."""
     from ppap_host.experts.cost import estimate
-    from ppap_host.plugins.loading import load_backbone, load_guide
+    from ppap_host.plugins.loading import load_backbone
     from ppap_host.plugins.registry import registry
-    from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_host.runs.devices import pick_device
 
-    found, device = registry(), pick_device(device_name)
-    dtype = pick_dtype(dtype_name, device)
-    diffusion = load_backbone(found, backbone, checkpoint, options)
-    diffusion.to(device, dtype)
-    guide = load_guide(found, name, model).to(device, dtype)
+    device = pick_device(asked.device)
+    guide, dtype = asked.loaded(device)
+    backbone = load_backbone(
+        registry(), asked.backbone or "shapes", asked.checkpoint, asked.options
+    )
+    backbone.to(device, dtype)
     return estimate(
-        guide, diffusion, config, images=num, steps=spacing(steps), cfg=cfg, device=device,
-        view=view,
+        guide, backbone, asked.config, images=num, steps=spacing(steps), cfg=cfg, device=device,
+        view=asked.view,
     )  # fmt: skip
 
 
@@ -400,19 +329,7 @@ def _flop(count: float) -> str:
 
 
 def _tune(
-    name: str,
-    model: str | None,
-    backbone: str | None,
-    checkpoint: str | None,
-    options: dict[str, str],
-    folder: Path,
-    target: Path,
-    config: TuningConfig,
-    licence: str,
-    device_name: str,
-    dtype_name: str,
-    view: View,
-    watch: Display,
+    asked: _Asked, folder: Path, target: Path, licence: str, watch: Display
 ) -> dict[str, Any] | None:
     """Tunes and writes; the record, or None in processes that are not the first."""
     from ppap_host.experts.harvest import Harvest
@@ -420,26 +337,24 @@ def _tune(
     from ppap_host.experts.tuning import tune as run_tuning
     from ppap_host.files.hashes import package_versions
     from ppap_host.files.writing import write_json
-    from ppap_host.plugins.loading import load_guide
     from ppap_host.plugins.registry import registry
-    from ppap_host.runs.devices import pick_device, pick_dtype
+    from ppap_host.runs.devices import pick_device
     from ppap_host.runs.harvesting import backbone_of
     from ppap_host.runs.processes import join, own_device
 
     found = registry()
-    processes = join(device_name)
-    device = pick_device(own_device(device_name, processes))
+    processes = join(asked.device)
+    device = pick_device(own_device(asked.device, processes))
     made = Harvest.open(folder)
-    diffusion = backbone_of(made, found, backbone, checkpoint, options)
+    diffusion = backbone_of(made, found, asked.backbone, asked.checkpoint, asked.options)
     levels, size = diffusion.levels(), diffusion.image_size
-    dtype = pick_dtype(dtype_name, device)
+    guide, dtype = asked.loaded(device)
     predictor = None
-    if view == "predicted":
+    if asked.view == "predicted":
         _check_weights(diffusion, made)
         predictor = Predictor.of(made, diffusion, device, dtype)
     del diffusion
-    guide = load_guide(found, name, model).to(device, dtype)
-    plugins = [p.distribution for p, _ in found.names("guide")[name]]
+    plugins = [p.distribution for p, _ in found.names("guide")[asked.guide]]
     progress: list[Progress] = []
 
     def report(now: Progress) -> None:
@@ -458,7 +373,7 @@ def _tune(
         )
     try:
         experts = run_tuning(
-            guide, lesson, levels, config, target.parent, watch,
+            guide, lesson, levels, asked.config, target.parent, watch,
             report=report, accelerator=processes.accelerator, predictor=predictor,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -468,7 +383,7 @@ def _tune(
     if not processes.first:
         return None
     experts.metadata |= {
-        "model": model,
+        "model": asked.model,
         "licence": licence,
         "versions": package_versions(plugins),
         "backbone": {

@@ -27,11 +27,7 @@ def weights(
         ),
     ] = None,
     show: Annotated[
-        bool,
-        option(
-            "--show", panel=RESULTS, metavar=None,
-            help="Say what is known of the file; fetch nothing.",
-        ),
+        bool, option("Say what is known of the file; fetch nothing.", "--show", panel=RESULTS)
     ] = False,
     out: Annotated[
         Path | None,

@@ -650,16 +650,7 @@ class Tuning:
         Raises:
             OutputError: it cannot be written.
         """
-        told = {
-            "fingerprint": self.fingerprint,
-            "step": self.step,
-            "losses": self.losses,
-            "finished": self.finished,
-            "waited": self.waited,
-            "best": self.best,
-            "history": self.history,
-            "off_the_shelf": self.off_the_shelf,
-        }
+        told = {name: getattr(self, name) for name in _Told.model_fields}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
         header = {"tuning": json_text(told, None), "sha256": digest_of(tensors)}
         write_file(path, save(tensors, header))
@@ -827,25 +818,21 @@ def tune(
     main = accelerator is None or accelerator.is_main_process
     # Two tunings at once would each save a state over the other's.
     with Job(work) if work is not None and main else nullcontext():
-        return _tuned(
-            guide, lesson, levels, config, work, watch, report, accelerator, save_every, predictor
-        )
+        began = time.monotonic()
+        tuning = Tuning(guide, lesson, levels, config, accelerator, predictor)
+        return _tuned(tuning, began, work, watch, report, save_every)
 
 
 def _tuned(
-    guide: Guide,
-    lesson: Lesson,
-    levels: Sequence[NoiseLevel],
-    config: TuningConfig,
+    tuning: Tuning,
+    began: float,
     work: Path | None,
     watch: Callable[[str, int, int], None] | None,
     report: Callable[[Progress], None] | None,
-    accelerator: Accelerator | None,
     save_every: float,
-    predictor: Predictor | None,
 ) -> ExpertSet:
-    began = time.monotonic()
-    tuning = Tuning(guide, lesson, levels, config, accelerator, predictor)
+    config, accelerator = tuning.config, tuning.accelerator
+    what = f"tuning {config.experts} experts of {tuning.guide.name}"
     state = None if work is None else work / STATE
     main = accelerator is None or accelerator.is_main_process
     if state is not None and os.path.lexists(state):
@@ -870,7 +857,7 @@ def _tuned(
                 if checked:
                     tuning.check()
             if watch is not None:
-                watch(f"tuning {config.experts} experts of {guide.name}", tuning.step, tuning.steps)
+                watch(what, tuning.step, tuning.steps)
             if checked:
                 tell()
             if state is not None and main and time.monotonic() - saved > save_every:

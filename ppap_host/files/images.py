@@ -13,12 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ppap_host.files.decoding import decode, to_srgb
-from ppap_host.files.reading import local_path
-
-_PICTURES = (
-    ".avif", ".bmp", ".exr", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".npy", ".npz", ".pbm",
-    ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
+from ppap_host.files.reading import PICTURE_ENDINGS, local_path
 
 
 def means_file(text: str) -> bool:
@@ -27,7 +22,7 @@ def means_file(text: str) -> bool:
     It looks like one by the ending of a picture, as an address, or as one long path without spaces.
     Reading it then says what is wrong with it, if anything is.
     """
-    if os.path.isfile(text) or text.lower().endswith(_PICTURES):
+    if os.path.isfile(text) or text.lower().endswith(PICTURE_ENDINGS):
         return True
     if "://" in text or text.startswith(("/", "./", "~/")):
         return True

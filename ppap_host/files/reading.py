@@ -41,6 +41,12 @@ VALUES: Final = 2_000_000
 DEPTH: Final = 64
 """Most brackets within each other."""
 
+PICTURE_ENDINGS: Final = (
+    ".avif", ".bmp", ".exr", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".npy", ".npz", ".pbm",
+    ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""How names of pictures and maps end, by which a text is told to be one."""
+
 _KEY_PARTS: Final = 16
 _WORD: Final = 512  # characters of a bare key or a number in TOML
 _LARGEST: Final = 10**300  # beyond it whole numbers are no floating-point numbers

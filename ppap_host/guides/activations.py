@@ -82,27 +82,25 @@ class _Softness:
 _Formula = Callable[..., Tensor | None]
 
 
-def _relu(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
-    return s.plus(input) if math.isfinite(s.beta) else None
+def _relu(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
+    return s.plus(input)
 
 
 def _threshold(
     s: _Softness, input: Tensor, threshold: float, value: float, inplace: bool = False
 ) -> Tensor | None:
-    if threshold != value or not math.isfinite(s.beta):  # it jumps, and is meant to
+    if threshold != value:  # it jumps, and is meant to
         return None
     return threshold + s.plus(input - threshold)
 
 
 def _leaky(
     s: _Softness, input: Tensor, negative_slope: float | Tensor = 0.01, inplace: bool = False
-) -> Tensor | None:
-    if not math.isfinite(s.beta):
-        return None
+) -> Tensor:
     return negative_slope * input + (1 - negative_slope) * s.plus(input)
 
 
-def _prelu(s: _Softness, input: Tensor, weight: Tensor) -> Tensor | None:
+def _prelu(s: _Softness, input: Tensor, weight: Tensor) -> Tensor:
     # One slope, or one a channel, which is the second axis.
     axes = [-1] + [1] * (input.ndim - 2) if weight.numel() > 1 else [1] * input.ndim
     return _leaky(s, input, weight.reshape(axes))
@@ -126,24 +124,20 @@ def _hardtanh(
     min_val: float = -1.0,
     max_val: float = 1.0,
     inplace: bool = False,
-) -> Tensor | None:
-    if not math.isfinite(s.beta):
-        return None
+) -> Tensor:
     return min_val + s.plus(input - min_val) - s.plus(input - max_val)
 
 
-def _relu6(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
+def _relu6(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
     return _hardtanh(s, input, 0.0, 6.0)
 
 
-def _hardsigmoid(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
-    soft = _relu6(s, input + 3)
-    return None if soft is None else soft / 6
+def _hardsigmoid(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
+    return _relu6(s, input + 3) / 6
 
 
-def _hardswish(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
-    soft = _hardsigmoid(s, input)
-    return None if soft is None else input * soft
+def _hardswish(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
+    return input * _hardsigmoid(s, input)
 
 
 def _elu(
@@ -154,7 +148,7 @@ def _elu(
     input_scale: float = 1.0,
     inplace: bool = False,
 ) -> Tensor | None:
-    if alpha * input_scale == 1 or not math.isfinite(s.beta):
+    if alpha * input_scale == 1:
         return None
     below = torch.expm1(-input_scale * s.plus(-input))
     return scale * (s.plus(input) + alpha * below)
@@ -176,7 +170,7 @@ def _clamp(
     min: float | Tensor | None = None,
     max: float | Tensor | None = None,
 ) -> Tensor | None:
-    if not s.clamps or not math.isfinite(s.beta):
+    if not s.clamps:
         return None
     soft = input
     if min is not None:
@@ -192,16 +186,20 @@ def _clamp_max(s: _Softness, input: Tensor, max: float | Tensor) -> Tensor | Non
     return _clamp(s, input, None, max)
 
 
-def _silu(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
-    return None if s.gates == 1 else F.silu(s.gates * input) / s.gates
+def _silu(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
+    return F.silu(s.gates * input) / s.gates
 
 
-def _mish(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor | None:
-    return None if s.gates == 1 else F.mish(s.gates * input) / s.gates
+def _mish(s: _Softness, input: Tensor, inplace: bool = False) -> Tensor:
+    return F.mish(s.gates * input) / s.gates
 
 
-def _gelu(s: _Softness, input: Tensor, *, approximate: str = "none") -> Tensor | None:
-    return None if s.gates == 1 else F.gelu(s.gates * input, approximate=approximate) / s.gates
+def _gelu(s: _Softness, input: Tensor, *, approximate: str = "none") -> Tensor:
+    return F.gelu(s.gates * input, approximate=approximate) / s.gates
+
+
+_GATES = (_silu, _mish, _gelu)
+"""What `gates` softens; `beta` all others."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +298,9 @@ _active = _Active()
 def _answer(
     softness: _Softness, rule: _Rule, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Tensor | None:
+    as_it_is = softness.gates == 1 if rule.formula in _GATES else math.isinf(softness.beta)
+    if as_it_is:
+        return None
     try:
         bound = rule.signature.bind(softness, *args, **kwargs)
     except TypeError:  # a wrong call, about which torch complains better, or one with out=

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppap_host.backbones.backbone import ClassifierFree, Condition, repeat_condition
 from ppap_host.files.errors import SamplingError
 from ppap_host.plugins.containment import contained, warn_of
-from ppap_host.runs.own import Batch, OwnSteps
+from ppap_host.runs.own import Batch, OwnSteps, made_by
 from ppap_host.runs.setup import Setup, Stage
 from ppap_host.sampling.balance import BALANCES
 from ppap_host.sampling.evaluator import Health
@@ -140,15 +140,7 @@ def generate(
     Raises:
         SamplingError: one of them is not finite.
     """
-    making = batch_of(setup, indices, health, guided=guided)
-    while True:
-        try:
-            event = next(making)
-        except StopIteration as end:
-            batch: Batch = end.value
-            break
-        if watch is not None:
-            watch(event)
+    batch = made_by(batch_of(setup, indices, health, guided=guided), watch)
     for k, reason in batch.failed.items():
         raise SamplingError(f"Image {k} could not be made: {reason}.", remedy=NOT_FINITE)
     return batch.x

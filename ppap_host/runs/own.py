@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +39,24 @@ class Batch:
     failed: dict[int, str] = field(default_factory=dict)
     fps: float | None = None
     looked_at: Sequence[int] = ()
+
+
+def made_by(
+    steps: Generator[Event, None, Batch], watch: Callable[[Event], None] | None = None
+) -> Batch:
+    """The batch that a stream of events ends with.
+
+    Args:
+        watch: told of every event.
+    """
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            batch: Batch = end.value
+            return batch
+        if watch is not None:
+            watch(event)
 
 
 class OwnSteps(Backbone):

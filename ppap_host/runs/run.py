@@ -35,7 +35,7 @@ from ppap_host.guides.targets import Given
 from ppap_host.runs.batches import NOT_FINITE, batch_of
 from ppap_host.runs.config import RunConfig, new_record
 from ppap_host.runs.folder import RunFolder
-from ppap_host.runs.own import Batch
+from ppap_host.runs.own import Batch, made_by
 from ppap_host.runs.setup import Setup, model_files, set_up
 from ppap_host.runs.sheet import Kept, Shown, sheet_of
 from ppap_host.sampling.evaluator import Health
@@ -287,7 +287,7 @@ class Run:
                     batch = yield from self._batch(indices, guided=True)
                     plain = None
                     if self._rounds == 2:
-                        plain = self._plain(indices)
+                        plain = made_by(self._batch(indices, guided=False))
                 self._finish(batch, plain)
             with self.clock.part("write"):
                 if self._folder is not None:
@@ -326,16 +326,6 @@ class Run:
             self._done += len(indices)
             self._watch("sampling" if guided else "sampling without guides", self._done, total)
             yield event
-
-    def _plain(self, indices: list[int]) -> Batch:
-        """The same images without guides."""
-        making = self._batch(indices, guided=False)
-        while True:
-            try:
-                next(making)
-            except StopIteration as end:
-                batch: Batch = end.value
-                return batch
 
     def _finish(self, batch: Batch, plain: Batch | None) -> None:
         """Measures the images of a batch, keeps or writes them, and updates the record."""

@@ -14,7 +14,7 @@ import typer
 from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_folder, check_weights
 from ppap_host.cli.help import Application
-from ppap_host.cli.options import COMMON, MACHINE, AsJson, OpenIt, option
+from ppap_host.cli.options import MACHINE, AsJson, OpenIt, option
 from ppap_host.cli.output import (
     clean,
     console,
@@ -46,41 +46,23 @@ _NEEDED = ("torchmetrics", "scipy", "matplotlib")
 _REPORT = "Folder of the report; an earlier one goes on."
 
 Quick = Annotated[
-    bool,
-    option(
-        "--quick", panel=COMMON, metavar=None,
-        help="Few images: shows in minutes that all works, and little else.",
-    ),
-]  # fmt: skip
+    bool, option("Few images: shows in minutes that all works, and little else.", "--quick")
+]
 
 
 @app.command()
 def ppap(
     out: Annotated[Path, options.out(_REPORT)],
     quick: Quick = False,
-    guide: Annotated[
-        list[str] | None,
-        option(
-            "--guide", "-g", panel=COMMON, metavar="NAME",
-            autocompletion=complete.among(_GUIDES),
-            help="classifier, depth, segmentation; repeatable. [default: all]",
-        ),
-    ] = None,
+    guide: Annotated[list[str] | None, option(
+        "classifier, depth, segmentation; repeatable. [default: all]",
+        "--guide", "-g", metavar="NAME", autocompletion=complete.among(_GUIDES),
+    )] = None,
     harvest: Annotated[
-        Path | None,
-        option(
-            "--harvest", panel=COMMON, metavar="FOLDER",
-            help="Harvest to tune on. [default: made in --out]",
-        ),
+        Path | None, option("Harvest to tune on. [default: made in --out]", metavar="FOLDER")
     ] = None,
-    retune: Annotated[
-        bool,
-        option(
-            "--retune", panel=COMMON, metavar=None,
-            help="Tune all experts anew, shipped ones too.",
-        ),
-    ] = False,
-    seed: Annotated[int, options.seed("Of images and tuning.", min=0)] = 0,
+    retune: Annotated[bool, option("Tune all experts anew, shipped ones too.", "--retune")] = False,
+    seed: Annotated[int, option("Of images and tuning.", min=0)] = 0,
     open_it: OpenIt = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -207,32 +189,18 @@ def _print(outcome: Outcome, out: Path) -> None:
 @app.command()
 def recipes(
     out: Annotated[Path, options.out(_REPORT)],
-    task: Annotated[
-        list[str] | None,
-        option(
-            "--task", panel=COMMON, metavar="NAME", autocompletion=complete.among(TASKS),
-            help=f"{', '.join(TASKS)}; repeatable. [default: all]",
-        ),
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        option(
-            "--recipe", "-r", panel=COMMON, metavar="NAME", autocompletion=complete.of("recipe"),
-            help="A preset; repeatable. [default: all]",
-        ),
-    ] = None,
+    task: Annotated[list[str] | None, option(
+        f"{', '.join(TASKS)}; repeatable. [default: all]",
+        metavar="NAME", autocompletion=complete.among(TASKS),
+    )] = None,
+    recipe: Annotated[list[str] | None, option(
+        "A preset; repeatable. [default: all]",
+        "--recipe", "-r", metavar="NAME", autocompletion=complete.of("recipe"),
+    )] = None,
     num: Annotated[int, options.num("Images of each task.", min=2)] = 32,
-    evaluations: Annotated[
-        int,
-        option(
-            "--evaluations", panel=COMMON, metavar="NUMBER", min=4,
-            help="Of the backbone, for an image.",
-        ),
-    ] = 50,
-    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
-    batch: Annotated[
-        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
-    ] = 16,
+    evaluations: Annotated[int, option("Of the backbone, for an image.", min=4)] = 50,
+    seed: Annotated[int, option("Of the images' noise.", min=0)] = 0,
+    batch: Annotated[int, option("Images at a time.", panel=MACHINE, min=1)] = 16,
     device: Annotated[str, options.device()] = "auto",
     open_it: OpenIt = False,
     as_json: AsJson = False,
@@ -295,22 +263,16 @@ def _print_recipes(outcome: RecipesOutcome, out: Path) -> None:
 @app.command()
 def elucd(
     out: Annotated[Path, options.out(_REPORT)],
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model", "-m", panel=COMMON, metavar="[NAME=]FOLDER,...",
-            help="Further classifiers; repeatable.",
-        ),
-    ] = None,
-    part: Annotated[
-        list[str] | None,
-        option(
-            "--part", panel=COMMON, metavar="NAME", autocompletion=complete.among(PARTS),
-            help=f"{', '.join(PARTS)}; repeatable. [default: all]",
-        ),
-    ] = None,
+    model: Annotated[list[str] | None, option(
+        "Further classifiers; repeatable.",
+        "--model", "-m", metavar="[NAME=]FOLDER,...",
+    )] = None,
+    part: Annotated[list[str] | None, option(
+        f"{', '.join(PARTS)}; repeatable. [default: all]",
+        metavar="NAME", autocompletion=complete.among(PARTS),
+    )] = None,
     quick: Quick = False,
-    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
+    seed: Annotated[int, option("Of the images' noise.", min=0)] = 0,
     open_it: OpenIt = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -370,34 +332,14 @@ def _print_elucd(outcome: ElucdOutcome, out: Path) -> None:
 @app.command()
 def capacity(
     out: Annotated[Path, options.out(_REPORT)],
-    harvest: Annotated[
-        Path, option("--harvest", panel=COMMON, metavar="FOLDER", help="Of `ppap harvest`.")
-    ],
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model", "-m", panel=COMMON, metavar="[NAME=]FOLDER,...",
-            help="Further classifiers; the shipped one is first. Repeatable.",
-        ),
-    ] = None,
-    images: Annotated[
-        int,
-        option(
-            "--images", panel=COMMON, metavar="NUMBER", min=32,
-            help="For training, shared by the experts.",
-        ),
-    ] = 12_800,
-    seeds: Annotated[
-        int,
-        option(
-            "--seeds", panel=COMMON, metavar="NUMBER", min=1, max=1000,
-            help="Tunings of each kind.",
-        ),
-    ] = 3,
-    rank: Annotated[
-        int,
-        option("--rank", panel=COMMON, metavar="NUMBER", min=1, help="Of one expert's factors."),
-    ] = 2,
+    harvest: Annotated[Path, option("Of `ppap harvest`.", metavar="FOLDER")],
+    model: Annotated[list[str] | None, option(
+        "Further classifiers; the shipped one is first. Repeatable.",
+        "--model", "-m", metavar="[NAME=]FOLDER,...",
+    )] = None,
+    images: Annotated[int, option("For training, shared by the experts.", min=32)] = 12_800,
+    seeds: Annotated[int, option("Tunings of each kind.", min=1, max=1000)] = 3,
+    rank: Annotated[int, option("Of one expert's factors.", min=1)] = 2,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare N experts with one noise-aware patch of the same size and the same training.
@@ -446,45 +388,25 @@ def capacity(
 def strength(
     out: Annotated[Path, options.out(_REPORT)],
     num: Annotated[int, options.num("Images of each combination.")] = 48,
-    steps: Annotated[
-        list[int] | None,
-        option(
-            "--steps", panel=COMMON, metavar="NUMBER", min=1, help="Repeatable. [default: 8, 50]"
-        ),
-    ] = None,
-    guide: Annotated[
-        list[str] | None,
-        option(
-            "--guide", "-g", panel=COMMON, metavar="NAME", autocompletion=complete.among(STEERS),
-            help=f"{', '.join(STEERS)}; repeatable. [default: all]",
-        ),
-    ] = None,
-    backbone: Annotated[
-        list[str] | None,
-        option(
-            "--backbone", panel=COMMON, metavar="NAME", autocompletion=complete.among(GROUNDS),
-            help=f"{', '.join(GROUNDS)}; repeatable. [default: both]",
-        ),
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        option(
-            "--recipe", "-r", panel=COMMON, metavar="NAME[:KEY=VALUE,...]",
-            autocompletion=complete.of("recipe"),
-            help="Repeatable. [default: all that need neither experts nor an operator]",
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        option(
-            "--grid", panel=COMMON, metavar="NUMBER,...",
-            help="Scales tried beside 1; none for none. [default: 0.5,2,4]",
-        ),
-    ] = None,
-    batch: Annotated[
-        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
-    ] = 16,
-    seed: Annotated[int, options.seed("Of the images' noise.", min=0)] = 0,
+    steps: Annotated[list[int] | None, option("Repeatable. [default: 8, 50]", min=1)] = None,
+    guide: Annotated[list[str] | None, option(
+        f"{', '.join(STEERS)}; repeatable. [default: all]",
+        "--guide", "-g", metavar="NAME", autocompletion=complete.among(STEERS),
+    )] = None,
+    backbone: Annotated[list[str] | None, option(
+        f"{', '.join(GROUNDS)}; repeatable. [default: both]",
+        metavar="NAME", autocompletion=complete.among(GROUNDS),
+    )] = None,
+    recipe: Annotated[list[str] | None, option(
+        "Repeatable. [default: all that need neither experts nor an operator]",
+        "--recipe", "-r", metavar="NAME[:KEY=VALUE,...]", autocompletion=complete.of("recipe"),
+    )] = None,
+    grid: Annotated[str | None, option(
+        "Scales tried beside 1; none for none. [default: 0.5,2,4]",
+        metavar="NUMBER,...",
+    )] = None,
+    batch: Annotated[int, option("Images at a time.", panel=MACHINE, min=1)] = 16,
+    seed: Annotated[int, option("Of the images' noise.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """See what the default strength does for guides that nobody tuned for.

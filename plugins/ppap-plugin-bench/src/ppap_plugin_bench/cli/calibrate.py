@@ -13,7 +13,6 @@ from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_folder, check_new, check_weights
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
-    COMMON,
     MACHINE,
     AsJson,
     BackboneOption,
@@ -52,83 +51,44 @@ def calibrate(
         ),
     ],
     out: Annotated[Path, options.out("Folder to write.")],
-    model: Annotated[
-        str | None,
-        option(
-            "--model", "-m", panel=COMMON, metavar="FILE|FOLDER|HUB-NAME",
-            help="Network of the guide; default: the one that it ships.",
-        ),
-    ] = None,
-    experts: Annotated[
-        str | None,
-        option(
-            "--experts", "-e", panel=COMMON, metavar="NAME|FILE|FOLDER|none",
-            autocompletion=complete.of("expert set"),
-            help="A set, or none; default: for noised images one that fits.",
-        ),
-    ] = None,
+    model: Annotated[str | None, option(
+        "Network of the guide; default: the one that it ships.",
+        "--model", "-m", metavar="FILE|FOLDER|HUB-NAME",
+    )] = None,
+    experts: Annotated[str | None, option(
+        "A set, or none; default: for noised images one that fits.",
+        "--experts", "-e", metavar="NAME|FILE|FOLDER|none",
+        autocompletion=complete.of("expert set"),
+    )] = None,
     num: Annotated[int, options.num("Images at most.", min=2)] = 500,
-    seed: Annotated[int, options.seed("Of images and noise.", min=0)] = 0,
-    harvest: Annotated[
-        Path | None,
-        option(
-            "--harvest", panel=_IMAGES, metavar="FOLDER",
-            help="Folder of `ppap harvest`. [default: made in --out]",
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        option(
-            "--images", panel=_IMAGES, metavar="FOLDER",
-            help="Folder of images, instead of a harvest.",
-        ),
-    ] = None,
-    labels: Annotated[
-        bool,
-        option(
-            "--labels", panel=_IMAGES, metavar=None,
-            help="Trust labels, not the teacher: names of folders in --images, else renders of "
-            "the backbone shapes.",
-        ),
-    ] = False,
-    backbone: Annotated[
-        str | None, options.backbone(told="the harvest's own, else shapes")
-    ] = None,
+    seed: Annotated[int, option("Of images and noise.", min=0)] = 0,
+    harvest: Annotated[Path | None, option(
+        "Folder of `ppap harvest`. [default: made in --out]",
+        panel=_IMAGES, metavar="FOLDER",
+    )] = None,
+    images: Annotated[Path | None, option(
+        "Folder of images, instead of a harvest.",
+        panel=_IMAGES, metavar="FOLDER",
+    )] = None,
+    labels: Annotated[bool, option(
+        "Trust labels, not the teacher: names of folders in --images, else renders of the "
+        "backbone shapes.",
+        "--labels", panel=_IMAGES,
+    )] = False,
+    backbone: Annotated[str | None, options.backbone(told="the harvest's own, else shapes")] = None,
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     backbone_option: BackboneOption = None,
-    view: Annotated[
-        str | None,
-        option(
-            "--view", panel=_MEASURING, metavar="NAME",
-            autocompletion=complete.among(("noised", "predicted")),
-            help="noised (x_t), or predicted (x_0 from x_t); default: the experts', else noised.",
-        ),
-    ] = None,
+    view: Annotated[str | None, option(
+        "noised (x_t), or predicted (x_0 from x_t); default: the experts', else noised.",
+        panel=_MEASURING, metavar="NAME", autocompletion=complete.among(("noised", "predicted")),
+    )] = None,
     ranges: Annotated[
-        int | None,
-        option(
-            "--ranges", panel=_MEASURING, metavar="NUMBER", min=1,
-            help="Noise ranges; default: the experts', else 5.",
-        ),
+        int | None, option("Noise ranges; default: the experts', else 5.", panel=_MEASURING, min=1)
     ] = None,
-    levels: Annotated[
-        int,
-        option(
-            "--levels", panel=_MEASURING, metavar="NUMBER", min=1,
-            help="Noise levels in each range.",
-        ),
-    ] = 2,
-    bins: Annotated[
-        int,
-        option(
-            "--bins", panel=_MEASURING, metavar="NUMBER", min=1,
-            help="Of the reliability diagrams.",
-        ),
-    ] = 15,
-    batch: Annotated[
-        int, option("--batch", panel=MACHINE, metavar="NUMBER", help="Images at a time.")
-    ] = 25,
+    levels: Annotated[int, option("Noise levels in each range.", panel=_MEASURING, min=1)] = 2,
+    bins: Annotated[int, option("Of the reliability diagrams.", panel=_MEASURING, min=1)] = 15,
+    batch: Annotated[int, option("Images at a time.", panel=MACHINE)] = 25,
     device: Annotated[str, options.device()] = "auto",
     dtype: Annotated[str, options.dtype("Of the network")] = "float32",
     open_it: OpenIt = False,

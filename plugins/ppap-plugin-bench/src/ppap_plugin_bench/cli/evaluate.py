@@ -12,14 +12,13 @@ from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_picture
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
-    COMMON,
     GUIDES,
     MACHINE,
     MODEL,
-    SAMPLERS,
     SAMPLING,
     AsJson,
     OpenIt,
+    Sampler,
     option,
     refuse_idle,
     spacing,
@@ -68,7 +67,7 @@ def evaluate(
     steps: Annotated[
         str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
     ] = None,
-    seed: Annotated[int, options.seed("Of the generated images.", min=0)] = 0,
+    seed: Annotated[int, option("Of the generated images.", min=0)] = 0,
     out: Annotated[
         Path | None,
         options.out(
@@ -77,81 +76,43 @@ def evaluate(
         ),
     ] = None,
     scale: Annotated[
-        float | None,
-        option(
-            "--scale", "-s", panel=GUIDES, metavar="NUMBER",
-            help="Of each guide; default: its own.",
-        ),
+        float | None, option("Of each guide; default: its own.", "--scale", "-s", panel=GUIDES)
     ] = None,
-    recipe: Annotated[
-        str | None,
-        option(
-            "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
-            autocompletion=complete.of("recipe"), help="Of each guide; default: its own.",
-        ),
-    ] = None,
-    experts: Annotated[
-        str | None,
-        option(
-            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
-            autocompletion=complete.of("expert set"),
-            help="Of each guide; default: one that fits.",
-        ),
-    ] = None,
+    recipe: Annotated[str | None, option(
+        "Of each guide; default: its own.",
+        "--recipe", "-r", panel=GUIDES, metavar="NAME[:KEY=VALUE,...]",
+        autocompletion=complete.of("recipe"),
+    )] = None,
+    experts: Annotated[str | None, option(
+        "Of each guide; default: one that fits.",
+        "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+        autocompletion=complete.of("expert set"),
+    )] = None,
     interval: Annotated[
-        str | None,
-        option(
-            "--interval", panel=GUIDES, metavar="LOW:HIGH",
-            help="log-SNR at which each guide works.",
-        ),
+        str | None, option("log-SNR at which each guide works.", panel=GUIDES, metavar="LOW:HIGH")
     ] = None,
-    quality: Annotated[
-        str | None,
-        option(
-            "--quality", panel=COMMON, metavar="draft|normal|best|none",
-            autocompletion=complete.among(("draft", "normal", "best", "none")),
-            help="Of guided images: a measured point for what is not given.",
-        ),
-    ] = None,
+    quality: Annotated[str | None, option(
+        "Of guided images: a measured point for what is not given.",
+        metavar="draft|normal|best|none",
+        autocompletion=complete.among(("draft", "normal", "best", "none")),
+    )] = None,
     checkpoint: Annotated[
-        str | None,
-        option(
-            "--checkpoint", panel=MODEL, metavar="FILE|FOLDER",
-            help="Another training of the backbone.",
-        ),
+        str | None, option("Another training of the backbone.", panel=MODEL, metavar="FILE|FOLDER")
     ] = None,
     cfg: Annotated[
-        float | None,
-        option(
-            "--cfg", panel=MODEL, metavar="NUMBER",
-            help="Of prompted images. [default: the backbone's]",
-        ),
+        float | None, option("Of prompted images. [default: the backbone's]", panel=MODEL)
     ] = None,
     cfg_interval: Annotated[str | None, options.cfg_interval()] = None,
-    sampler: Annotated[
-        str | None,
-        option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
-            help=f"{SAMPLERS} [default: the backbone's]",
-        ),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        option(
-            "--eta", panel=SAMPLING, metavar="NUMBER", min=0,
-            help="Stochasticity of ddim and dpm++. [default: the backbone's]",
-        ),
-    ] = None,
-    batch: Annotated[
-        int, option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time.")
-    ] = 64,
-    bfloat16: Annotated[
-        bool,
-        option(
-            "--bfloat16/--float32", panel=MACHINE, metavar=None,
-            help="Of the backbone, for unguided and prompted images.",
-        ),
-    ] = False,
+    sampler: Sampler = None,
+    eta: Annotated[float | None, option(
+        "Stochasticity of ddim and dpm++. [default: the backbone's]",
+        panel=SAMPLING, min=0,
+    )] = None,
+    batch: Annotated[int, option("Images at a time.", panel=MACHINE, min=1)] = 64,
+    bfloat16: Annotated[bool, option(
+        "Of the backbone, for unguided and prompted images.",
+        "--bfloat16/--float32", panel=MACHINE,
+    )] = False,
     open_it: OpenIt = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -11,16 +11,14 @@ from ppap_host.cli import complete, options
 from ppap_host.cli.checks import check_weights
 from ppap_host.cli.help import Application
 from ppap_host.cli.options import (
-    COMMON,
     GUIDES,
     MACHINE,
     MODEL,
-    SAMPLERS,
-    SAMPLING,
     AsJson,
     BackboneOption,
     Checkpoint,
     OpenIt,
+    Sampler,
     Upsampler,
     Vae,
     backbone_options,
@@ -41,156 +39,84 @@ _SEARCH = "Search"
 
 
 def search(
-    guide: Annotated[
-        str,
-        option(
-            "--guide", "-g", panel=COMMON, metavar="NAME", autocompletion=complete.of("guide"),
-            help="What steers. See `ppap list guides`.",
-        ),
-    ],
+    guide: Annotated[str, option(
+        "What steers. See `ppap list guides`.",
+        "--guide", "-g", metavar="NAME", autocompletion=complete.of("guide"),
+    )],
     work: Annotated[
-        Path,
-        option(
-            "--work", "-w", panel=COMMON, metavar="FOLDER",
-            help="Folder to write, or to go on with.",
-        ),
+        Path, option("Folder to write, or to go on with.", "--work", "-w", metavar="FOLDER")
     ],
-    target: Annotated[
-        list[str] | None,
-        option(
-            "--target", "-t", panel=COMMON, metavar="LABEL|FILE",
-            help="Repeatable; default on shapes: fresh ones of its own.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        option(
-            "--recipe", "-r", panel=COMMON, metavar="NAME[:KEY=VALUE,...]",
-            autocompletion=complete.of("recipe"),
-            help="Where to start. [default: ppap with experts, or x0]",
-        ),
-    ] = None,
-    budget: Annotated[
-        int,
-        option(
-            "--budget", panel=COMMON, metavar="NUMBER", min=1,
-            help="Trials in all, finished ones included.",
-        ),
-    ] = 50,
+    target: Annotated[list[str] | None, option(
+        "Repeatable; default on shapes: fresh ones of its own.",
+        "--target", "-t", metavar="LABEL|FILE",
+    )] = None,
+    recipe: Annotated[str | None, option(
+        "Where to start. [default: ppap with experts, or x0]",
+        "--recipe", "-r", metavar="NAME[:KEY=VALUE,...]", autocompletion=complete.of("recipe"),
+    )] = None,
+    budget: Annotated[int, option("Trials in all, finished ones included.", min=1)] = 50,
     num: Annotated[int, options.num("Images of a trial.", min=1)] = 16,
     steps: Annotated[
         str | None, options.steps("Denoising steps, or a spacing. [default: the backbone's]")
     ] = None,
-    seed: Annotated[int, options.seed("Of images and proposals.", min=0)] = 0,
+    seed: Annotated[int, option("Of images and proposals.", min=0)] = 0,
     frontier: Annotated[
-        bool,
-        option(
-            "--frontier", panel=COMMON, metavar=None,
-            help="Vary scale, steps, every and interval: what the results cost.",
-        ),
+        bool, option("Vary scale, steps, every and interval: what the results cost.", "--frontier")
     ] = False,
-    confirm: Annotated[
-        int,
-        option(
-            "--confirm", panel=_SEARCH, metavar="NUMBER", min=0,
-            help="Other images to measure the frontier's best trials again on. [default: none]",
-            show_default=False,
-        ),
-    ] = 0,
-    only: Annotated[
-        list[str] | None,
-        option(
-            "--only", panel=_SEARCH, metavar="NAME,NAME,...",
-            help="What to vary. [default: scale and the recipe's own parameters]",
-        ),
-    ] = None,
-    score: Annotated[
-        str,
-        option(
-            "--score", panel=_SEARCH, metavar="distance=NUMBER,cost=NUMBER",
-            help="Weights against the gain in the measure. [default: distance=0.1,cost=0.05]",
-            show_default=False,
-        ),
-    ] = "",
-    scale: Annotated[
-        float | None,
-        option(
-            "--scale", "-s", panel=_SEARCH, metavar="NUMBER",
-            help="To start from; default: the guide's own.",
-        ),
-    ] = None,
-    scale_range: Annotated[
-        str | None,
-        option(
-            "--scale-range", panel=_SEARCH, metavar="LOW:HIGH",
-            help="Where to look. [default: the start / 30 to 30 times it]",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        option(
-            "--judge", panel=_SEARCH, metavar="GUIDE[=MODEL]",
-            autocompletion=complete.of("guide"),
-            help="What measures the results for these targets.",
-        ),
-    ] = None,
+    confirm: Annotated[int, option(
+        "Other images to measure the frontier's best trials again on. [default: none]",
+        panel=_SEARCH, min=0, show_default=False,
+    )] = 0,
+    only: Annotated[list[str] | None, option(
+        "What to vary. [default: scale and the recipe's own parameters]",
+        panel=_SEARCH, metavar="NAME,NAME,...",
+    )] = None,
+    score: Annotated[str, option(
+        "Weights against the gain in the measure. [default: distance=0.1,cost=0.05]",
+        panel=_SEARCH, metavar="distance=NUMBER,cost=NUMBER", show_default=False,
+    )] = "",
+    scale: Annotated[float | None, option(
+        "To start from; default: the guide's own.",
+        "--scale", "-s", panel=_SEARCH,
+    )] = None,
+    scale_range: Annotated[str | None, option(
+        "Where to look. [default: the start / 30 to 30 times it]",
+        panel=_SEARCH, metavar="LOW:HIGH",
+    )] = None,
+    judge: Annotated[str | None, option(
+        "What measures the results for these targets.",
+        panel=_SEARCH, metavar="GUIDE[=MODEL]", autocompletion=complete.of("guide"),
+    )] = None,
     measure: Annotated[
-        str | None,
-        option(
-            "--measure", panel=_SEARCH, metavar="NAME", help="Of the judge; default: its first."
-        ),
+        str | None, option("Of the judge; default: its first.", panel=_SEARCH, metavar="NAME")
     ] = None,
-    higher_is_better: Annotated[
-        bool | None,
-        option(
-            "--higher-is-better/--lower-is-better", panel=_SEARCH, metavar=None,
-            help="Of a measure that is not known.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        option(
-            "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
-            help="Network of the guide.",
-        ),
-    ] = None,
-    experts: Annotated[
-        str | None,
-        option(
-            "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
-            autocompletion=complete.of("expert set"),
-            help="Expert set; default: one that fits.",
-        ),
-    ] = None,
+    higher_is_better: Annotated[bool | None, option(
+        "Of a measure that is not known.",
+        "--higher-is-better/--lower-is-better", panel=_SEARCH,
+    )] = None,
+    model: Annotated[str | None, option(
+        "Network of the guide.",
+        "--model", "-m", panel=GUIDES, metavar="FILE|FOLDER|HUB-NAME",
+    )] = None,
+    experts: Annotated[str | None, option(
+        "Expert set; default: one that fits.",
+        "--experts", "-e", panel=GUIDES, metavar="NAME|FILE|FOLDER|none",
+        autocompletion=complete.of("expert set"),
+    )] = None,
     backbone: Annotated[str, options.backbone()] = "shapes",
     checkpoint: Checkpoint = None,
     vae: Vae = None,
     upsampler: Upsampler = None,
     backbone_option: BackboneOption = None,
     prompt: Annotated[
-        str, option("--prompt", "-p", panel=MODEL, metavar="TEXT", help="Where it is read.")
+        str, option("Where it is read.", "--prompt", "-p", panel=MODEL, metavar="TEXT")
     ] = "",
     class_index: Annotated[
-        int | None,
-        option(
-            "--class", panel=MODEL, metavar="NUMBER", help="Class of class-conditional backbones."
-        ),
+        int | None, option("Class of class-conditional backbones.", "--class", panel=MODEL)
     ] = None,
-    cfg: Annotated[
-        float | None,
-        option("--cfg", panel=MODEL, metavar="NUMBER", help="Classifier-free guidance scale."),
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        option(
-            "--sampler", panel=SAMPLING, metavar="NAME", autocompletion=complete.of("sampler"),
-            help=f"{SAMPLERS} [default: the backbone's]",
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        option("--batch", panel=MACHINE, metavar="NUMBER", min=1, help="Images at a time."),
-    ] = 16,
+    cfg: Annotated[float | None, option("Classifier-free guidance scale.", panel=MODEL)] = None,
+    sampler: Sampler = None,
+    batch: Annotated[int, option("Images at a time.", panel=MACHINE, min=1)] = 16,
     device: Annotated[str, options.device()] = "auto",
     dtype: Annotated[str, options.dtype()] = "float32",
     open_it: OpenIt = False,
