@@ -20,7 +20,7 @@ from ppap_host.runs.setup import Setup, set_up
 from ppap_host.shapes.backbone import ShapesBackbone
 
 POINTS: Mapping[str, Mapping[str, Any]] = {
-    "draft": {"scale": 2.5, "steps": 6, "every": 2, "solver": "dpm++"},
+    "draft": {"scale": 2.5, "steps": 6, "every": 2, "solver": "dpm++:0"},
     "normal": {"scale": 5.0, "steps": 12, "every": 1, "interval": "-6:2"},
     "best": {"scale": 7.0, "steps": 40, "interval": "", "solver": "ddim:0.5"},
 }
@@ -112,10 +112,10 @@ def test_where_none_was_measured_the_backbone_decides_and_it_is_said(
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        ({"quality": "draft"}, ("dpm++", None)),
-        ({"quality": "normal"}, ("ddim", 1.0)),
+        ({"quality": "draft"}, ("dpm++", 0.0)),
+        ({"quality": "normal"}, ("dpm++", 1.0)),
         ({"quality": "best"}, ("ddim", 0.5)),
-        ({"quality": "best", "eta": 0.2}, ("ddim", 0.2)),
+        ({"quality": "best", "eta": 0.2}, ("dpm++", 0.2)),
         ({"quality": "draft", "sampler": "euler"}, ("euler", None)),
     ],
 )

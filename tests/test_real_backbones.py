@@ -18,6 +18,8 @@ from ppap_host.runs.config import GuideConfig, RunConfig
 from ppap_host.runs.harvesting import harvest
 from ppap_host.runs.run import run
 
+# Networks of random weights make no pictures.
+pytestmark = pytest.mark.filterwarnings("ignore:Most pixels")
 CONFIG = HarvestConfig("diffusers", num=6, shard=3, batch=3, steps=3, device="cpu", cfg=2.0)
 
 

@@ -75,7 +75,7 @@ def test_a_run_leaves_images_a_sheet_and_a_complete_record(
     assert record["status"] == "complete"
     assert RunConfig.from_dict(record["given"], "record") == settings
     decided = RunConfig.from_dict(record["config"], "record")
-    assert (decided.sampler, decided.eta, decided.steps) == ("ddim", 1.0, STEPS)
+    assert (decided.sampler, decided.eta, decided.steps) == ("dpm++", 1.0, STEPS)
     assert decided.guides[0].recipe and decided.guides[0].experts and decided.guides[0].scale
     assert [entry["index"] for entry in record["images"]] == [0, 1, 2]
     for entry in record["images"]:
