@@ -226,6 +226,7 @@ def test_the_reported_quality_is_that_of_the_best_state_on_the_held_out_part(
 # Harvests
 
 
+@pytest.mark.filterwarnings("ignore:Most pixels")
 def test_a_harvest_strengthens_its_classes_as_classifier_free_guidance_says(
     tmp_path: Path,
 ) -> None:
@@ -317,18 +318,27 @@ def test_processes_share_a_harvest_without_making_anything_twice(
 
     monkeypatch.setattr(worlds, "small_gaussian", lambda checkpoint=None: Counting(shape=(3, 8, 8)))
     config = HarvestConfig("gaussian", num=22, shard=4, batch=2, steps=5, device="cpu")
-    counts = []
-    for process in reversed(range(processes)):
-        # Each finds the folder as it is when it comes, the one that describes it last.
+    counts: list[int] = []
+
+    def share(process: int, wait: Any = None) -> Any:
         Counting.evaluated = 0
-        share = {"process": process, "processes": processes, "found": world()}
-        if process:
-            (tmp_path / "h").mkdir(exist_ok=True)
-            with pytest.raises(CheckpointError, match=r"harvest\.json"):
-                harvest(config, tmp_path / "h", **share)
-        else:
-            made = harvest(config, tmp_path / "h", **share)
-        counts.append(Counting.evaluated)
+        try:
+            return harvest(
+                config, tmp_path / "h", process=process, processes=processes, wait=wait,
+                found=world(),
+            )  # fmt: skip
+        finally:
+            counts.append(Counting.evaluated)
+
+    def others() -> None:
+        """All the others' work, at the first meeting: the folder has been described by then."""
+        if not counts:
+            for process in range(1, processes):
+                with pytest.raises(CheckpointError, match="not complete"):
+                    share(process)
+            Counting.evaluated = 0
+
+    made = share(0, others)
     assert sum(counts) == 22 * 5 and all(counts)
     alone = harvest(config, tmp_path / "alone", found=world())
     assert torch.equal(made.pixels(), alone.pixels())
