@@ -231,7 +231,6 @@ def test_a_folder_that_is_no_harvest_is_refused(tmp_path: Path) -> None:
             Harvest.open(tmp_path)
 
 
-@pytest.mark.usefixtures("as_user")
 def test_files_of_somebody_else_are_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "images-00000.safetensors").write_bytes(b"mine")
     with pytest.raises(OutputError, match=r"no harvest\.json"):
@@ -239,6 +238,7 @@ def test_files_of_somebody_else_are_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "images-00000.safetensors").read_bytes() == b"mine"
 
 
+@pytest.mark.usefixtures("as_user")
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError):
